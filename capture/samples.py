@@ -1,0 +1,66 @@
+"""From a data file to the samples of each shard: rows are drawn, made into prompts and tokenised."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..data.errors import InputError
+from ..data.prompts import Prompt, PromptMaker, read_template
+from ..data.rows import data_file, file_sha256, read_rows, sample_rows
+from ..data.settings import CaptureSettings
+from ..data.tokens import Sample, Skipped, tokenise
+
+logger = logging.getLogger("headscore")
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The (row, prompt) pairs drawn from a data file, in file order, and what made them."""
+
+    path: Path
+    sha256: str
+    rows_in_file: int
+    maker: PromptMaker
+    drawn: list[tuple[int, Prompt]]
+
+
+@dataclass(frozen=True)
+class ShardSamples:
+    """What goes into one shard, and the rows of it that are left out."""
+
+    samples: list[Sample]
+    skipped: list[Skipped]
+
+
+def read_prompts(settings: CaptureSettings) -> Prompts:
+    """The prompts of the drawn rows; InputError, naming file and row, where one cannot be made."""
+    path = data_file(settings.data)
+    rows = read_rows(path)
+    template = read_template(settings.template) if settings.template else None
+    maker = PromptMaker(path, list(dict.fromkeys(column for row in rows for column in row)), template)
+    numbers = sample_rows(len(rows), settings.max_samples, settings.seed)
+    return Prompts(path, file_sha256(path), len(rows), maker, [(number, maker(rows[number], number)) for number in numbers])
+
+
+def tokenise_shards(prompts: Prompts, tokenizer: Any, settings: CaptureSettings) -> list[ShardSamples]:
+    """The samples of every shard; `--shard-size` drawn rows make a shard, skipped ones included.
+
+    Raises InputError when more rows are skipped than `--max-skipped` allows, or all are.
+    """
+    size, maker, drawn = settings.shard_size, prompts.maker, prompts.drawn
+    shards = []
+    for start in range(0, len(drawn), size):
+        rows = drawn[start : start + size]
+        outcomes = tokenise(rows, tokenizer, maker.span_names, settings.max_length, maker.has_question)
+        samples = [outcome for outcome in outcomes if isinstance(outcome, Sample)]
+        shards.append(ShardSamples(samples, [outcome for outcome in outcomes if isinstance(outcome, Skipped)]))
+    skipped = [entry for shard in shards for entry in shard.skipped]
+    allowed = int(settings.max_skipped * len(drawn))
+    if len(skipped) > allowed or len(skipped) == len(drawn):
+        why = "none is left" if len(skipped) == len(drawn) else f"--max-skipped allows {allowed}"
+        raise InputError(
+            f"{prompts.path}: {len(skipped)} of {len(drawn)} rows would be skipped and {why}; "
+            f"the first is row {skipped[0].row}: {skipped[0].reason}"
+        )
+    return shards

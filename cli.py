@@ -1,0 +1,272 @@
+"""The command line: each command turns its options into one library call and prints what it returns."""
+
+import dataclasses
+import inspect as signatures
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from .data.errors import HeadscoreError, InputError, one_line
+from .data.settings import CaptureSettings, RunSettings, ScoreSettings, option_flag
+
+if TYPE_CHECKING:
+    from .score.pipeline import Scores
+
+TOP_HEADS_SHOWN = 10
+IGNORED_CONFIG_KEYS = ("record",)  # what score's config.yaml says about the past
+
+app = typer.Typer(
+    name="headscore",
+    help="Which attention heads does a task already drive? Capture once with the model, score as often as you like without.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"token_normalize_func": lambda name: name.replace("_", "-"), "help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Run the command line; a foreseen error is one line on stderr and exit status 2 (bad input) or 1 (failed run)."""
+    debug = "--debug" in sys.argv[1:]
+    try:
+        status = app(standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
+    except HeadscoreError as error:
+        if debug:
+            raise
+        _fail(one_line(error), error.exit_status)
+    except typer.TyperException as error:  # an unknown option, a value of the wrong type
+        _fail(one_line(RuntimeError(error.format_message())), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted; the same command continues where it stopped", 130)
+    except BrokenPipeError:
+        sys.exit(1)
+
+
+def _fail(message: str, status: int) -> None:
+    print(f"headscore: error: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+# ------------------------------------------------------------------------------------------------- options from settings
+
+
+def _config_callback(context: typer.Context, path: Path | None) -> Path | None:
+    """Make the values of a YAML file the command's defaults, so that the command line wins over them."""
+    if path is None:
+        return None
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"--config {path}: cannot be read as YAML: {one_line(error)[:200]}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"--config {path}: expected 'option: value' lines")
+    names = {
+        flag.lstrip("-").replace("-", "_"): parameter.name
+        for parameter in context.command.params
+        for flag in (*parameter.opts, parameter.name or "")
+    }
+    values = {}
+    for key, value in content.items():
+        name = names.get(str(key).replace("-", "_"))
+        if key in IGNORED_CONFIG_KEYS:
+            continue
+        if name is None or name in ("config", "debug"):
+            known = ", ".join(sorted({str(n) for n in names.values()} - {"config", "debug", "help"}))
+            raise InputError(f"--config {path}: unknown key '{key}'; known are {known}")
+        values[name] = value
+    context.default_map = {**(context.default_map or {}), **values}
+    return path
+
+
+_DEBUG = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+_COMMON: dict[str, Any] = {
+    "config": Annotated[
+        Path | None,
+        typer.Option(help="YAML file with option values; the command line wins.", is_eager=True, callback=_config_callback),
+    ],
+    "debug": _DEBUG,
+}
+_OVERWRITE = Annotated[bool, typer.Option("--overwrite", help="Replace what another run left in --out.")]
+
+
+def _with_options(
+    settings: type, before: dict[str, Any], after: dict[str, Any], defaults: dict[str, Any]
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command `before`, the fields of a settings class, `after` and the common options as its parameters."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        hints = get_type_hints(settings)
+        annotations = dict(before)
+        values = dict(defaults)
+        for field in dataclasses.fields(settings):
+            hint = list[str] if field.name == "task_span" else hints[field.name]
+            flags = (option_flag(field.name), *field.metadata["aliases"])
+            annotations[field.name] = Annotated[hint, typer.Option(*flags, help=field.metadata["help"])]
+            values[field.name] = list(field.default) if isinstance(field.default, tuple) else field.default
+        annotations |= {**after, **_COMMON}
+        values |= {"config": None, "debug": False}
+        keyword = signatures.Parameter.KEYWORD_ONLY
+        parameters = [
+            signatures.Parameter(name, keyword, annotation=hint, default=values.get(name, signatures.Parameter.empty))
+            for name, hint in annotations.items()
+        ]
+        command.__signature__ = signatures.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = annotations
+        return command
+
+    return decorate
+
+
+# ------------------------------------------------------------------------------------------------------------- commands
+
+
+@app.callback()
+def _headscore() -> None:
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    logging.getLogger("headscore").setLevel(logging.INFO)
+
+
+@app.command()
+@_with_options(
+    RunSettings,
+    {"out": Annotated[Path, typer.Option("--out", "--output-dir", help="Folder for the cache and the results.")]},
+    {"overwrite": _OVERWRITE},
+    {"out": Path("headscore-results"), "overwrite": False},
+)
+def run(config: Path | None, debug: bool, **options: Any) -> None:
+    """Capture and score in one go; with no arguments, the default model on the shipped questions."""
+    from .pipeline import run as library_run
+
+    with _progress("capturing") as progress:
+        scores = library_run(progress=progress, **options)
+    _print_scores(scores, options["out"])
+
+
+@app.command()
+@_with_options(
+    CaptureSettings,
+    {"out": Annotated[Path, typer.Option("--out", "--output-dir", help="Folder of the cache.", show_default=False)]},
+    {"overwrite": _OVERWRITE},
+    {"overwrite": False},
+)
+def capture(config: Path | None, debug: bool, **options: Any) -> None:
+    """Run the model once over a data file and store what the scores need."""
+    from .capture.pipeline import capture as library_capture
+
+    with _progress("capturing") as progress:
+        samples = library_capture(progress=progress, **options)
+    print(f"{options['out']}: {len(samples)} samples; next: headscore score {options['out']} --out RESULTS")
+
+
+@app.command()
+@_with_options(
+    ScoreSettings,
+    {
+        "cache": Annotated[Path, typer.Argument(help="Cache folder or shard file.", show_default=False)],
+        "out": Annotated[Path, typer.Option("--out", "--output-dir", help="Folder of the result files.", show_default=False)],
+    },
+    {"overwrite": _OVERWRITE},
+    {"overwrite": False},
+)
+def score(config: Path | None, debug: bool, **options: Any) -> None:
+    """Rank the heads of a captured model; needs neither the model nor torch."""
+    from .score.pipeline import score as library_score
+
+    _print_scores(library_score(**options), options["out"])
+
+
+@app.command()
+def inspect(
+    cache: Annotated[Path, typer.Argument(help="Cache folder or shard file.", show_default=False)],
+    verify: Annotated[bool, typer.Option("--verify", help="Read every array back and check it.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    debug: _DEBUG = False,
+) -> None:
+    """Show what a cache holds: model, data, template, dims, samples, skipped rows, and an example with its spans."""
+    from .data.inspection import inspect as library_inspect
+    from .data.inspection import report
+
+    facts = library_inspect(cache, verify=verify)
+    print(json.dumps(facts, indent=2, ensure_ascii=False) if as_json else report(facts))
+    if facts["damaged"]:
+        raise InputError(f"{len(facts['damaged'])} damaged shards; the same `headscore capture` command makes them again")
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from . import __version__
+
+    print(__version__)
+
+
+# ---------------------------------------------------------------------------------------------------------------- output
+
+
+@contextmanager
+def _progress(doing: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on a terminal, else a log line every ten seconds; both with samples/s and the time left."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.logging import RichHandler
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        columns = (
+            TextColumn(doing),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TimeRemainingColumn(),
+        )
+        logging.getLogger().handlers = [RichHandler(console=console, show_path=False, show_level=False, show_time=False)]
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task(doing, total=None, speed="", visible=False)
+            start: list[float] = []
+
+            def show(done: int, total: int) -> None:
+                start[:] = start or [time.monotonic(), done]
+                rate = (done - start[1]) / max(time.monotonic() - start[0], 1e-9)
+                bar.update(task, completed=done, total=total, speed=f"{rate:.1f} samples/s", visible=True)
+
+            yield show
+        return
+    first: list[float] = []
+    last = [time.monotonic()]
+
+    def log(done: int, total: int) -> None:
+        now = time.monotonic()
+        first[:] = first or [now, done]
+        if now - last[0] >= 10:
+            last[0] = now
+            rate = (done - first[1]) / max(now - first[0], 1e-9)
+            left = f"{(total - done) / rate:.0f} s left" if rate else "time left unknown"
+            logging.getLogger("headscore").info("%s %d/%d samples, %.1f samples/s, %s", doing, done, total, rate, left)
+
+    yield log
+
+
+def _print_scores(scores: "Scores", out: Path) -> None:
+    """The top heads as a table, and where the results are."""
+    top = scores.topk_global.head(TOP_HEADS_SHOWN).join(scores.raw, on=["layer", "head"], how="left", maintain_order="left")
+    print(f"{'rank':>4}  {'head':<8}{'combined':>9}{'out':>10}{'ent':>10}{'task':>10}")
+    for line in top.iter_rows(named=True):
+        label = f"L{line['layer']}H{line['head']}"
+        signals = "".join(f"{line[name + '_raw']:>10.4f}" for name in ("out", "ent", "task"))
+        print(f"{line['rank']:>4}  {label:<8}{line['combined']:>9.2f}{signals}")
+    print(f"\n{len(scores.raw)} heads, {scores.samples} samples; all results in {out}")
+
+
+if __name__ == "__main__":
+    main()

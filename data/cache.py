@@ -1,0 +1,318 @@
+"""The cache format, version 1: everything about its files is here and in docs/cache-format.md.
+
+A cache is a folder with `cache.json` and `shards/00000.h5`, `00001.h5`, …. A shard is complete in itself. Caches are read as
+untrusted input: an array is opened only after its links, layout, dtype and dims have been checked against the table below.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from .errors import InputError, RunError, one_line
+from .files import whole_file, write_text
+
+FORMAT = "headscore-cache"
+FORMAT_VERSION = 1
+METADATA_FILE = "cache.json"
+SKIPPED_FILE = "skipped.jsonl"
+MAX_METADATA_BYTES = 1 << 20
+CHUNK_ITEMS = 1 << 17  # values in one chunk: large enough for fast reads, small enough for a short sample range
+MAX_GZIP_RATIO = 1032  # deflate cannot expand more than this, so larger declared dims are a lie
+
+Array = npt.NDArray[Any]
+Metadata = dict[str, Any]
+
+# Every array of a shard: its dtype and its axes. n samples, t tokens, L layers, H heads.
+ARRAYS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "samples/row": ("int64", ("n",)),
+    "samples/offset": ("int64", ("n+1",)),
+    "tokens/id": ("int32", ("t",)),
+    "tokens/span": ("uint8", ("t",)),
+    "layers/index": ("int32", ("L",)),
+    "last_token/attention": ("float16", ("L", "H", "t")),
+    "last_token/output_norm": ("float32", ("L", "H", "n")),
+    "last_token/result_norm": ("float32", ("L", "H", "n")),
+    "all_tokens/output_norm": ("float32", ("L", "H", "n")),
+    "all_tokens/result_norm": ("float32", ("L", "H", "n")),
+    "all_tokens/attention": ("float16", ("L", "H", "t")),
+    "all_tokens/entropy": ("float32", ("L", "H", "n")),
+}
+ALL_TOKENS_ARRAYS = ("all_tokens/attention", "all_tokens/entropy")  # only with --queries all_tokens
+_METADATA_KEYS: dict[str, type] = {  # what a reader relies on
+    "model": dict,
+    "data": dict,
+    "templates": list,
+    "span_names": list,
+    "settings": dict,
+    "dims": dict,
+    "plan": dict,
+    "versions": dict,
+}
+
+
+def array_names(queries: Literal["last_token", "all_tokens"] | str) -> list[str]:
+    """The arrays that a shard captured with `--queries` holds."""
+    return [name for name in ARRAYS if queries == "all_tokens" or name not in ALL_TOKENS_ARRAYS]
+
+
+# ---------------------------------------------------------------------------------------------------------------- writing
+
+
+def write_metadata(folder: Path, metadata: Metadata) -> None:
+    """Write `cache.json`, whole or not at all."""
+    write_text(folder / METADATA_FILE, json.dumps(metadata, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_skipped(folder: Path, skipped: Sequence[Mapping[str, Any]]) -> None:
+    """Write `skipped.jsonl`: one object with `row` and `reason` per skipped row, in row order; empty if there is none."""
+    lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in sorted(skipped, key=lambda entry: entry["row"]))
+    write_text(folder / SKIPPED_FILE, "".join(lines))
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    """Where shard `number` (0-based) of a cache lies."""
+    return folder / "shards" / f"{number:05d}.h5"
+
+
+def write_shard(
+    path: Path, number: int, arrays: Mapping[str, Array], metadata: Metadata, skipped: Sequence[Mapping[str, Any]]
+) -> None:
+    """Write one shard under its final name, whole or not at all.
+
+    `arrays` holds what `array_names` lists, in the dtypes and dims of ARRAYS. Raises RunError where the disk refuses.
+    """
+    compression = None if metadata["settings"]["compression"] == "none" else "gzip"
+    try:
+        with whole_file(path) as temporary, h5py.File(temporary, "w", libver=("v110", "v110")) as file:
+            # v110 adds checksums to HDF5's own structures, so that damage outside the arrays is found too
+            for key, value in {**metadata, "shard": number, "skipped": list(skipped)}.items():
+                file.attrs[key] = value if isinstance(value, int | str) else json.dumps(value, ensure_ascii=False)
+            for name in array_names(metadata["settings"]["queries"]):
+                data = np.ascontiguousarray(arrays[name], dtype=ARRAYS[name][0])
+                storage = {"chunks": _chunks(data.shape), "fletcher32": True, "compression": compression}
+                shuffle = compression is not None
+                file.create_dataset(name, data=data, **({**storage, "shuffle": shuffle} if data.size else {}))
+            file["tokens/span"].attrs["names"] = metadata["span_names"]
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written: {one_line(error)}") from error
+
+
+def _chunks(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """One layer with all its heads to a chunk, and about CHUNK_ITEMS values at most; no axis may be empty."""
+    if len(shape) == 1:
+        return (min(shape[0], CHUNK_ITEMS),)
+    return (1, shape[1], min(shape[2], max(1, CHUNK_ITEMS // shape[1])))
+
+
+# ---------------------------------------------------------------------------------------------------------------- reading
+
+
+class Shard:
+    """One open shard file: its metadata, its dims, and its arrays read on demand.
+
+    `samples`, `tokens`, `layers`, `heads` are its dims. Use it as a context manager. Raises InputError for a file that is not
+    a shard of this format, or that is damaged or unsafe to read.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self._file = h5py.File(path, "r")
+        except OSError as error:
+            raise InputError(f"{path}: is not a readable shard, or is damaged: {one_line(error)[:160]}") from error
+        try:
+            self.metadata = self._read_attributes()
+            check_metadata(self.metadata, str(path))
+            self.number = int(self.metadata.pop("shard"))
+            self.skipped: list[dict[str, Any]] = self.metadata.pop("skipped")
+            self.names = array_names(self.metadata["settings"].get("queries", ""))
+            self._datasets = {name: self._checked_dataset(name) for name in self.names}
+            self.samples, self.tokens, self.layers, self.heads = self._checked_dims()
+        except (InputError, KeyError, ValueError, TypeError, OSError, RuntimeError) as error:
+            self._file.close()
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{path}: is damaged, or not a shard: {one_line(error)[:160]}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def read(self, name: str, layer: int | None = None) -> Array:
+        """An array of ARRAYS by its name, whole or for one layer; its checksums are verified as it is read.
+
+        Raises InputError where the shard has no such array or its data is damaged.
+        """
+        if name not in self._datasets:
+            raise InputError(f"{self.path}: has no '{name}': it was captured with --queries last_token")
+        dataset = self._datasets[name]
+        try:
+            return np.asarray(dataset[...] if layer is None else dataset[layer])
+        except OSError as error:
+            raise InputError(f"{self.path}: '{name}' is damaged: its checksum does not match") from error
+
+    def offsets(self) -> npt.NDArray[np.int64]:
+        """Where each sample's tokens start, int64 [n+1]; checked to begin at 0, to rise, and to end at `tokens`."""
+        offsets = self.read("samples/offset")
+        if offsets[0] != 0 or offsets[-1] != self.tokens or (np.diff(offsets) <= 0).any():
+            raise InputError(f"{self.path}: 'samples/offset' does not divide the {self.tokens} tokens into samples")
+        return offsets
+
+    def _read_attributes(self) -> Metadata:
+        if "format" not in self._file.attrs or self._file.attrs["format"] != FORMAT:
+            raise InputError(f"{self.path}: is not a shard of a headscore cache")
+        attributes: Metadata = {}
+        for key, value in self._file.attrs.items():
+            text = value if isinstance(value, str) else int(value)
+            attributes[key] = json.loads(text) if isinstance(text, str) and key != "format" else text
+        return attributes
+
+    def _checked_dataset(self, name: str) -> h5py.Dataset:
+        """The dataset of that name, once every link to it and its layout are known to stay inside this file."""
+        place: h5py.Group = self._file
+        for part in name.split("/"):
+            if not isinstance(place, h5py.Group) or not isinstance(place.get(part, getlink=True), h5py.HardLink):
+                raise InputError(f"{self.path}: '{name}' is missing or is not a plain array of this file")
+            place = place[part]
+        dtype, axes = ARRAYS[name]
+        layout = place.id.get_create_plist() if isinstance(place, h5py.Dataset) else None
+        if layout is None or layout.get_external_count() or layout.get_layout() == h5py.h5d.VIRTUAL:
+            raise InputError(f"{self.path}: '{name}' is not a plain array of this file")
+        if place.dtype != np.dtype(dtype) or place.ndim != len(axes):
+            raise InputError(f"{self.path}: '{name}' is {place.dtype} with {place.ndim} axes, not {dtype} with {len(axes)}")
+        if place.nbytes > place.id.get_storage_size() * MAX_GZIP_RATIO:
+            raise InputError(f"{self.path}: '{name}' declares more data than the file holds")
+        return place
+
+    def _checked_dims(self) -> tuple[int, int, int, int]:
+        dims: dict[str, int] = {}
+        for name in self.names:
+            for axis, length in zip(ARRAYS[name][1], self._datasets[name].shape, strict=True):
+                key, length = ("n", length - 1) if axis == "n+1" else (axis, length)
+                if dims.setdefault(key, length) != length:
+                    raise InputError(f"{self.path}: '{name}' has {length} along {key}, other arrays have {dims[key]}")
+        declared = self.metadata["dims"]
+        if (dims["L"], dims["H"]) != (declared.get("layers"), declared.get("heads")) or dims["n"] < 0:
+            raise InputError(f"{self.path}: arrays of {dims['L']} layers and {dims['H']} heads, not as its metadata says")
+        return dims["n"], dims["t"], dims["L"], dims["H"]
+
+
+def verify_shard(path: Path) -> None:
+    """Read every array of a shard and check it: checksums, offsets, finite values, and pattern rows that sum to 1.
+
+    Raises InputError for the first thing that is wrong.
+    """
+    with Shard(path) as shard:
+        offsets = shard.offsets()
+        if (np.diff(shard.read("samples/row")) <= 0).any():
+            raise InputError(f"{path}: 'samples/row' does not rise")
+        for name in shard.names:
+            per_layer = ARRAYS[name][1][0] == "L" and len(ARRAYS[name][1]) > 1
+            for layer in range(shard.layers) if per_layer else [None]:
+                values = shard.read(name, layer)
+                if not np.isfinite(values).all():
+                    raise InputError(f"{path}: '{name}' holds values that are not finite")
+                if name.endswith("attention") and shard.samples:
+                    sums = np.add.reduceat(values, offsets[:-1], axis=1, dtype=np.float32)
+                    if np.abs(sums - 1).max() > 0.01 or values.min() < 0:
+                        raise InputError(f"{path}: '{name}' holds rows that do not sum to 1")
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A cache on disk: its metadata and its shard files in order. `planned` is how many shards a complete one has."""
+
+    path: Path
+    metadata: Metadata
+    shards: tuple[Path, ...]
+    planned: int
+
+    @property
+    def missing(self) -> int:
+        """How many planned shards are not there yet."""
+        return self.planned - len(self.shards)
+
+    def require_complete(self) -> None:
+        """Raises InputError, saying what to do, if a shard is missing."""
+        if self.missing:
+            raise InputError(
+                f"{self.path}: {self.missing} of {self.planned} shards are missing; "
+                "run the same `headscore capture` command again to make them"
+            )
+
+    def require_spans(self, names: Sequence[str]) -> int:
+        """The bits of the named spans, or-ed together; InputError where the cache has no span of a name."""
+        known = self.metadata["span_names"]
+        for name in names:
+            if name not in known:
+                raise InputError(f"--task-span: {self.path} has no span '{name}'; it has {', '.join(known)}")
+        return sum(1 << known.index(name) for name in dict.fromkeys(names))
+
+    def skipped(self) -> list[dict[str, Any]]:
+        """The rows that the shards at hand left out, with reasons, in row order."""
+        return sorted((entry for entry in self._each(lambda s: s.skipped)), key=lambda entry: entry["row"])
+
+    def _each(self, part: Callable[[Shard], Sequence[Any]]) -> Iterator[Any]:
+        for path in self.shards:
+            with Shard(path) as shard:
+                yield from part(shard)
+
+
+def open_cache(path: Path) -> Cache:
+    """Open a cache folder, or a single shard file as a cache of its own.
+
+    Raises InputError where there is none, where it is of a newer format, or where its metadata cannot be used.
+    """
+    if path.is_file():
+        with Shard(path) as shard:
+            return Cache(path, shard.metadata, (path,), 1)
+    if not path.is_dir():
+        raise InputError(f"{path}: cache not found; make one with `headscore capture --out {path}`")
+    metadata = read_metadata(path)
+    if metadata is None:
+        raise InputError(f"{path}: is not a cache: it has no {METADATA_FILE}")
+    planned = int(metadata["plan"]["shards"])
+    shards = tuple(p for p in (shard_path(path, number) for number in range(planned)) if p.is_file())
+    return Cache(path, metadata, shards, planned)
+
+
+def read_metadata(folder: Path) -> Metadata | None:
+    """The checked content of a cache folder's `cache.json`, or None where there is none."""
+    path = folder / METADATA_FILE
+    try:
+        if path.stat().st_size > MAX_METADATA_BYTES:
+            raise InputError(f"{path}: is larger than {MAX_METADATA_BYTES} bytes, so it is not cache metadata")
+        metadata = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read as JSON: {one_line(error)[:160]}") from error
+    check_metadata(metadata, str(path))
+    return dict(metadata)
+
+
+def check_metadata(metadata: Any, where: str) -> None:
+    """Raises InputError unless `metadata` is of this format and version and has what readers rely on."""
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        raise InputError(f"{where}: is not a headscore cache")
+    version = metadata.get("format_version")
+    if version != FORMAT_VERSION:
+        newer = isinstance(version, int) and version > FORMAT_VERSION
+        advice = "upgrade headscore to read it" if newer else "capture it again"
+        raise InputError(f"{where}: cache format {version}, this headscore reads {FORMAT_VERSION}; {advice}")
+    for key, kind in _METADATA_KEYS.items():
+        if not isinstance(metadata.get(key), kind):
+            raise InputError(f"{where}: its metadata has no usable '{key}'")
+    names, plan = metadata["span_names"], metadata["plan"]
+    if not all(isinstance(name, str) for name in names) or len(names) > 8:
+        raise InputError(f"{where}: its metadata has no usable 'span_names'")
+    if not isinstance(plan.get("shards"), int) or not 0 < plan["shards"] <= 10**7:
+        raise InputError(f"{where}: its metadata has no usable 'plan'")

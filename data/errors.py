@@ -1,0 +1,22 @@
+"""The errors that headscore raises on purpose: one line each, with what is wrong, where, and what to do."""
+
+
+class HeadscoreError(Exception):
+    """Any failure that headscore foresaw; its message is one line for the user."""
+
+    exit_status = 1
+
+
+class InputError(HeadscoreError):
+    """Something the user gave cannot be used: an option, a file, a row, a model or a cache (exit status 2)."""
+
+    exit_status = 2
+
+
+class RunError(HeadscoreError):
+    """The input was fine but the work failed: out of memory, a failed self-check, a full disk (exit status 1)."""
+
+
+def one_line(error: BaseException) -> str:
+    """The message of `error` folded into one line (libraries' messages often have many); its type if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

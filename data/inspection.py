@@ -1,0 +1,102 @@
+"""What `headscore inspect` tells about a cache: as a dict for machines, as text for people."""
+
+from pathlib import Path
+from typing import Any
+
+from .cache import Cache, Shard, open_cache, verify_shard
+from .errors import InputError
+
+MOST_SKIPPED_SHOWN = 10
+
+
+def inspect(cache: str | Path, *, verify: bool = False) -> dict[str, Any]:
+    """Facts about a cache: model, data, templates, dims, samples, tokens, size, skipped rows and a marked example.
+
+    With `verify` every array of every shard is read back and checked, and `damaged` lists what is wrong, one line per shard.
+    Raises InputError for what is not a cache. A damaged shard is reported, not raised.
+    """
+    opened = open_cache(Path(cache))
+    samples = tokens = 0
+    damaged, skipped = [], []
+    for path in opened.shards:
+        try:
+            with Shard(path) as shard:
+                samples, tokens = samples + shard.samples, tokens + shard.tokens
+                skipped += shard.skipped
+            if verify:
+                verify_shard(path)
+        except InputError as error:
+            damaged.append(str(error))
+    metadata = opened.metadata
+    kept = (
+        "format_version",
+        "versions",
+        "model",
+        "data",
+        "templates",
+        "span_names",
+        "settings",
+        "dims",
+        "layers",
+        "self_check",
+    )
+    return {
+        "cache": str(opened.path),
+        **{key: metadata.get(key) for key in kept},
+        "samples": samples,
+        "tokens": tokens,
+        "bytes": _size(opened),
+        "shards": {"there": len(opened.shards), "planned": opened.planned},
+        "skipped": skipped,
+        "example": metadata.get("example"),
+        "verified": verify,
+        "damaged": damaged,
+    }
+
+
+def _size(cache: Cache) -> int:
+    return sum(path.stat().st_size for path in cache.shards)
+
+
+def report(facts: dict[str, Any]) -> str:
+    """The facts of `inspect` as plain text; characters that could drive a terminal are shown escaped."""
+    model, data, settings, dims = (facts[key] for key in ("model", "data", "settings", "dims"))
+    shards = facts["shards"]
+    lines = [
+        f"cache     {facts['cache']} (format {facts['format_version']}, {facts['bytes'] / 1e6:.1f} MB)",
+        f"model     {model.get('name')} ({model.get('type')}, {settings.get('dtype')}): {dims.get('layers')} layers of "
+        f"{dims.get('heads')} heads, {dims.get('kv_heads')} kv heads",
+        f"data      {data.get('path')} ({data.get('style')} style, {data.get('rows')} rows)",
+        f"samples   {facts['samples']} with {facts['tokens']} tokens; queries {settings.get('queries')}",
+        f"shards    {shards['there']} of {shards['planned']}",
+        f"spans     {', '.join(facts['span_names'])}",
+        f"skipped   {len(facts['skipped'])} rows",
+    ]
+    lines += [f"          row {entry['row']}: {entry['reason']}" for entry in facts["skipped"][:MOST_SKIPPED_SHOWN]]
+    if len(facts["skipped"]) > MOST_SKIPPED_SHOWN:
+        lines.append(f"          … and {len(facts['skipped']) - MOST_SKIPPED_SHOWN} more in skipped.jsonl or with --json")
+    for template in facts["templates"]:
+        lines += ["", f"template {template['name']}", *(f"  | {line}" for line in template["text"].split("\n"))]
+    if facts["example"]:
+        lines += [
+            "",
+            f"example, row {facts['example']['row']}, with [span: its tokens]",
+            *marked_lines(facts["example"]["pieces"]),
+        ]
+    if facts["verified"]:
+        lines += ["", f"verified  {shards['there'] - len(facts['damaged'])} shards are whole, {len(facts['damaged'])} damaged"]
+    lines += [f"damaged   {line}" for line in facts["damaged"]]
+    return "\n".join(_printable(line) for line in lines)
+
+
+def marked_lines(pieces: list[dict[str, Any]]) -> list[str]:
+    """The example's text with every piece in a span put in brackets, `template` left plain."""
+    text = ""
+    for piece in pieces:
+        names = [name for name in piece["spans"] if name != "template"]
+        text += f"[{'+'.join(names)}:{piece['text']}]" if names else piece["text"]
+    return [f"  | {line}" for line in text.split("\n")]
+
+
+def _printable(line: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

@@ -1,0 +1,128 @@
+"""Reads the rows of a data file and draws the sample of them that is captured."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import InputError, one_line
+from .settings import SAMPLE_DATA
+
+Row = dict[str, Any]
+
+
+def data_file(data: str) -> Path:
+    """The path of `--data`: the file itself, or the shipped questions for 'samples'.
+
+    Raises InputError where there is no such file.
+    """
+    path = Path(str(files(__package__) / "samples" / "commonsense_arc.jsonl")) if data == SAMPLE_DATA else Path(data)
+    if not path.exists():
+        raise InputError(f"{path}: data file not found; give --data an existing .json, .jsonl, .parquet or .csv file")
+    if not path.is_file():
+        raise InputError(f"{path}: is not a file; give --data a .json, .jsonl, .parquet or .csv file")
+    return path
+
+
+def read_rows(path: Path) -> list[Row]:
+    """All rows of a data file, in file order, as dicts from column name to value.
+
+    JSON and JSONL are told apart by their first character, whatever the file is called. They are parsed by the standard
+    library, not by polars, which turns a number in a text column into text and names no row when it fails.
+    Raises InputError, with line or row, for a file that is empty, cut short, of another kind or not UTF-8.
+    """
+    readers = {
+        ".json": _read_json,
+        ".jsonl": _read_json,
+        ".ndjson": _read_json,
+        ".parquet": _read_table,
+        ".csv": _read_table,
+    }
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise InputError(f"{path}: unknown kind of file '{path.suffix}'; expected .json, .jsonl, .parquet or .csv")
+    try:
+        rows = reader(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {one_line(error)}") from error
+    if not rows:
+        raise InputError(f"{path}: has no rows")
+    return rows
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sample_rows(rows: int, max_samples: int, seed: int) -> list[int]:
+    """Row numbers of a seeded sample without replacement, in file order; all of them if `max_samples` >= `rows`.
+
+    With one seed, a smaller sample is a subset of a larger one. RandomState is used because NumPy promises that its
+    stream never changes (NEP 19), so the same command draws the same rows with any NumPy.
+    """
+    if max_samples >= rows:
+        return list(range(rows))
+    return sorted(np.random.RandomState(seed).permutation(rows)[:max_samples].tolist())
+
+
+def _read_json(path: Path) -> list[Row]:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text at byte {error.start}; save it as UTF-8") from error
+    first = text.lstrip()[:1]
+    if first == "[":
+        rows = _parsed(path, text, 1)
+    elif first == "{":
+        rows = list(_json_lines(path, text))
+    elif first:
+        raise InputError(f"{path}: not JSON: starts with {first!r}; expected a JSON array or one JSON object a line")
+    else:
+        raise InputError(f"{path}: is empty")
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise InputError(f"{path}: row {number}: expected a JSON object, got {type(row).__name__}")
+    return rows
+
+
+def _json_lines(path: Path, text: str) -> Iterator[Any]:
+    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines(): JSON text may hold U+2028
+        if line.strip():
+            yield _parsed(path, line, number)
+
+
+def _parsed(path: Path, text: str, line: int) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_object_without_duplicates)
+    except json.JSONDecodeError as error:
+        where = f"line {line + error.lineno - 1}, column {error.colno}"
+        raise InputError(f"{path}: not JSON, or cut short, at {where}: {error.msg}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: line {line}: cannot be used as JSON: {one_line(error)}") from error
+
+
+def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> Row:
+    row = dict(pairs)
+    if len(row) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the name {next(n for n in names if names.count(n) > 1)!r} stands twice in one object")
+    return row
+
+
+def _read_table(path: Path) -> list[Row]:
+    import polars as pl  # here, because JSON needs none of it and it takes a quarter of a second to import
+
+    try:
+        if path.suffix.lower() == ".parquet":
+            return pl.read_parquet(path).to_dicts()
+        return pl.read_csv(path, infer_schema=False).fill_null("").to_dicts()  # an empty field is empty text
+    except pl.exceptions.NoDataError as error:
+        raise InputError(f"{path}: is empty") from error
+    except pl.exceptions.PolarsError as error:
+        raise InputError(f"{path}: not a readable {path.suffix[1:]} file: {one_line(error)[:200]}") from error

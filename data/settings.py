@@ -1,0 +1,144 @@
+"""Every option of `capture` and `score`, declared once.
+
+The command line, the YAML config file and the library calls are all made from these classes, so a name, a default, a range
+and a help text cannot differ between them.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from .errors import InputError
+
+SAMPLE_DATA = "samples"
+DEFAULT_MODEL = "smollm2-135m"
+
+QueryMode = Literal["last_token", "all_tokens"]
+NormMode = Literal["zscore", "percentile"]
+HeadOutput = Literal["z", "result"]
+
+
+def _option(
+    default: Any, help: str, *, aliases: tuple[str, ...] = (), least: float | None = None, most: float | None = None
+) -> Any:
+    """A dataclass field with what the command line needs to know: help text, older names, and the allowed range."""
+    return dataclasses.field(default=default, metadata={"help": help, "aliases": aliases, "least": least, "most": most})
+
+
+def option_flag(name: str) -> str:
+    """The command-line spelling of an option: `max_samples` -> `--max-samples`."""
+    return "--" + name.replace("_", "-")
+
+
+class _Checked:
+    """Checks every field of a settings class against its type and range when it is made.
+
+    Raises InputError naming the option, the value and what is allowed.
+    """
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = _coerced(field.name, getattr(self, field.name), hints[field.name])
+            _check_range(field.name, value, field.metadata)
+            object.__setattr__(self, field.name, value)
+
+
+def _coerced(name: str, value: Any, hint: Any) -> Any:
+    """`value` as its declared type; only lossless changes (int to float, str to Path, list to tuple) are made."""
+    flag = option_flag(name)
+    kinds = get_args(hint) if get_origin(hint) not in (Literal, tuple) else (hint,)
+    kinds = kinds or (hint,)
+    if value is None and type(None) in kinds:
+        return None
+    kind = next(k for k in kinds if k is not type(None))
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise InputError(f"{flag}: {value!r} is not one of {', '.join(map(str, get_args(kind)))}")
+        return value
+    if get_origin(kind) is tuple:
+        values = (value,) if isinstance(value, str) else tuple(value)
+        if not values or not all(isinstance(v, str) and v for v in values):
+            raise InputError(f"{flag}: expected one or more names, got {value!r}")
+        return values
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if kind is str and isinstance(value, Path):
+        return str(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise InputError(f"{flag}: expected {kind.__name__}, got {value!r}")
+    return value
+
+
+def _check_range(name: str, value: Any, metadata: Any) -> None:
+    least, most = metadata.get("least"), metadata.get("most")
+    if value is None or (least is None and most is None):
+        return
+    if not math.isfinite(value) or (least is not None and value < least) or (most is not None and value > most):
+        wanted = f"between {least} and {most}" if most is not None else f"a number of at least {least}"
+        raise InputError(f"{option_flag(name)}: {value} is not {wanted}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptureSettings(_Checked):
+    """How a cache is captured: the options of `headscore capture`, with their defaults."""
+
+    model: str = _option(
+        DEFAULT_MODEL,
+        "Hub id, local folder or .gguf file; 'smollm2-135m' is the default model.",
+        aliases=("--model-path",),
+    )
+    data: str = _option(
+        SAMPLE_DATA, "JSON, JSONL, Parquet or CSV file; 'samples' is the shipped file.", aliases=("--data-path",)
+    )
+    template: Path | None = _option(None, "Text file with {column} placeholders, for data of any other shape.")
+    max_samples: int = _option(1024, "Rows to draw at random, without replacement; the whole file if it has fewer.", least=1)
+    max_length: int = _option(512, "Longest prompt in tokens; longer ones are skipped and listed.", least=1)
+    max_skipped: float = _option(0.01, "Largest share of skipped rows before the capture stops.", least=0.0, most=1.0)
+    seed: int = _option(42, "Seed of the row sample.", least=0, most=2**32 - 1)
+    queries: QueryMode = _option(
+        "last_token", "Query positions whose attention is kept; all_tokens adds the mean over all of them."
+    )
+    device: str = _option("auto", "auto, cpu, cuda or cuda:N; auto takes the GPU where there is one.")
+    dtype: Literal["auto", "fp32", "fp16", "bf16"] = _option(
+        "auto", "Precision of the model; auto is bf16 or fp16 on a GPU, fp32 on the CPU."
+    )
+    batch_tokens: int | None = _option(
+        None, "Tokens in a batch, padding included; 2048 on the CPU and 16384 on a GPU if not given.", least=1
+    )
+    batch_size: int | None = _option(None, "Most samples in a batch.", least=1)
+    shard_size: int = _option(256, "Samples in one shard file.", least=1)
+    compression: Literal["none", "gzip"] = _option("none", "gzip makes shards about a fifth smaller and slower.")
+    trust_remote_code: bool = _option(False, "Run code that comes with the model; only for sources you trust.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreSettings(_Checked):
+    """How a cache is scored: the options of `headscore score`, with their defaults."""
+
+    score_query_mode: QueryMode = _option(
+        "last_token", "Score the last token's attention, or the mean over all query positions."
+    )
+    head_output: HeadOutput = _option("z", "Strength of a head: norm of z, or of its result W_O z.")
+    task_span: tuple[str, ...] = _option(("question",), "Span that counts as the task's tokens; repeat for several.")
+    norm_mode: NormMode = _option("zscore", "Normalisation within each layer.")
+    lambda_ent: float = _option(0.5, "Weight of the entropy rank.", least=0.0)
+    lambda_task: float = _option(1.0, "Weight of the task-attention rank.", least=0.0)
+    top_k: int | None = _option(None, "Heads in topk_global.json; 20, or all if there are fewer.", least=1)
+    top_k_per_layer: int | None = _option(
+        None, "Heads per layer in topk_per_layer.json; 3, or all if there are fewer.", least=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(ScoreSettings, CaptureSettings):
+    """The options of `headscore run`: those of `capture` and `score` together."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.score_query_mode == "all_tokens":  # such scores need such a cache
+            object.__setattr__(self, "queries", "all_tokens")

@@ -1,0 +1,169 @@
+"""Tokenises prompts and turns their character spans into a bit mask over tokens.
+
+A token belongs to a span when it covers at least one non-space character of it. The tokenizer's offsets are checked by
+decoding; where they are wrong or missing, tokens are aligned by decoding ever longer prefixes instead.
+"""
+
+import itertools
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .prompts import Prompt
+
+Mask = npt.NDArray[np.uint8]
+Offsets = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One tokenised prompt: `ids` int32 [T], and `span` uint8 [T] whose bit i marks the tokens of the i-th span name."""
+
+    row: int
+    ids: npt.NDArray[np.int32]
+    span: Mask
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A row that is left out of the cache, and why."""
+
+    row: int
+    reason: str
+
+
+def tokenise(
+    prompts: Sequence[tuple[int, Prompt]],
+    tokenizer: Any,
+    span_names: Sequence[str],
+    max_length: int,
+    need_question: bool,
+) -> list[Sample | Skipped]:
+    """One Sample or Skipped for every (row, prompt), in order.
+
+    Skipped are prompts with an empty question span (where `need_question`), with more than `max_length` tokens or none at
+    all, and those whose spans can be found neither by offsets nor by decoding. Nothing is ever cut.
+    """
+    if not prompts:
+        return []
+    encoded = tokenizer(
+        [prompt.text for _, prompt in prompts],
+        return_offsets_mapping=bool(tokenizer.is_fast),
+        return_special_tokens_mask=True,
+        verbose=False,
+    )
+    outcomes: list[Sample | Skipped] = []
+    for index, (row, prompt) in enumerate(prompts):
+        ids = np.asarray(encoded["input_ids"][index], np.int32)
+        if need_question and not prompt.span_text("question").strip():
+            outcomes.append(Skipped(row, "no question found: the question is empty, or its wording is not a known one"))
+        elif len(ids) == 0:
+            outcomes.append(Skipped(row, "the prompt has no tokens"))
+        elif len(ids) > max_length:
+            outcomes.append(Skipped(row, f"{len(ids)} tokens are more than --max-length {max_length}"))
+        else:
+            special = np.asarray(encoded["special_tokens_mask"][index], bool)
+            reported = np.asarray(encoded["offset_mapping"][index], np.int64) if tokenizer.is_fast else None
+            span = _verified_mask(prompt, ids, special, reported, tokenizer, span_names)
+            outcomes.append(
+                Skipped(row, "its spans could not be matched to tokens") if span is None else Sample(row, ids, span)
+            )
+    return outcomes
+
+
+def _verified_mask(
+    prompt: Prompt,
+    ids: npt.NDArray[np.int32],
+    special: npt.NDArray[np.bool_],
+    reported: Offsets | None,
+    tokenizer: Any,
+    span_names: Sequence[str],
+) -> Mask | None:
+    """The token mask by the reported offsets or else by aligned ones, whichever first survives decoding; else None."""
+    for offsets in (lambda: reported, lambda: aligned_offsets(prompt.text, ids, special, tokenizer)):
+        found = offsets()
+        if found is not None:
+            mask = span_mask(prompt, found, special, span_names)
+            bits = ((bit, name) for bit, name in enumerate(span_names) if name not in ("template", "special"))
+            if all(_decodes_to(prompt, name, mask >> bit & 1, ids, tokenizer) for bit, name in bits):
+                return mask
+    return None
+
+
+def span_mask(prompt: Prompt, offsets: Offsets, special: npt.NDArray[np.bool_], span_names: Sequence[str]) -> Mask:
+    """Bit mask [T] of the spans that each token covers a non-space character of; bit `special` marks special tokens.
+
+    `offsets` [T,2] are half-open character ranges. Tokens over white space alone, or over nothing, are in no span.
+    """
+    bits = np.zeros(len(prompt.text) + 1, np.uint8)  # one more, so that an offset at the end is a valid index
+    for span in prompt.spans:
+        bits[span.start : span.end] |= 1 << span_names.index(span.name)
+    bits[[match.start() for match in re.finditer(r"\s", prompt.text)]] = 0
+    mask: Mask = np.bitwise_or.reduceat(bits, offsets.ravel())[::2]
+    mask[(offsets[:, 0] >= offsets[:, 1]) | special] = 0
+    mask[special] |= 1 << span_names.index("special")
+    return mask
+
+
+def marked_text(sample: Sample, span_names: Sequence[str], tokenizer: Any) -> list[dict[str, Any]]:
+    """A sample's decoded text in runs of tokens with the same spans: objects with `text` and `spans` (their names)."""
+    edges = [0, *(np.flatnonzero(np.diff(sample.span)) + 1).tolist(), len(sample.ids)]
+    return [
+        {
+            "text": _decode(tokenizer, sample.ids[start:stop]),
+            "spans": [name for bit, name in enumerate(span_names) if sample.span[start] >> bit & 1],
+        }
+        for start, stop in itertools.pairwise(edges)
+    ]
+
+
+def aligned_offsets(text: str, ids: npt.NDArray[np.int32], special: npt.NDArray[np.bool_], tokenizer: Any) -> Offsets | None:
+    """Character ranges [T,2] of tokens, found by decoding ever longer prefixes; None where decoding changes the text.
+
+    A character that is spread over several tokens belongs to each of them.
+    """
+    own = np.flatnonzero(~special)
+    lead = len(text) - len(text.lstrip())
+    whole = _decode(tokenizer, ids[own])
+    if whole.strip() != text.strip():
+        return None
+    shift = lead - (len(whole) - len(whole.lstrip()))
+    offsets = np.zeros((len(ids), 2), np.int64)
+    done = 0
+    for count, index in enumerate(own, start=1):
+        prefix = _decode(tokenizer, ids[own[:count]])
+        complete = len(prefix.rstrip("\ufffd")) if not whole.startswith(prefix) else len(prefix)
+        offsets[index] = (done, max(complete, min(done + 1, len(whole))))
+        done = max(done, complete)
+    return np.clip(offsets + shift, 0, len(text))
+
+
+def _decodes_to(
+    prompt: Prompt, name: str, member: npt.NDArray[np.integer[Any]], ids: npt.NDArray[np.int32], tokenizer: Any
+) -> bool:
+    """Whether the tokens of a span decode to its text, with at most parts of one token more at either end."""
+    wanted = _folded(prompt.span_text(name))
+    tokens = np.flatnonzero(member)
+    if not wanted or not len(tokens):
+        return not wanted and not len(tokens)
+    span_ids = ids[tokens]
+    decoded = _folded(_decode(tokenizer, span_ids))
+    if wanted == decoded:
+        return True
+    return wanted in decoded and (
+        len(tokens) == 1 or not any(wanted in _folded(_decode(tokenizer, fewer)) for fewer in (span_ids[1:], span_ids[:-1]))
+    )
+
+
+def _decode(tokenizer: Any, ids: npt.NDArray[np.int32]) -> str:
+    return str(tokenizer.decode(ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def _folded(text: str) -> str:
+    """Text without white space and in one normal form, as tokenizers may normalise and add spaces."""
+    return re.sub(r"\s+", "", unicodedata.normalize("NFKC", text)).casefold()

@@ -1,0 +1,39 @@
+"""Capture, then score: the library call of `headscore run`."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from .capture.pipeline import capture
+from .capture.shards import Progress
+from .data.cache import open_cache
+from .data.settings import CaptureSettings, RunSettings, ScoreSettings
+from .score.outputs import run_log, write_results
+from .score.pipeline import Scores, compute_scores
+
+DEFAULT_OUT = "headscore-results"
+CACHE_FOLDER = "cache"
+
+
+def run(out: str | Path = DEFAULT_OUT, *, overwrite: bool = False, progress: Progress | None = None, **options: Any) -> Scores:
+    """Capture a model over a data file and rank its heads.
+
+    out: gets the cache in `cache/` and the result files of `score`; shards that are already there are kept. overwrite: replace
+    another run in `out`. options: the fields of RunSettings; with none, the default model on the shipped questions.
+
+    Raises InputError and RunError as `capture` and `score` do.
+    """
+    settings = RunSettings(**options)
+    chosen = dataclasses.asdict(settings)
+    folder = Path(out)
+    with run_log(folder):
+        capture(folder / CACHE_FOLDER, overwrite=overwrite, progress=progress, **pick(CaptureSettings, chosen))
+        scores = compute_scores(open_cache(folder / CACHE_FOLDER), ScoreSettings(**pick(ScoreSettings, chosen)))
+        extra = {key: str(v) if isinstance(v, Path) else v for key, v in pick(CaptureSettings, chosen).items() if v is not None}
+        write_results(folder, scores, extra, overwrite)
+    return scores
+
+
+def pick(settings: type, options: dict[str, Any]) -> dict[str, Any]:
+    """Those of `options` that are fields of a settings class."""
+    return {field.name: options[field.name] for field in dataclasses.fields(settings) if field.name in options}

@@ -1,0 +1,99 @@
+"""The cache as a polars LazyFrame, and as means over samples."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from polars.io.plugins import register_io_source
+
+from ..data.cache import Cache, Shard, open_cache
+from ..data.errors import InputError
+from ..data.settings import ScoreSettings
+from .signals import SIGNALS, SignalChoice, shard_signals
+
+SCHEMA: dict[str, Any] = {
+    "sample": pl.Int64,
+    "row": pl.Int64,
+    "tokens": pl.Int64,
+    "layer": pl.Int32,
+    "head": pl.Int32,
+    "out": pl.Float64,
+    "ent": pl.Float64,
+    "task": pl.Float64,
+}
+
+
+def scan_cache(cache: str | Path, **options: Any) -> pl.LazyFrame:
+    """A LazyFrame with one line per (sample, layer, head); a signal is computed only where a query asks for its column.
+
+    cache: a cache folder or a shard file. options: `score_query_mode`, `head_output` and `task_span` as in `score`.
+    Columns: `sample` (0-based in the cache), `row` (0-based in the data file), `tokens` (in the prompt), `layer`, `head`, and
+    the signals `out`, `ent`, `task`. Shards are read one at a time, so memory is bounded by one shard.
+
+    Raises InputError for a cache or span that does not exist, and while collecting for a damaged shard.
+    """
+    settings = ScoreSettings(**options)
+    opened = open_cache(Path(cache))
+    opened.require_complete()
+    choice = SignalChoice.of(settings, opened.require_spans(settings.task_span))
+
+    def source(
+        with_columns: list[str] | None, predicate: pl.Expr | None, n_rows: int | None, batch_size: int | None
+    ) -> Iterator[pl.DataFrame]:
+        left, first = n_rows, 0
+        for path in opened.shards:
+            if left is not None and left <= 0:
+                return
+            with Shard(path) as shard:
+                columns = list(SCHEMA) if with_columns is None else with_columns
+                lines = _shard_lines(shard, choice, first, columns, predicate)
+                first += shard.samples
+            if left is not None:
+                lines = lines.head(left)
+                left -= len(lines)
+            yield lines
+
+    return register_io_source(source, schema=SCHEMA)
+
+
+def _shard_lines(shard: Shard, choice: SignalChoice, first: int, columns: list[str], predicate: pl.Expr | None) -> pl.DataFrame:
+    """One shard's lines, with just the columns asked for and the lines that the predicate keeps."""
+    needed = {*columns, *(predicate.meta.root_names() if predicate is not None else ())}
+    samples, layers, heads = shard.samples, shard.layers, shard.heads
+    per_sample = layers * heads
+    made: dict[str, Any] = {
+        "sample": lambda: np.repeat(np.arange(first, first + samples), per_sample),
+        "row": lambda: np.repeat(shard.read("samples/row"), per_sample),
+        "tokens": lambda: np.repeat(np.diff(shard.offsets()), per_sample),
+        "layer": lambda: np.tile(np.repeat(shard.read("layers/index"), heads), samples),
+        "head": lambda: np.tile(np.arange(heads, dtype=np.int32), samples * layers),
+    }
+    signals = shard_signals(shard, choice, [name for name in SIGNALS if name in needed])
+    made |= {name: lambda values=values: values.transpose(2, 0, 1).ravel() for name, values in signals.items()}
+    frame = pl.DataFrame({name: made[name]() for name in SCHEMA if name in needed}, schema_overrides=SCHEMA)
+    if predicate is not None:
+        frame = frame.filter(predicate)
+    return frame.select(columns)
+
+
+def mean_signals(cache: Cache, choice: SignalChoice) -> tuple[pl.DataFrame, int]:
+    """The mean of each signal over all samples, and their number: columns layer, head, out_raw, ent_raw, task_raw.
+
+    Sums are taken shard by shard in order and in float64, so memory is bounded by one shard and the result does not depend
+    on how many threads polars has.
+    """
+    totals: dict[str, Any] = {}
+    layers, samples = np.empty(0, np.int32), 0
+    for path in cache.shards:
+        with Shard(path) as shard:
+            layers, samples = shard.read("layers/index"), samples + shard.samples
+            for name, values in shard_signals(shard, choice).items():
+                totals[name] = totals.get(name, 0) + values.sum(axis=2)
+    if not samples:
+        raise InputError(f"{cache.path}: holds no samples")
+    heads = totals["out"].shape[1]
+    columns = {"layer": np.repeat(layers, heads), "head": np.tile(np.arange(heads, dtype=np.int32), len(layers))}
+    columns |= {f"{name}_raw": (totals[name] / samples).ravel() for name in SIGNALS}
+    return pl.DataFrame(columns).sort("layer", "head"), samples
