@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .score.pipeline import Scores
 
 TOP_HEADS_SHOWN = 10
+INTERRUPTED = 130  # exit status after Ctrl-C, by shells' custom
 IGNORED_CONFIG_KEYS = ("record",)  # what score's config.yaml says about the past
 
 app = typer.Typer(
@@ -38,7 +39,6 @@ def main() -> None:
     debug = "--debug" in sys.argv[1:]
     try:
         status = app(standalone_mode=False)
-        sys.exit(status if isinstance(status, int) else 0)
     except HeadscoreError as error:
         if debug:
             raise
@@ -46,9 +46,12 @@ def main() -> None:
     except typer.TyperException as error:  # an unknown option, a value of the wrong type
         _fail(one_line(RuntimeError(error.format_message())), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted; the same command continues where it stopped", 130)
+        status = INTERRUPTED
     except BrokenPipeError:
-        sys.exit(1)
+        status = 1
+    if status == INTERRUPTED:  # typer makes it of Ctrl-C
+        _fail("interrupted; the same command continues where it stopped", INTERRUPTED)
+    sys.exit(status if isinstance(status, int) else 0)
 
 
 def _fail(message: str, status: int) -> None:

@@ -37,8 +37,8 @@ def capture(out: str | Path, *, overwrite: bool = False, progress: Progress | No
     device = models.resolve_device(settings.device)
     dtype = models.resolve_dtype(settings.dtype, device)
     prompts = read_prompts(settings)
-    existing = None if overwrite else cache_format.read_metadata(out)
     _require_folder(out)
+    existing = None if overwrite else cache_format.read_metadata(out)
 
     source = models.resolve(settings.model, settings.trust_remote_code)
     tokenizer = models.load_tokenizer(source)

@@ -92,15 +92,26 @@ def write_shard(
         with whole_file(path) as temporary, h5py.File(temporary, "w", libver=("v110", "v110")) as file:
             # v110 adds checksums to HDF5's own structures, so that damage outside the arrays is found too
             for key, value in {**metadata, "shard": number, "skipped": list(skipped)}.items():
-                file.attrs[key] = value if isinstance(value, int | str) else json.dumps(value, ensure_ascii=False)
+                text = value if isinstance(value, int | str) else json.dumps(value, ensure_ascii=False)
+                _write_attribute(file, key, text)
             for name in array_names(metadata["settings"]["queries"]):
                 data = np.ascontiguousarray(arrays[name], dtype=ARRAYS[name][0])
                 storage = {"chunks": _chunks(data.shape), "fletcher32": True, "compression": compression}
                 shuffle = compression is not None
                 file.create_dataset(name, data=data, **({**storage, "shuffle": shuffle} if data.size else {}))
-            file["tokens/span"].attrs["names"] = metadata["span_names"]
+            names = [name.encode() for name in metadata["span_names"]]
+            file["tokens/span"].attrs["names"] = np.array(names, f"S{max(map(len, names))}")
     except OSError as error:
         raise RunError(f"{path}: cannot be written: {one_line(error)}") from error
+
+
+def _write_attribute(file: h5py.File, key: str, value: int | str) -> None:
+    """Text is written with its length fixed, since HDF5 keeps other strings in a heap that has no checksum."""
+    if isinstance(value, int):
+        file.attrs[key] = value
+    else:
+        encoded = value.encode()
+        file.attrs.create(key, encoded, dtype=h5py.string_dtype("utf-8", max(1, len(encoded))))
 
 
 def _chunks(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -167,12 +178,15 @@ class Shard:
         return offsets
 
     def _read_attributes(self) -> Metadata:
-        if "format" not in self._file.attrs or self._file.attrs["format"] != FORMAT:
-            raise InputError(f"{self.path}: is not a shard of a headscore cache")
         attributes: Metadata = {}
-        for key, value in self._file.attrs.items():
-            text = value if isinstance(value, str) else int(value)
+        for key in self._file.attrs:
+            if self._file.attrs.get_id(key).dtype.kind not in "Siu":  # others would be read from an unchecked heap
+                continue
+            value = self._file.attrs[key]
+            text = value.decode() if isinstance(value, bytes) else int(value)
             attributes[key] = json.loads(text) if isinstance(text, str) and key != "format" else text
+        if attributes.get("format") != FORMAT:
+            raise InputError(f"{self.path}: is not a shard of a headscore cache")
         return attributes
 
     def _checked_dataset(self, name: str) -> h5py.Dataset:

@@ -90,7 +90,8 @@ def _verified_mask(
         if found is not None:
             mask = span_mask(prompt, found, special, span_names)
             bits = ((bit, name) for bit, name in enumerate(span_names) if name not in ("template", "special"))
-            if all(_decodes_to(prompt, name, mask >> bit & 1, ids, tokenizer) for bit, name in bits):
+            own = ids[~special]
+            if all(_decodes_to(prompt, name, (mask >> bit & 1)[~special], own, tokenizer) for bit, name in bits):
                 return mask
     return None
 
@@ -104,6 +105,7 @@ def span_mask(prompt: Prompt, offsets: Offsets, special: npt.NDArray[np.bool_], 
     for span in prompt.spans:
         bits[span.start : span.end] |= 1 << span_names.index(span.name)
     bits[[match.start() for match in re.finditer(r"\s", prompt.text)]] = 0
+    offsets = np.clip(offsets, 0, len(prompt.text))  # as reported, they may point anywhere
     mask: Mask = np.bitwise_or.reduceat(bits, offsets.ravel())[::2]
     mask[(offsets[:, 0] >= offsets[:, 1]) | special] = 0
     mask[special] |= 1 << span_names.index("special")
@@ -111,12 +113,18 @@ def span_mask(prompt: Prompt, offsets: Offsets, special: npt.NDArray[np.bool_], 
 
 
 def marked_text(sample: Sample, span_names: Sequence[str], tokenizer: Any) -> list[dict[str, Any]]:
-    """A sample's decoded text in runs of tokens with the same spans: objects with `text` and `spans` (their names)."""
-    edges = [0, *(np.flatnonzero(np.diff(sample.span)) + 1).tolist(), len(sample.ids)]
+    """A sample's decoded text in runs of tokens with the same spans: objects with `text` and `spans` (their names).
+
+    White space between two tokens of the same spans is shown as one run with them.
+    """
+    shown = sample.span.copy()
+    between = np.flatnonzero((shown[1:-1] == 0) & (shown[:-2] == shown[2:])) + 1
+    shown[between] = shown[between - 1]
+    edges = [0, *(np.flatnonzero(np.diff(shown)) + 1).tolist(), len(sample.ids)]
     return [
         {
             "text": _decode(tokenizer, sample.ids[start:stop]),
-            "spans": [name for bit, name in enumerate(span_names) if sample.span[start] >> bit & 1],
+            "spans": [name for bit, name in enumerate(span_names) if shown[start] >> bit & 1],
         }
         for start, stop in itertools.pairwise(edges)
     ]
@@ -146,12 +154,21 @@ def aligned_offsets(text: str, ids: npt.NDArray[np.int32], special: npt.NDArray[
 def _decodes_to(
     prompt: Prompt, name: str, member: npt.NDArray[np.integer[Any]], ids: npt.NDArray[np.int32], tokenizer: Any
 ) -> bool:
-    """Whether the tokens of a span decode to its text, with at most parts of one token more at either end."""
+    """Whether the tokens of a span decode to its text, with at most part of one token more at either end, at its place.
+
+    `ids` and `member` are those of the prompt's own tokens, without special ones.
+    """
     wanted = _folded(prompt.span_text(name))
     tokens = np.flatnonzero(member)
     if not wanted or not len(tokens):
         return not wanted and not len(tokens)
     span_ids = ids[tokens]
+    before = _folded(prompt.text[: min(span.start for span in prompt.spans if span.name == name)])
+    first = int(tokens[0])
+    if not before.startswith(_folded(_decode(tokenizer, ids[:first])).rstrip("\ufffd")):
+        return False
+    if len(_folded(_decode(tokenizer, ids[: first + 1]))) <= len(before):
+        return False
     decoded = _folded(_decode(tokenizer, span_ids))
     if wanted == decoded:
         return True

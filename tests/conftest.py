@@ -1,0 +1,44 @@
+import os
+import warnings
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the network
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import tiny
+from eager import EagerModel
+from hypothesis import settings
+
+import headscore
+
+warnings.filterwarnings("ignore", message=".*fork.*")
+settings.register_profile("headscore", deadline=None, derandomize=True)
+settings.load_profile("headscore")
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny llama with grouped-query attention, saved as a user would have it."""
+    return tiny.save(tiny.build(tiny.CONFIGS["llama"]()), tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="session")
+def llama_eager(llama: Path) -> EagerModel:
+    return EagerModel(llama)
+
+
+@pytest.fixture(scope="session")
+def cache(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An all_tokens cache of the tiny llama over 24 shipped questions, in three shards. Read only."""
+    out = tmp_path_factory.mktemp("caches") / "all_tokens"
+    headscore.capture(out, model=str(llama), max_samples=24, shard_size=10, queries="all_tokens", seed=7)
+    return out
+
+
+@pytest.fixture(scope="session")
+def last_token_cache(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("caches") / "last_token"
+    headscore.capture(out, model=str(llama), max_samples=8)
+    return out

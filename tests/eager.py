@@ -1,0 +1,54 @@
+"""The reference that the recorded values are held against: the model's own eager attention, one sample, no padding.
+
+It shares no code with headscore: z is read by a hook where it enters the output projection, results are made in full, and
+every pattern row is kept.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+PROJECTIONS = ("self_attn.o_proj", "attn.c_proj")
+
+
+@dataclass(frozen=True)
+class Eager:
+    patterns: np.ndarray  # [L,H,T,T]
+    z_norms: np.ndarray  # [L,H,T]
+    result_norms: np.ndarray  # [L,H,T]
+
+    @property
+    def row_entropies(self) -> np.ndarray:  # [L,H,T]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            terms = np.where(self.patterns > 0, self.patterns * np.log(self.patterns), 0)
+        return -terms.sum(-1)
+
+
+class EagerModel:
+    def __init__(self, folder: Path):
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+        self.projections = [m for name, m in self.model.named_modules() if name.endswith(PROJECTIONS)]
+
+    def __call__(self, ids: np.ndarray) -> Eager:
+        entered: list[torch.Tensor] = []
+        hooks = [p.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0][0].numpy())) for p in self.projections]
+        with torch.inference_mode():
+            output = self.model(
+                input_ids=torch.tensor(np.asarray(ids, np.int64))[None], output_attentions=True, use_cache=False
+            )
+        for hook in hooks:
+            hook.remove()
+        patterns = torch.stack([p[0] for p in output.attentions]).double().numpy()
+        z_norms, result_norms = [], []
+        for projection, z in zip(self.projections, entered, strict=True):
+            heads = patterns.shape[1]
+            per_head = torch.from_numpy(z).unflatten(-1, (heads, -1))  # [T,H,D]
+            weight = projection.weight.detach()
+            weight = weight.T if type(projection).__name__ == "Conv1D" else weight
+            results = torch.einsum("thd,mhd->htm", per_head, weight.unflatten(-1, (heads, -1)))
+            z_norms.append(per_head.norm(dim=-1).T.numpy())
+            result_norms.append(results.norm(dim=-1).numpy())
+        return Eager(patterns, np.stack(z_norms), np.stack(result_norms))

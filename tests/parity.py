@@ -1,0 +1,49 @@
+"""Holds every array of a captured cache against the eager reference, sample by sample."""
+
+import itertools
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from eager import EagerModel
+
+from headscore.data.cache import Shard, open_cache
+
+
+def largest_differences(cache: Path, eager: EagerModel) -> dict[str, float]:
+    """The largest difference by array name: absolute for attention and entropy, relative for norms."""
+    worst: dict[str, float] = defaultdict(float)
+    for path in open_cache(cache).shards:
+        with Shard(path) as shard:
+            arrays = {name: shard.read(name) for name in shard.names}
+        offsets = arrays["samples/offset"]
+        for i, (start, stop) in enumerate(itertools.pairwise(offsets)):
+            reference = eager(arrays["tokens/id"][start:stop])
+            expected = {
+                "last_token/attention": reference.patterns[:, :, -1],
+                "all_tokens/attention": reference.patterns.mean(2),
+                "all_tokens/entropy": reference.row_entropies.mean(2),
+                "last_token/output_norm": reference.z_norms[:, :, -1],
+                "last_token/result_norm": reference.result_norms[:, :, -1],
+                "all_tokens/output_norm": reference.z_norms.mean(2),
+                "all_tokens/result_norm": reference.result_norms.mean(2),
+            }
+            for name, wanted in expected.items():
+                if name in arrays:
+                    found = arrays[name][:, :, start:stop] if name.endswith("attention") else arrays[name][:, :, i]
+                    difference = np.abs(found.astype(np.float64) - wanted)
+                    if name.endswith("norm"):
+                        difference = difference / np.maximum(wanted, 1e-12)
+                    worst[name] = max(worst[name], float(difference.max()))
+    return dict(worst)
+
+
+TOLERANCES = {"attention": 1e-3, "entropy": 2e-3, "norm": 1e-4}
+
+
+def assert_parity(cache: Path, eager: EagerModel) -> dict[str, float]:
+    worst = largest_differences(cache, eager)
+    assert worst, "nothing was compared"
+    for name, difference in worst.items():
+        assert difference <= TOLERANCES[name.split("_")[-1].split("/")[-1]], (name, difference)
+    return worst

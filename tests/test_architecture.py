@@ -1,0 +1,107 @@
+"""The rules that the folders stand for: imports go one way, and torch stays where it belongs."""
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import headscore
+from headscore.data import settings
+
+ROOT = Path(__file__).parent.parent
+ROOMS = {"data": {"data"}, "capture": {"capture", "data"}, "score": {"score", "data"}}
+MODULES = [path for room in ROOMS for path in sorted((ROOT / room).glob("*.py"))]
+TOP = [ROOT / name for name in ("__init__.py", "__main__.py", "cli.py", "pipeline.py")]
+
+
+def imported(path: Path) -> set[str]:
+    """Full names of everything a file imports, relative imports resolved from the root package."""
+    package = list(path.relative_to(ROOT).parts[:-1])
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - (node.level - 1)] if node.level else []
+            stem = ".".join(["headscore", *above] if node.level else []) or ""
+            base = ".".join(part for part in (stem, node.module) if part)
+            names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def room_of(name: str) -> str | None:
+    match = re.match(r"headscore\.(\w+)", name)
+    return match[1] if match and match[1] in ROOMS else None
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_one_way(path: Path) -> None:
+    names = imported(path)
+    room = path.parent.name
+    assert {room_of(name) for name in names} - {None} <= ROOMS[room]
+    if room != "capture":
+        assert not {name for name in names if name.split(".")[0] in ("torch", "transformers", "accelerate", "tokenizers")}
+    assert not {name for name in names if name.startswith(("headscore.cli", "headscore.pipeline"))}
+
+
+def test_the_check_sees_relative_imports() -> None:
+    assert "headscore.data.cache" in imported(ROOT / "score" / "frame.py")
+    assert room_of("headscore.data.cache.Shard") == "data"
+
+
+def test_nothing_unsafe_is_used() -> None:
+    for path in MODULES + TOP:
+        text = path.read_text()
+        assert not re.search(r"\bpickle\b|yaml\.load\(|(?<!\.)\beval\(|(?<!\.)\bexec\(|torch\.load\(|allow_pickle", text), path
+        assert not any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(text))), path
+
+
+def test_importing_headscore_imports_nothing_else() -> None:
+    heavy = ("headscore.", "numpy", "polars", "torch")
+    program = f"import sys, headscore; print([m for m in sys.modules if m.startswith({heavy})])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_public_names_are_there_and_calls_share_their_folders_names() -> None:
+    for name in headscore.__all__:
+        assert getattr(headscore, name) is not None
+    importlib.import_module("headscore.capture.batches")
+    importlib.import_module("headscore.score.signals")
+    assert callable(headscore.capture) and callable(headscore.score)
+    assert headscore.capture.batches.plan_batches and headscore.score.signals.SIGNALS
+    with pytest.raises(AttributeError):
+        _ = headscore.nonsense
+    with pytest.raises(TypeError, match="max_sample"):
+        headscore.capture("x", max_sample=3)
+
+
+def test_settings_are_the_same_in_run_as_in_its_parts() -> None:
+    run = settings.RunSettings()
+    for part in (settings.CaptureSettings(), settings.ScoreSettings()):
+        for name in part.__dataclass_fields__:
+            assert getattr(run, name) == getattr(part, name)
+    assert settings.RunSettings(score_query_mode="all_tokens").queries == "all_tokens"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lambda_ent": -1}, "--lambda-ent: -1.0 is not a number of at least 0.0"),
+        ({"lambda_ent": float("nan")}, "--lambda-ent: nan"),
+        ({"lambda_ent": "x"}, "--lambda-ent: expected float, got 'x'"),
+        ({"top_k": 2.5}, "--top-k: expected int, got 2.5"),
+        ({"top_k": True}, "--top-k: expected int, got True"),
+        ({"norm_mode": "minmax"}, "--norm-mode: 'minmax' is not one of zscore, percentile"),
+        ({"task_span": []}, "--task-span: expected one or more names"),
+        ({"task_span": [3]}, "--task-span: expected one or more names"),
+    ],
+)
+def test_settings_refuse_what_is_out_of_range(options: dict[str, object], message: str) -> None:
+    with pytest.raises(headscore.InputError) as error:
+        settings.ScoreSettings(**options)
+    assert message in str(error.value)

@@ -1,0 +1,228 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_score import BY_HAND, metadata, write_cache
+
+import headscore
+from headscore.data.cache import ARRAYS, Shard, open_cache, read_metadata, shard_path, verify_shard, write_shard
+from headscore.data.errors import InputError, RunError
+
+LAYERS, HEADS = 2, 3
+
+
+def arrays_of_lengths(lengths: list[int], seed: int = 0) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(seed)
+    dims = {"n": len(lengths), "n+1": len(lengths) + 1, "t": sum(lengths), "L": LAYERS, "H": HEADS}
+    made = {name: random.random([dims[axis] for axis in axes]).astype(dtype) for name, (dtype, axes) in ARRAYS.items()}
+    made["samples/row"] = np.arange(len(lengths)) * 3
+    made["samples/offset"] = np.cumsum([0, *lengths])
+    made["layers/index"] = np.array([1, 4])
+    for name in ("last_token/attention", "all_tokens/attention"):
+        rows = [random.dirichlet(np.ones(n), size=(LAYERS, HEADS)) for n in lengths]
+        made[name] = np.concatenate(rows, axis=-1) if rows else np.zeros((LAYERS, HEADS, 0))
+    return made
+
+
+@settings(max_examples=25)
+@given(lengths=st.lists(st.integers(1, 30), max_size=6), compression=st.sampled_from(["none", "gzip"]))
+def test_what_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, lengths: list[int], compression: str) -> None:
+    folder = tmp_path_factory.mktemp("cache")
+    arrays = arrays_of_lengths(lengths)
+    made = metadata(LAYERS, HEADS, settings={"queries": "all_tokens", "compression": compression})
+    skipped = [{"row": 1, "reason": "too long — 你好"}]
+    write_shard(shard_path(folder, 7), 7, arrays, made, skipped)
+    verify_shard(shard_path(folder, 7))
+    with Shard(shard_path(folder, 7)) as shard:
+        assert (shard.samples, shard.tokens, shard.layers, shard.heads) == (len(lengths), sum(lengths), LAYERS, HEADS)
+        assert shard.metadata == made and shard.skipped == skipped and shard.number == 7
+        for name, (dtype, axes) in ARRAYS.items():
+            assert shard.read(name).dtype == np.dtype(dtype)
+            np.testing.assert_array_equal(shard.read(name), arrays[name].astype(dtype))
+            if axes[0] == "L" and len(axes) > 1:
+                np.testing.assert_array_equal(shard.read(name, 1), arrays[name][1].astype(dtype))
+
+
+def test_the_file_is_as_the_format_says(cache: Path) -> None:
+    """Read with h5py alone, as docs/cache-format.md tells another tool to."""
+    with h5py.File(shard_path(cache, 0)) as file:
+        found: dict[str, Any] = {}
+        file.visititems(lambda name, item: found.update({name: item}) if isinstance(item, h5py.Dataset) else None)
+        assert {name: item.dtype.name for name, item in found.items()} == {name: dtype for name, (dtype, _) in ARRAYS.items()}
+        assert all(item.fletcher32 and item.compression is None and item.chunks for item in found.values())
+        assert list(file["tokens/span"].attrs["names"]) == [b"question", b"choices", b"template", b"special"]
+        assert file.attrs["format"] == b"headscore-cache" and file.attrs["format_version"] == 1
+        stored = {key: json.loads(value) for key, value in file.attrs.items() if isinstance(value, bytes) and key != "format"}
+        whole = json.loads((cache / "cache.json").read_text())
+        assert {**stored, "format": "headscore-cache", "format_version": 1} == {**whole, "skipped": []}
+        offset, attention = file["samples/offset"][:], file["last_token/attention"][:]
+        np.testing.assert_allclose(np.add.reduceat(attention.astype(float), offset[:-1], axis=2), 1, atol=1e-3)
+
+
+def test_a_failed_write_leaves_no_file(tmp_path: Path) -> None:
+    arrays = arrays_of_lengths([3])
+    del arrays["layers/index"]
+    with pytest.raises(KeyError):
+        write_shard(shard_path(tmp_path, 0), 0, arrays, metadata(LAYERS, HEADS), [])
+    assert not list((tmp_path / "shards").iterdir())
+    (tmp_path / "shards" / "00000.h5").mkdir()  # what stands in the way cannot be replaced
+    with pytest.raises(RunError, match="cannot be written"):
+        write_shard(shard_path(tmp_path, 0), 0, arrays_of_lengths([3]), metadata(LAYERS, HEADS), [])
+    assert [path.name for path in (tmp_path / "shards").iterdir()] == ["00000.h5"]
+
+
+def change(cache: Path, do: Callable[[h5py.File], None]) -> None:
+    with h5py.File(shard_path(cache, 0), "r+", libver=("v110", "v110")) as file:
+        do(file)
+
+
+def replace(file: h5py.File, name: str, data: Any) -> None:
+    del file[name]
+    file[name] = data
+
+
+def link_outside(file: h5py.File) -> None:
+    del file["tokens/id"]
+    file["tokens/id"] = h5py.ExternalLink("other.h5", "/secret")
+
+
+def link_inside(file: h5py.File) -> None:
+    del file["tokens/id"]
+    file["tokens/id"] = h5py.SoftLink("/tokens/span")
+
+
+def virtual(file: h5py.File) -> None:
+    del file["tokens/id"]
+    layout = h5py.VirtualLayout(shape=(6,), dtype="int32")
+    layout[:] = h5py.VirtualSource("other.h5", "secret", shape=(6,))
+    file.create_virtual_dataset("tokens/id", layout)
+
+
+def outside_storage(file: h5py.File) -> None:
+    del file["tokens/id"]
+    file.create_dataset("tokens/id", (6,), "int32", external=[("/etc/hostname", 0, 24)])
+
+
+def huge(file: h5py.File) -> None:
+    del file["tokens/id"]
+    file.create_dataset("tokens/id", (1 << 50,), "int32", chunks=(1024,))
+
+
+HOSTILE: dict[str, tuple[Callable[[h5py.File], None], str]] = {
+    "external link": (link_outside, "'tokens/id' is missing or is not a plain array"),
+    "soft link": (link_inside, "'tokens/id' is missing or is not a plain array"),
+    "virtual dataset": (virtual, "'tokens/id' is not a plain array"),
+    "external storage": (outside_storage, "'tokens/id' is not a plain array"),
+    "huge dims": (huge, "'tokens/id' declares more data than the file holds"),
+    "missing array": (lambda f: f.__delitem__("tokens/id"), "'tokens/id' is missing"),
+    "missing group": (lambda f: f.__delitem__("layers"), "'layers/index' is missing"),
+    "wrong dtype": (lambda f: replace(f, "tokens/id", np.zeros(6)), "'tokens/id' is float64 with 1 axes, not int32"),
+    "object dtype": (lambda f: replace(f, "tokens/id", ["a"] * 6), "'tokens/id' is object"),
+    "wrong axes": (lambda f: replace(f, "tokens/id", np.zeros((2, 3), "int32")), "2 axes, not int32 with 1"),
+    "wrong length": (lambda f: replace(f, "tokens/id", np.zeros(5, "int32")), "'tokens/span' has 6 along t"),
+    "offsets that fall": (lambda f: f["samples/offset"].write_direct(np.array([0, 7, 6])), "does not divide the 6 tokens"),
+    "offsets that overlap": (lambda f: f["samples/offset"].write_direct(np.array([0, 4, 5])), "does not divide the 6 tokens"),
+    "NaN": (lambda f: f["last_token/output_norm"].write_direct(np.full((1, 2, 2), np.nan, "f4")), "not finite"),
+    "rows that are no patterns": (lambda f: f["last_token/attention"].write_direct(np.full((1, 2, 6), -1, "f2")), "not finite"),
+    "metadata that is not JSON": (lambda f: f.attrs.__setitem__("plan", np.bytes_("{")), "damaged, or not a shard"),
+    "metadata of other dims": (
+        lambda f: f.attrs.__setitem__("dims", np.bytes_('{"layers": 3, "heads": 2}')),
+        "not as its metadata says",
+    ),
+    "no format": (lambda f: f.attrs.__delitem__("format"), "is not a shard of a headscore cache"),
+    "text in the heap": (lambda f: f.attrs.__setitem__("model", "{}"), "has no usable 'model'"),
+    "newer format": (lambda f: f.attrs.__setitem__("format_version", 2), "cache format 2, this headscore reads 1; upgrade"),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_hostile_and_broken_shards_are_refused(tmp_path: Path, what: str) -> None:
+    cache = write_cache(tmp_path, **BY_HAND)
+    with h5py.File(tmp_path / "other.h5", "w") as other:
+        other["secret"] = np.arange(6, dtype="int32")
+    do, message = HOSTILE[what]
+    change(cache, do)
+    with pytest.raises(InputError) as error:
+        headscore.score(cache)
+    assert message in str(error.value) and "00000.h5" in str(error.value)
+    assert len(headscore.inspect(cache, verify=True)["damaged"]) == 1
+
+
+def test_flipped_bits_never_change_a_score(tmp_path: Path) -> None:
+    """Every bit flip in a shard is either harmless or named; the long version of this test flips more of them."""
+    cache = write_cache(tmp_path / "c", **BY_HAND)
+    path = shard_path(cache, 0)
+    whole, right = path.read_bytes(), headscore.score(cache).raw
+    random = np.random.default_rng(0)
+    named = 0
+    for place in random.integers(0, len(whole) * 8, 150):
+        damaged = bytearray(whole)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        try:
+            assert headscore.score(cache).raw.equals(right), place
+        except InputError as error:
+            named += 1
+            assert "00000.h5" in str(error)
+    assert named > 0
+
+
+@pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.9, 0.999])
+def test_truncated_shards_are_named(tmp_path: Path, share: float) -> None:
+    cache = write_cache(tmp_path, **BY_HAND)
+    path = shard_path(cache, 0)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(InputError, match=r"00000\.h5"):
+        headscore.score(cache)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "cannot be read as JSON"),
+        (b"[1]", "is not a headscore cache"),
+        (b"\xff", "cannot be read as JSON"),
+        (b'{"format": "other"}', "is not a headscore cache"),
+        (b'{"format": "headscore-cache", "format_version": 2}', "upgrade headscore to read it"),
+        (b'{"format": "headscore-cache", "format_version": 0}', "capture it again"),
+        (b'{"format": "headscore-cache", "format_version": 1}', "has no usable 'model'"),
+        (b" " * (1 << 21), "is larger than"),
+    ],
+)
+def test_unusable_cache_json(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "cache.json").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        open_cache(tmp_path)
+
+
+def test_what_is_not_a_cache(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cache not found; make one with"):
+        open_cache(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"it has no cache\.json"):
+        open_cache(tmp_path)
+    (tmp_path / "text.h5").write_text("hello")
+    with pytest.raises(InputError, match="is not a readable shard"):
+        open_cache(tmp_path / "text.h5")
+    assert read_metadata(tmp_path) is None
+
+
+def test_inspect_tells_what_there_is(cache: Path, tmp_path: Path) -> None:
+    facts = headscore.inspect(cache)
+    assert (facts["samples"], facts["dims"]) == (24, {"layers": 3, "heads": 4, "kv_heads": 2})
+    assert facts["model"]["type"] == "llama" and facts["settings"]["queries"] == "all_tokens"
+    assert facts["tokens"] == sum(Shard(path).tokens for path in open_cache(cache).shards)
+    assert facts["shards"] == {"there": 3, "planned": 3} and facts["skipped"] == [] and facts["damaged"] == []
+    assert {"question", "choices", "template", "special"} == {name for p in facts["example"]["pieces"] for name in p["spans"]}
+    json.dumps(facts)
+    copy = shutil.copytree(cache, tmp_path / "copy")
+    shard_path(copy, 1).write_bytes(b"no shard")
+    damaged = headscore.inspect(copy)["damaged"]
+    assert len(damaged) == 1 and "00001.h5" in damaged[0]

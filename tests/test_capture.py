@@ -1,0 +1,287 @@
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from eager import EagerModel
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from parity import assert_parity
+
+import headscore
+from headscore.capture import attention, shards
+from headscore.capture.batches import plan_batches
+from headscore.data.cache import ARRAYS, Shard, open_cache
+from headscore.data.errors import InputError, RunError
+
+
+def arrays_of(cache: Path) -> dict[str, np.ndarray]:
+    """Every array of a cache, the shards put one after the other along the sample or token axis."""
+    parts: dict[str, list[np.ndarray]] = {}
+    for path in open_cache(cache).shards:
+        with Shard(path) as shard:
+            for name in shard.names:
+                parts.setdefault(name, []).append(shard.read(name))
+    joined = {
+        name: values[0] if name == "layers/index" else np.concatenate(values, axis=-1)
+        for name, values in parts.items()
+        if name != "samples/offset"
+    }
+    joined["lengths"] = np.concatenate([np.diff(offsets) for offsets in parts["samples/offset"]])
+    return joined
+
+
+def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray], *, exactly: bool) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        # fp16 values may fall on either side of a rounding step
+        tolerance = 0 if exactly else 1e-3 if name.endswith("attention") else 1e-4
+        np.testing.assert_allclose(one[name].astype(np.float64), other[name], atol=tolerance, rtol=tolerance, err_msg=name)
+
+
+@pytest.fixture(scope="module", params=list(tiny.CONFIGS))
+def model_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save(tiny.build(tiny.CONFIGS[request.param]()), tmp_path_factory.mktemp(request.param))
+
+
+def test_every_stored_array_equals_the_models_own_eager_attention(model_folder: Path, tmp_path: Path) -> None:
+    headscore.capture(tmp_path / "c", model=str(model_folder), max_samples=12, queries="all_tokens", shard_size=8)
+    worst = assert_parity(tmp_path / "c", EagerModel(model_folder))
+    assert set(worst) == {name for name in ARRAYS if name.split("/")[0] in ("last_token", "all_tokens")}
+
+
+@settings(max_examples=8)
+@given(
+    batch_tokens=st.sampled_from([1, 300, 5000]),
+    batch_size=st.sampled_from([None, 1, 3]),
+    shard_size=st.sampled_from([1, 5, 24]),
+)
+def test_batching_padding_and_sharding_change_nothing(
+    llama: Path,
+    cache: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    batch_tokens: int,
+    batch_size: int | None,
+    shard_size: int,
+) -> None:
+    out = tmp_path_factory.mktemp("other") / "c"
+    options = {"batch_tokens": batch_tokens, "batch_size": batch_size, "shard_size": shard_size}
+    headscore.capture(out, model=str(llama), max_samples=24, queries="all_tokens", seed=7, **options)
+    assert_same(arrays_of(cache), arrays_of(out), exactly=False)
+
+
+def test_a_cache_made_twice_is_identical_file_by_file(llama: Path, cache: Path, tmp_path: Path) -> None:
+    headscore.capture(tmp_path, model=str(llama), max_samples=24, shard_size=10, queries="all_tokens", seed=7)
+    assert_same(arrays_of(cache), arrays_of(tmp_path), exactly=True)
+    names = sorted(str(p.relative_to(cache)) for p in cache.rglob("*") if p.is_file())
+    assert names == ["cache.json", "shards/00000.h5", "shards/00001.h5", "shards/00002.h5", "skipped.jsonl"]
+    for name in names:
+        assert (cache / name).read_bytes() == (tmp_path / name).read_bytes(), name
+
+
+def test_the_rest_of_the_sample_changes_nothing_for_a_row(llama: Path, cache: Path, tmp_path: Path) -> None:
+    headscore.capture(tmp_path, model=str(llama), max_samples=9, queries="all_tokens", seed=7)
+    few, many = arrays_of(tmp_path), arrays_of(cache)
+    places = np.flatnonzero(np.isin(many["samples/row"], few["samples/row"]))
+    assert len(places) == 9, "a smaller sample is part of a larger one"
+    for name in ("last_token/output_norm", "all_tokens/entropy"):
+        np.testing.assert_allclose(few[name], many[name][:, :, places], rtol=1e-4, atol=1e-5)
+
+
+def test_spans_and_rows_stored_are_those_of_the_data(cache: Path) -> None:
+    rows = tiny.arc_rows()
+    stored = []
+    for path in open_cache(cache).shards:
+        with Shard(path) as shard:
+            ids, span, offsets = (shard.read(name) for name in ("tokens/id", "tokens/span", "samples/offset"))
+            for row, start, stop in zip(shard.read("samples/row"), offsets[:-1], offsets[1:], strict=True):
+                members = np.flatnonzero(span[start:stop] & 1)
+                text = tiny.tokenizer().decode(ids[start:stop][members[0] : members[-1] + 1])
+                assert text.strip() == rows[row]["question"]
+                stored.append(int(row))
+    assert stored == sorted(stored) and len(set(stored)) == 24
+
+
+def test_capture_returns_one_line_per_sample(llama: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    frame = headscore.capture(
+        tmp_path, model=str(llama), max_samples=7, shard_size=3, progress=lambda done, total: seen.append((done, total))
+    )
+    assert frame.columns == ["sample", "row", "tokens", "shard"]
+    assert frame["sample"].to_list() == list(range(7)) and frame["shard"].to_list() == [0, 0, 0, 1, 1, 1, 2]
+    assert frame["tokens"].sum() == sum(Shard(path).tokens for path in open_cache(tmp_path).shards)
+    assert seen[-1] == (7, 7) and seen == sorted(seen)
+
+
+def test_whole_shards_are_kept_and_damaged_ones_made_again(llama: Path, cache: Path, tmp_path: Path) -> None:
+    def again() -> None:
+        headscore.capture(tmp_path, model=str(llama), max_samples=24, shard_size=10, queries="all_tokens", seed=7)
+
+    again()
+    first, second, third = open_cache(tmp_path).shards
+    before = first.stat().st_ino
+    damaged = bytearray(second.read_bytes())
+    damaged[len(damaged) // 2] ^= 4
+    second.write_bytes(damaged)
+    third.unlink()
+    again()
+    assert first.stat().st_ino == before, "a whole shard was made twice"
+    assert_same(arrays_of(cache), arrays_of(tmp_path), exactly=True)
+
+
+def test_another_capture_is_refused_unless_overwritten(llama: Path, tmp_path: Path) -> None:
+    headscore.capture(tmp_path, model=str(llama), max_samples=3)
+    with pytest.raises(InputError, match="settings seed was 42, now 1; settings dtype was fp32, now bf16"):
+        headscore.capture(tmp_path, model=str(llama), max_samples=3, seed=1, dtype="bf16")
+    headscore.capture(tmp_path, model=str(llama), max_samples=2, shard_size=1, seed=1, overwrite=True)
+    headscore.capture(tmp_path, model=str(llama), max_samples=3, overwrite=True)
+    assert len(list((tmp_path / "shards").iterdir())) == 1
+
+
+def test_skipped_rows_are_listed_with_their_reason(llama: Path, tmp_path: Path) -> None:
+    rows = tiny.arc_rows()[:20]
+    rows[3]["question"] = "why? " * 400
+    rows[11]["question"] = "  "
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = {"model": str(llama), "data": str(tmp_path / "d.jsonl"), "shard_size": 8}
+    with pytest.raises(InputError, match=r"2 of 20 rows would be skipped and --max-skipped allows 0; the first is row 3"):
+        headscore.capture(tmp_path / "c", **options)
+    assert not list((tmp_path / "c").iterdir()), "a refused capture leaves nothing behind"
+    headscore.capture(tmp_path / "c", max_skipped=0.1, **options)
+    listed = [json.loads(line) for line in (tmp_path / "c" / "skipped.jsonl").read_text().splitlines()]
+    assert [entry["row"] for entry in listed] == [3, 11]
+    assert "--max-length 512" in listed[0]["reason"] and "no question" in listed[1]["reason"]
+    assert open_cache(tmp_path / "c").skipped() == listed
+    assert not {3, 11} & set(arrays_of(tmp_path / "c")["samples/row"].tolist())
+    with pytest.raises(InputError, match="none is left"):
+        headscore.capture(tmp_path / "d", max_length=1, max_skipped=1.0, **options)
+
+
+def test_a_shard_may_have_no_samples_left(llama: Path, tmp_path: Path) -> None:
+    rows = tiny.arc_rows()[:6]
+    for row in rows[2:4]:
+        row["question"] = ""
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    headscore.capture(tmp_path / "c", model=str(llama), data=str(tmp_path / "d.jsonl"), shard_size=2, max_skipped=0.5)
+    assert headscore.inspect(tmp_path / "c", verify=True)["damaged"] == []
+    assert headscore.score(tmp_path / "c").samples == 4
+    assert headscore.scan_cache(tmp_path / "c").collect()["row"].unique().sort().to_list() == [0, 1, 4, 5]
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_half_precision_models_are_recorded_in_float32(llama: Path, cache: Path, tmp_path: Path, dtype: str) -> None:
+    headscore.capture(tmp_path, model=str(llama), max_samples=6, seed=7, dtype=dtype)
+    found = arrays_of(tmp_path)
+    offsets = np.cumsum([0, *found["lengths"]])
+    sums = np.add.reduceat(found["last_token/attention"].astype(np.float64), offsets[:-1], axis=2)
+    np.testing.assert_allclose(sums, 1, atol=1e-3)
+    full = arrays_of(cache)
+    places = np.flatnonzero(np.isin(full["samples/row"], found["samples/row"]))
+    np.testing.assert_allclose(
+        found["last_token/output_norm"], full["last_token/output_norm"][:, :, places], rtol=0.2, atol=0.05
+    )
+
+
+def test_running_out_of_memory_halves_the_batch(
+    llama: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_start = attention.Recorder.start
+
+    def start(recorder: attention.Recorder, lengths: torch.Tensor) -> None:
+        if len(lengths) > 2:
+            raise torch.OutOfMemoryError("no memory")
+        real_start(recorder, lengths)
+
+    monkeypatch.setattr(shards.Recorder, "start", start)
+    headscore.capture(tmp_path / "c", model=str(llama), max_samples=24, shard_size=10, queries="all_tokens", seed=7)
+    assert_same(arrays_of(cache), arrays_of(tmp_path / "c"), exactly=False)
+
+
+def test_out_of_memory_with_one_sample_says_what_to_lower(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def forward_runs_out(recorder: attention.Recorder, lengths: torch.Tensor) -> None:
+        calls.append(len(lengths))
+        if len(calls) > 1:  # the first is the self-check
+            raise torch.OutOfMemoryError("no memory")
+        recorder._lengths, recorder._found, recorder.layers = lengths, {}, []
+
+    monkeypatch.setattr(shards.Recorder, "start", forward_runs_out)
+    with pytest.raises(RunError, match="lower --max-length"):
+        headscore.capture(tmp_path / "c", model=str(llama), max_samples=4)
+    assert calls[1:] == [4, 2, 1]
+    assert not list((tmp_path / "c").rglob("*.h5"))
+
+
+@pytest.mark.parametrize("fault", ["scale", "mask", "projection"])
+def test_the_self_check_catches_a_wrong_recording(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    reductions = attention.reductions
+    if fault == "scale":
+        real = reductions.last_token_patterns
+        monkeypatch.setattr(
+            reductions, "last_token_patterns", lambda q, k, n, scaling, mask: real(q, k, n, scaling * 1.1, mask)
+        )
+    elif fault == "mask":
+        monkeypatch.setattr(reductions, "_masked", lambda logits, seen, mask: logits)
+    else:
+        monkeypatch.setattr(reductions, "result_factors", lambda weight, heads: torch.zeros(heads, 1, weight.shape[1] // heads))
+    with pytest.raises(RunError, match="self-check failed for llama: layer 0"):
+        headscore.capture(tmp_path / "c", model=str(llama), max_samples=4)
+    assert not (tmp_path / "c" / "cache.json").exists()
+
+
+def test_recording_leaves_no_trace(llama: Path) -> None:
+    from transformers import AutoModelForCausalLM
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    model = AutoModelForCausalLM.from_pretrained(llama).get_decoder()
+    ids = torch.arange(2, 12)[None]
+    before = model(ids).last_hidden_state
+    recorder = attention.Recorder(all_tokens=False)
+    with pytest.raises(ZeroDivisionError), attention.recording(model, recorder):
+        recorder.start(torch.tensor([10]))
+        assert torch.equal(model(ids, use_cache=False).last_hidden_state, before), "the model's own output is untouched"
+        raise ZeroDivisionError
+    assert model.config._attn_implementation == "sdpa"
+    assert attention.NAME not in ALL_ATTENTION_FUNCTIONS and attention.NAME not in ALL_MASK_ATTENTION_FUNCTIONS
+
+
+@pytest.mark.parametrize(("name", "expected"), [("llama", {False}), ("mistral_window", {True})])
+def test_masks_are_passed_only_where_they_are_needed(name: str, expected: set[bool]) -> None:
+    """Full causal layers get no mask, so that SDPA takes its fastest kernels; windowed layers get theirs."""
+    model = tiny.build(tiny.CONFIGS[name]()).get_decoder()
+    masked = set()
+    with attention.recording(model, lambda module, query, key, z, scaling, mask: masked.add(mask is not None)):
+        model(torch.arange(2, 40)[None].repeat(2, 1), use_cache=False)
+    assert masked == expected
+
+
+def test_architectures_that_cannot_be_recorded_are_refused_by_name(tmp_path: Path) -> None:
+    from transformers import BloomConfig
+
+    folder = tiny.save(tiny.build(BloomConfig(vocab_size=600, hidden_size=16, n_layer=1, n_head=2)), tmp_path / "bloom")
+    with pytest.raises(InputError, match="bloom: this architecture does not use transformers' attention interface"):
+        headscore.capture(tmp_path / "c", model=str(folder), max_samples=2)
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=40), st.integers(1, 200), st.none() | st.integers(1, 5))
+def test_batches_hold_every_sample_once_within_the_budget(lengths: list[int], tokens: int, size: int | None) -> None:
+    batches = plan_batches(lengths, tokens, size)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    longest = [max(lengths[i] for i in batch) for batch in batches]
+    assert longest == sorted(longest, reverse=True), "the longest batch goes first"
+    for batch, length in zip(batches, longest, strict=True):
+        assert len(batch) == 1 or len(batch) * length <= tokens
+        assert size is None or len(batch) <= size
+
+
+def test_torch_threads_are_left_alone(llama: Path, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    headscore.capture(tmp_path, model=str(llama), max_samples=2)
+    assert torch.get_num_threads() == threads and os.environ["HF_HUB_OFFLINE"] == "1"

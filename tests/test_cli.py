@@ -1,0 +1,372 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import polars as pl
+import pytest
+import tiny
+import yaml
+
+import headscore
+from headscore import cli
+from headscore.data.cache import shard_path
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run_cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """The command line in this process: exit status, stdout, stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["headscore", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as leaving:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(leaving.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+def write(path: Path, rows: Any) -> Path:
+    path.write_text(rows if isinstance(rows, str) else "\n".join(map(json.dumps, rows)))
+    return path
+
+
+# --------------------------------------------------------------------------------------------------------- what must work
+
+
+def test_run_captures_scores_and_prints_the_top_heads(run_cli: Cli, llama: Path, tmp_path: Path) -> None:
+    status, out, _ = run_cli("run", "--model", llama, "--out", tmp_path / "r", "--max-samples", 10)
+    assert status == 0
+    top = json.loads((tmp_path / "r" / "topk_global.json").read_text())[0]
+    first = out.splitlines()[1].split()
+    assert first[:3] == ["1", f"L{top['layer']}H{top['head']}", f"{top['combined']:.2f}"]
+    assert "12 heads, 10 samples" in out
+    assert headscore.inspect(tmp_path / "r" / "cache")["samples"] == 10
+    before = (tmp_path / "r" / "scores_raw.csv").read_bytes()
+    assert run_cli("run", "--model", llama, "--out", tmp_path / "r", "--max-samples", 10)[0] == 0, "the same run again"
+    status, _, err = run_cli("run", "--model", llama, "--out", tmp_path / "r", "--max-samples", 10, "--lambda-ent", 3)
+    assert status == 2 and "holds another run (lambda_ent differ)" in err
+    assert (tmp_path / "r" / "scores_raw.csv").read_bytes() == before
+
+
+def test_the_older_names_work_with_dashes_and_underscores(run_cli: Cli, llama: Path, tmp_path: Path) -> None:
+    older = ["--model_path", llama, "--data_path", tiny.LLM_ADAPTERS, "--output_dir", tmp_path / "r", "--max_samples", 5]
+    older += ["--batch_size", 2, "--max_length", 400, "--device", "cpu", "--dtype", "fp32", "--seed", 1]
+    older += ["--score_query_mode", "all_tokens", "--norm_mode", "percentile", "--lambda_ent", 0.2, "--lambda_task", 0.7]
+    status, _, err = run_cli("run", *older)
+    assert status == 0, err
+    config = yaml.safe_load((tmp_path / "r" / "config.yaml").read_text())
+    assert config["score_query_mode"] == config["queries"] == "all_tokens"
+    assert (config["norm_mode"], config["lambda_ent"], config["lambda_task"]) == ("percentile", 0.2, 0.7)
+    assert (config["data"], config["batch_size"], config["max_length"], config["seed"]) == (str(tiny.LLM_ADAPTERS), 2, 400, 1)
+
+
+def test_capture_then_score_with_other_weights(run_cli: Cli, llama: Path, tmp_path: Path) -> None:
+    status, out, _ = run_cli("capture", "--model", llama, "--out", tmp_path / "c", "--max-samples", 5)
+    assert status == 0 and f"headscore score {tmp_path / 'c'}" in out
+    run_cli(
+        "score",
+        tmp_path / "c",
+        "--out",
+        tmp_path / "r",
+        "--lambda-task",
+        0,
+        "--task-span",
+        "choices",
+        "--task-span",
+        "question",
+    )
+    options = {"lambda_task": 0.0, "task_span": ["choices", "question"]}
+    expected = headscore.score(tmp_path / "c", **options).combined.write_csv()
+    assert (tmp_path / "r" / "scores_combined.csv").read_text() == expected
+
+
+def test_config_file_gives_defaults_and_the_command_line_wins(run_cli: Cli, cache: Path, tmp_path: Path) -> None:
+    config = write(tmp_path / "c.yaml", "lambda-ent: 0.1\nlambda_task: 0.2\nnorm_mode: percentile\ntask_span: [choices]\n")
+    status, _, err = run_cli("score", cache, "--out", tmp_path / "r", "--config", config, "--lambda-task", 0.9)
+    assert status == 0, err
+    made = yaml.safe_load((tmp_path / "r" / "config.yaml").read_text())
+    assert (made["lambda_ent"], made["lambda_task"], made["norm_mode"]) == (0.1, 0.9, "percentile")
+    assert made["task_span"] == ["choices"]
+    status, _, err = run_cli("score", "--config", tmp_path / "r" / "config.yaml", "--out", tmp_path / "again")
+    assert status == 0, err
+    for name in ("scores_combined.csv", "config.yaml"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "r" / name).read_bytes()
+
+
+def test_config_of_a_run_repeats_it(run_cli: Cli, llama: Path, tmp_path: Path) -> None:
+    run_cli("run", "--model", llama, "--out", tmp_path / "r", "--max-samples", 5, "--seed", 3, "--lambda-ent", 2)
+    status, _, err = run_cli("run", "--config", tmp_path / "r" / "config.yaml", "--out", tmp_path / "again")
+    assert status == 0, err
+    for name in ("config.yaml", "topk_global.json", "cache/cache.json", "cache/shards/00000.h5"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "r" / name).read_bytes(), name
+
+
+def test_a_template_file(run_cli: Cli, llama: Path, tmp_path: Path) -> None:
+    data = write(tmp_path / "d.jsonl", [{"ctx": f"fact {i}", "ask": f"why {i}?"} for i in range(6)])
+    template = write(tmp_path / "t.txt", "{{note}} {ctx}\nQ: {ask}\nA:\n")
+    options = ["--model", llama, "--data", data, "--template", template, "--out", tmp_path / "c"]
+    assert run_cli("capture", *options)[0] == 0
+    assert run_cli("score", tmp_path / "c", "--out", tmp_path / "r", "--task-span", "ask")[0] == 0
+    task = pl.read_csv(tmp_path / "r" / "scores_raw.csv")["task_raw"]
+    assert task.min() > 0 and task.max() < 1
+    _status, out, _ = run_cli("inspect", tmp_path / "c")
+    assert "  | {{note}} {ctx}" in out and "[ask:" in out and "{note}" in out
+
+
+def test_inspect_prints_the_cache(run_cli: Cli, cache: Path) -> None:
+    status, out, _ = run_cli("inspect", cache, "--verify")
+    assert status == 0
+    for wanted in (
+        "llama, fp32",
+        "3 layers of 4 heads, 2 kv heads",
+        "24 with",
+        "3 of 3",
+        "skipped   0 rows",
+        "3 shards are whole",
+    ):
+        assert wanted in out, wanted
+    assert "  | Question: {question}\n  | Choices:\n  | {choices}\n  | Answer:" in out
+    assert "[question:" in out
+    status, out, _ = run_cli("inspect", cache, "--json")
+    assert status == 0 and json.loads(out)["samples"] == 24
+
+
+def test_inspect_names_damage_and_fails(run_cli: Cli, cache: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(cache, tmp_path / "copy")
+    shard = shard_path(copy, 2)
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 16
+    shard.write_bytes(content)
+    status, out, err = run_cli("inspect", copy, "--verify")
+    assert status == 2 and "00002.h5" in out and "1 damaged shards" in err
+
+
+def test_inspect_escapes_what_could_drive_a_terminal(run_cli: Cli, llama: Path, tmp_path: Path) -> None:
+    rows = tiny.arc_rows()[:2]
+    for row in rows:
+        row["question"] = "\x1b[31mred\x1b[0m or blue?"
+    run_cli("capture", "--model", llama, "--data", write(tmp_path / "d.jsonl", rows), "--out", tmp_path / "c")
+    status, out, _ = run_cli("inspect", tmp_path / "c")
+    assert status == 0 and "\x1b" not in out and "\\x1b[31mred" in out
+
+
+def test_help_and_version_need_no_heavy_import() -> None:
+    program = "import sys; from headscore.cli import main\ntry: main()\nfinally: print([m for m in sys.modules if m in {}])"
+    heavy = ["torch", "transformers", "polars", "h5py", "numpy"]
+    for arguments in (["--help"], ["capture", "--help"], ["version"]):
+        done = subprocess.run(
+            [sys.executable, "-c", program.format(heavy), *arguments], capture_output=True, text=True, env={**os.environ}
+        )
+        assert done.returncode == 0 and done.stdout.strip().endswith("[]"), (arguments, done.stdout, done.stderr)
+    assert headscore.__version__ in done.stdout
+
+
+# ----------------------------------------------------------------------------------------------------------- what is wrong
+
+
+def bad_data(name: str, content: str | bytes | list[dict[str, Any]]) -> Callable[[Path], list[object]]:
+    def options(folder: Path) -> list[object]:
+        path = folder / name
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            write(path, content)
+        return ["--data", path]
+
+    return options
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    made = {"question": "Is ice cold?", "choices": {"text": ["yes", "no"], "label": ["A", "B"]}, "answerKey": "A"}
+    return {key: value for key, value in {**made, **changes}.items() if value is not ...}
+
+
+def template(text: str) -> Callable[[Path], list[object]]:
+    return lambda folder: ["--template", write(folder / "t.txt", text)]
+
+
+def file_as_model(folder: Path) -> list[object]:
+    return ["--model", write(folder / "model.bin", "no model")]
+
+
+def broken_model(folder: Path) -> list[object]:
+    (folder / "broken").mkdir()
+    write(folder / "broken" / "config.json", '{"model_type": "llama"}')
+    return ["--model", folder / "broken"]
+
+
+def file_as_out(folder: Path) -> list[object]:
+    return ["--out", write(folder / "file", "x")]
+
+
+def full_out(folder: Path) -> list[object]:
+    (folder / "full").mkdir()
+    write(folder / "full" / "thesis.txt", "x")
+    return ["--out", folder / "full"]
+
+
+def config(text: str) -> Callable[[Path], list[object]]:
+    return lambda folder: ["--config", write(folder / "c.yaml", text)]
+
+
+BAD_CAPTURES: dict[str, tuple[Callable[[Path], list[object]], str]] = {
+    "data missing": (lambda _: ["--data", "nowhere.jsonl"], "nowhere.jsonl: data file not found"),
+    "data a folder": (lambda folder: ["--data", folder], "is not a file"),
+    "data empty": (bad_data("d.jsonl", ""), "d.jsonl: is empty"),
+    "data without rows": (bad_data("d.json", "[]"), "d.json: has no rows"),
+    "data not JSON": (bad_data("d.json", "hello"), "d.json: not JSON"),
+    "data cut short": (bad_data("d.json", '[{"question": "a"}, {"quest'), "d.json: not JSON, or cut short, at line 1"),
+    "data binary": (bad_data("d.jsonl", b"\x00\xff\xfe"), "d.jsonl: not UTF-8"),
+    "data of another kind": (bad_data("d.xml", "<a/>"), "unknown kind of file '.xml'"),
+    "row without a column": (bad_data("d.jsonl", [row(), row(question=...)]), "row 1: has no 'question'"),
+    "row without choices": (bad_data("d.jsonl", [row(), row(choices=...)]), "row 1: 'choices' must hold"),
+    "row of the wrong type": (bad_data("d.jsonl", [row(question=["x"])]), "row 0: 'question' must be text, got list"),
+    "unknown answer label": (bad_data("d.jsonl", [row(), row(), row(answerKey="Z")]), "row 2: answerKey 'Z' is none of"),
+    "unknown style": (bad_data("d.jsonl", [{"q": "x"}]), "columns q are of no known style"),
+    "no row left": (bad_data("d.jsonl", [row(question=" ")]), "1 of 1 rows would be skipped and none is left"),
+    "too many too long": (lambda _: ["--max-length", 30], "rows would be skipped"),
+    "too many without a span": (
+        bad_data("d.jsonl", [row(), row(question="")]),
+        "1 of 2 rows would be skipped and --max-skipped",
+    ),
+    "template without a column": (template("{question} {mood}"), "{mood} is no column of"),
+    "template without placeholder": (template("hello"), "has no {column} placeholder"),
+    "template with stray braces": (template("{question"), "t.txt"),
+    "template missing": (lambda _: ["--template", "nowhere.txt"], "--template nowhere.txt: cannot be read"),
+    "model missing": (lambda folder: ["--model", folder / "nowhere"], "nowhere: no such model"),
+    "model a file": (file_as_model, "no such model"),
+    "model an empty folder": (lambda folder: ["--model", folder], "it has no config.json"),
+    "model broken": (broken_model, "cannot be loaded"),
+    "gguf missing": (lambda _: ["--model", "nowhere.gguf"], "nowhere.gguf: file not found"),
+    "hub without network": (lambda _: ["--model", "no-such/model"], "--model no-such/model: its tokenizer cannot be loaded"),
+    "unknown dtype": (lambda _: ["--dtype", "fp8"], "'fp8' is not one of"),
+    "unknown device": (lambda _: ["--device", "toaster"], "unknown device 'toaster'"),
+    "absent cuda": (lambda _: ["--device", "cuda:7"], "CUDA device"),
+    "out a file": (file_as_out, "is a file; give a folder"),
+    "out with other things": (full_out, "is not empty and holds no cache"),
+    "out not writable": (lambda _: ["--out", "/proc/headscore"], "/proc/headscore: cannot be written"),
+    "unknown config key": (config("max_sample: 3"), "unknown key 'max_sample'; known are batch_size"),
+    "config of the wrong type": (config("max_samples: many"), "--max-samples': Input should be a valid integer"),
+    "config not YAML": (config("a: [1"), "cannot be read as YAML"),
+    "config not a mapping": (config("- 1"), "expected 'option: value' lines"),
+    "config missing": (lambda _: ["--config", "nowhere.yaml"], "--config nowhere.yaml: cannot be read"),
+    "zero samples": (lambda _: ["--max-samples", 0], "--max-samples: 0 is not a number of at least 1"),
+    "negative seed": (lambda _: ["--seed", -1], "--seed: -1 is not between"),
+    "max-skipped above one": (lambda _: ["--max-skipped", 1.5], "--max-skipped: 1.5 is not between 0.0 and 1.0"),
+    "unknown option": (lambda _: ["--max-sample", 3], "--max-sample"),
+}
+
+
+def assert_one_line_error(status: int, err: str, message: str) -> None:
+    assert status == 2, err
+    lines = [line for line in err.splitlines() if line.startswith("headscore: error:")]
+    assert len(lines) == 1 and err.splitlines()[-1] == lines[0], err
+    assert message in lines[0]
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("what", BAD_CAPTURES)
+def test_bad_captures_end_in_one_line_and_leave_nothing(run_cli: Cli, llama: Path, tmp_path: Path, what: str) -> None:
+    options, message = BAD_CAPTURES[what]
+    status, _, err = run_cli("capture", "--model", llama, "--out", tmp_path / "out", *options(tmp_path))
+    assert_one_line_error(status, err, message)
+    assert not list(tmp_path.rglob("*.h5")) and not list(tmp_path.rglob("cache.json"))
+
+
+@pytest.fixture
+def broken_caches(cache: Path, tmp_path: Path) -> Path:
+    (tmp_path / "empty").mkdir()
+    newer = shutil.copytree(cache, tmp_path / "newer") / "cache.json"
+    newer.write_text(newer.read_text().replace('"format_version": 1', '"format_version": 99'))
+    shutil.copytree(cache, tmp_path / "torn")
+    shard_path(tmp_path / "torn", 1).write_bytes(b"\x89HDF")
+    shutil.copytree(cache, tmp_path / "incomplete")
+    shard_path(tmp_path / "incomplete", 1).unlink()
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["x"] = 1
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "config.yaml").write_text("lambda_ent: 9\n")
+    return tmp_path
+
+
+BAD_SCORES: dict[str, tuple[list[object], str]] = {
+    "cache missing": (["{tmp}/nowhere"], "nowhere: cache not found; make one with"),
+    "cache an empty folder": (["{tmp}/empty"], "empty: is not a cache"),
+    "cache of a newer format": (["{tmp}/newer"], "cache format 99, this headscore reads 1; upgrade headscore"),
+    "cache with a torn shard": (["{tmp}/torn"], "00001.h5: is not a readable shard"),
+    "cache incomplete": (["{tmp}/incomplete"], "1 of 3 shards are missing"),
+    "another HDF5 file": (["{tmp}/other.h5"], "other.h5: is not a shard of a headscore cache"),
+    "unknown span": (["{cache}", "--task-span", "mood"], "has no span 'mood'; it has question"),
+    "all_tokens from last_token": (["{last}", "--score-query-mode", "all_tokens"], "--queries all_tokens"),
+    "negative λ": (["{cache}", "--lambda-ent", "-0.5"], "--lambda-ent: -0.5 is not a number of at least 0.0"),
+    "NaN λ": (["{cache}", "--lambda-task", "nan"], "--lambda-task: nan is not a number of at least 0.0"),
+    "infinite λ": (["{cache}", "--lambda-task", "inf"], "--lambda-task: inf is not"),
+    "λ that is no number": (["{cache}", "--lambda-task", "much"], "--lambda-task': Input should be a valid number"),
+    "top-k too large": (["{cache}", "--top-k", "13"], "--top-k: 13 is more than the 12 heads"),
+    "top-k zero": (["{cache}", "--top-k", "0"], "--top-k: 0 is not a number of at least 1"),
+    "top-k-per-layer too large": (["{cache}", "--top-k-per-layer", "5"], "--top-k-per-layer: 5 is more than the 4 heads"),
+    "unknown norm mode": (["{cache}", "--norm-mode", "softmax"], "'softmax' is not one of"),
+    "out with another run": (["{cache}", "--out", "{tmp}/results"], "holds another run"),
+    "out not writable": (["{cache}", "--out", "/proc/headscore"], "/proc/headscore: cannot be written"),
+    "unknown config key": (["{cache}", "--config", "{tmp}/results/config.yaml", "--config", "{tmp}/bad.yaml"], "bad.yaml"),
+    "no cache given": ([], "cache"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_SCORES)
+def test_bad_scores_end_in_one_line_and_leave_nothing(
+    run_cli: Cli, cache: Path, last_token_cache: Path, broken_caches: Path, what: str
+) -> None:
+    arguments, message = BAD_SCORES[what]
+    places = {"tmp": broken_caches, "cache": cache, "last": last_token_cache}
+    filled = [str(argument).format(**places) for argument in arguments]
+    before = sorted(broken_caches.rglob("*"))
+    out = [] if "--out" in filled else ["--out", broken_caches / "out"]
+    status, stdout, err = run_cli("score", *filled, *out)
+    assert_one_line_error(status, err, message)
+    assert stdout == "" and sorted(broken_caches.rglob("*")) == before
+
+
+def test_inspect_of_what_is_not_a_cache(run_cli: Cli, broken_caches: Path) -> None:
+    status, _, err = run_cli("inspect", broken_caches / "empty")
+    assert_one_line_error(status, err, "is not a cache")
+
+
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "argv", ["headscore", "score", str(tmp_path / "no"), "--out", str(tmp_path / "r"), "--debug"])
+    with pytest.raises(headscore.InputError):
+        cli.main()
+
+
+def test_a_failed_run_has_exit_status_1(run_cli: Cli, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from headscore.capture import attention
+
+    monkeypatch.setattr(attention.reductions, "_masked", lambda logits, seen, mask: logits)
+    status, _, err = run_cli("capture", "--model", llama, "--out", tmp_path / "c", "--max-samples", 3)
+    assert status == 1 and err.splitlines()[-1].startswith("headscore: error: self-check failed")
+
+
+def test_an_interrupted_capture_says_how_to_go_on(
+    run_cli: Cli, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from headscore.capture import shards
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shards, "_place", interrupt)
+    status, _, err = run_cli("capture", "--model", llama, "--out", tmp_path / "c", "--max-samples", 3)
+    assert status == 130 and "the same command continues" in err
+    monkeypatch.undo()
+    headscore.capture(tmp_path / "c", model=str(llama), max_samples=3)
+    assert headscore.inspect(tmp_path / "c", verify=True)["samples"] == 3

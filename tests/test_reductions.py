@@ -1,0 +1,93 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from headscore.capture import reductions
+
+
+def naive_patterns(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None) -> Tensor:
+    """[B,H,T,T] in float64, K repeated, one obvious step at a time."""
+    key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    logits = query.double() @ key.double().transpose(2, 3) * scaling
+    tokens = query.shape[2]
+    allowed = torch.ones(tokens, tokens, dtype=torch.bool).tril()
+    if mask is not None and mask.dtype == torch.bool:
+        allowed = allowed & mask
+    elif mask is not None:
+        logits = logits + mask
+    return logits.masked_fill(~allowed, -torch.inf).softmax(-1)
+
+
+def window(tokens: int, size: int) -> Tensor:
+    position = torch.arange(tokens)
+    return (position[:, None] - position < size)[None, None]
+
+
+shapes = st.tuples(st.integers(1, 3), st.sampled_from([(1, 1), (4, 2), (6, 1), (4, 4)]), st.integers(1, 20))
+
+
+@given(shapes, st.sampled_from([None, "window", "bias"]), st.integers(0, 1000), st.sampled_from([1, 700, 1 << 20]))
+def test_reductions_equal_the_full_patterns(
+    shape: tuple[int, tuple[int, int], int], kind: str | None, seed: int, block_bytes: int
+) -> None:
+    batch, (heads, kv_heads), tokens = shape
+    torch.manual_seed(seed)
+    query, key = torch.randn(batch, heads, tokens, 8), torch.randn(batch, kv_heads, tokens, 8)
+    lengths = torch.randint(1, tokens + 1, (batch,))
+    mask = {None: None, "window": window(tokens, 3), "bias": torch.randn(1, heads, tokens, tokens)}[kind]
+    full = naive_patterns(query, key, 0.7, mask)
+
+    rows = reductions.last_token_patterns(query, key, lengths, 0.7, mask)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reductions, "BLOCK_BYTES", block_bytes)  # down to one query row a block
+        attention, entropy = reductions.all_token_patterns(query, key, lengths, 0.7, mask)
+    for b, length in enumerate(lengths.tolist()):
+        real = full[b, :, :length]
+        torch.testing.assert_close(rows[b].double(), real[:, -1], atol=1e-6, rtol=0)
+        torch.testing.assert_close(attention[b].double(), real.mean(1), atol=1e-6, rtol=0)
+        torch.testing.assert_close(entropy[b].double(), torch.special.entr(real).sum(-1).mean(1), atol=1e-5, rtol=0)
+        assert not rows[b, :, length:].any(), "padding got attention"
+
+
+@given(st.integers(0, 1000), st.sampled_from([(24, 4, 6), (8, 2, 16), (5, 1, 5)]))
+def test_result_norms_equal_the_norms_of_the_results(seed: int, sizes: tuple[int, int, int]) -> None:
+    model_dim, heads, head_dim = sizes  # model_dim may be smaller than head_dim
+    torch.manual_seed(seed)
+    z, weight = torch.randn(2, 3, heads, head_dim), torch.randn(model_dim, heads * head_dim)
+    results = torch.einsum("bthd,mhd->bthm", z.double(), weight.double().unflatten(1, (heads, head_dim)))
+    found = reductions.result_norms(z, reductions.result_factors(weight, heads))
+    torch.testing.assert_close(found.double(), results.norm(dim=-1), rtol=1e-5, atol=1e-6)
+
+
+def test_result_norm_keeps_precision_where_a_gram_matrix_would_not() -> None:
+    weight = torch.tensor([[1.0, 1.0], [0.0, 1e-5]])  # nearly dependent columns: W z is tiny for z = (1, -1)
+    z = torch.tensor([1.0, -1.0]).reshape(1, 1, 1, 2)
+    found = reductions.result_norms(z, reductions.result_factors(weight, 1)).item()
+    assert found == pytest.approx(1e-5, rel=1e-3)
+
+
+def test_zero_projection_has_result_norm_exactly_zero() -> None:
+    weight = torch.randn(6, 8)
+    weight[:, 4:] = 0
+    norms = reductions.result_norms(torch.randn(1, 5, 2, 4), reductions.result_factors(weight, 2))
+    assert (norms[..., 0] > 0).all() and (norms[..., 1] == 0).all()
+
+
+def test_means_ignore_what_stands_at_padding() -> None:
+    values = torch.tensor([[[1.0], [3.0], [math.nan]], [[2.0], [4.0], [9.0]]])
+    lengths = torch.tensor([2, 3])
+    assert reductions.mean_over_tokens(values, lengths).tolist() == [[2.0], [5.0]]
+    assert reductions.at_last_token(values, lengths).tolist() == [[3.0], [9.0]]
+
+
+def test_half_precision_input_is_reduced_in_float32() -> None:
+    query, key = torch.randn(1, 2, 50, 16).bfloat16(), torch.randn(1, 1, 50, 16).bfloat16()
+    lengths = torch.tensor([50])
+    rows = reductions.last_token_patterns(query, key, lengths, 0.25, None)
+    assert rows.dtype == torch.float32
+    torch.testing.assert_close(rows, naive_patterns(query, key, 0.25, None)[:, :, -1].float(), atol=1e-6, rtol=0)
+    assert reductions.output_norms(query).dtype == torch.float32

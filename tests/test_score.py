@@ -1,0 +1,373 @@
+import itertools
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import reference
+import yaml
+from eager import EagerModel
+from hypothesis import given
+from hypothesis import strategies as st
+
+import headscore
+from headscore.data import cache as cache_format
+from headscore.data.cache import Shard, open_cache
+from headscore.data.errors import InputError
+from headscore.score.fuse import ranked
+from headscore.score.normalize import NORM_MODES
+from headscore.score.signals import negative_entropy, span_mass
+
+SIGNALS = ("out", "ent", "task")
+
+
+# ------------------------------------------------------------------------------------------------------- hand-made caches
+
+
+def metadata(layers: int, heads: int, **changes: Any) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "format": "headscore-cache",
+        "format_version": 1,
+        "versions": {},
+        "model": {"name": "made by hand"},
+        "data": {},
+        "templates": [],
+        "span_names": ["question", "choices", "template", "special"],
+        "settings": {"queries": "all_tokens", "compression": "none", "shard_size": 256},
+        "dims": {"layers": layers, "heads": heads},
+        "layers": list(range(layers)),
+        "plan": {"rows": 2, "shards": 1},
+    }
+    return {**made, **changes}
+
+
+def write_cache(folder: Path, rows: np.ndarray, out: np.ndarray, span: list[int], lengths: list[int], **changes: Any) -> Path:
+    """A one-shard cache of last-token rows [L,H,t] and output norms [L,H,n]; the all_tokens arrays are shifted copies."""
+    layers, heads = rows.shape[:2]
+    made = metadata(layers, heads, **changes)
+    arrays = {
+        "samples/row": np.arange(len(lengths)),
+        "samples/offset": np.cumsum([0, *lengths]),
+        "tokens/id": np.zeros(sum(lengths)),
+        "tokens/span": np.array(span),
+        "layers/index": np.arange(layers),
+        "last_token/attention": rows,
+        "last_token/output_norm": out,
+        "last_token/result_norm": out * 10,
+        "all_tokens/output_norm": out + 1,
+        "all_tokens/result_norm": out + 2,
+        "all_tokens/attention": rows[:, ::-1],
+        "all_tokens/entropy": out + 3,
+    }
+    cache_format.write_metadata(folder, made)
+    cache_format.write_shard(cache_format.shard_path(folder, 0), 0, arrays, made, [])
+    return folder
+
+
+HALF, QUARTER = 0.5, 0.25
+# one layer, two heads; sample 0 has four tokens, sample 1 has two; question is tokens 1 and 2, then token 0
+BY_HAND = {
+    "rows": np.array([[[HALF, QUARTER, QUARTER, 0, 1, 0], [QUARTER, QUARTER, QUARTER, QUARTER, HALF, HALF]]]),
+    "out": np.array([[[1.0, 3.0], [2.0, 4.0]]]),
+    "span": [8, 1, 1, 2, 1 | 2, 0],
+    "lengths": [4, 2],
+}
+
+
+def test_scores_equal_fractions_worked_by_hand(tmp_path: Path) -> None:
+    scores = headscore.score(write_cache(tmp_path, **BY_HAND))
+    ln2 = math.log(2)
+    # head 0: rows (1/2 1/4 1/4 0) and (1 0); head 1: uniform over 4 and over 2
+    assert scores.raw["out_raw"].to_list() == [2.0, 3.0]
+    assert scores.raw["ent_raw"].to_list() == pytest.approx([-1.5 * ln2 / 2, -(2 * ln2 + ln2) / 2], abs=1e-6)
+    assert scores.raw["task_raw"].to_list() == [(0.5 + 1) / 2, (0.5 + 0.5) / 2]
+    assert scores.norm["out_z"].to_list() == [-1, 1] and scores.norm["task_z"].to_list() == [1, -1]
+    assert scores.combined["combined"].to_list() == [1 + 0.5 * 2 + 1 * 2, 2 + 0.5 * 1 + 1 * 1]
+    assert scores.topk_global.to_dicts() == [
+        {"layer": 0, "head": 0, "combined": 4.0, "rank": 1},
+        {"layer": 0, "head": 1, "combined": 3.5, "rank": 2},
+    ]
+    assert scores.samples == 2
+
+
+def test_spans_head_output_and_query_mode_choose_their_arrays(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path, **BY_HAND)
+    task = headscore.score(cache, task_span="choices").raw["task_raw"].to_list()
+    assert task == [(0 + 1) / 2, (0.25 + 0.5) / 2]
+    union = headscore.score(cache, task_span=["choices", "question"]).raw["task_raw"].to_list()
+    assert union == [(0.5 + 1) / 2, (0.75 + 0.5) / 2], "a token in both spans counts once"
+    assert headscore.score(cache, task_span=["template"]).raw["task_raw"].to_list() == [0, 0], "an empty span has mass 0"
+    assert headscore.score(cache, head_output="result").raw["out_raw"].to_list() == [20, 30]
+    mean = headscore.score(cache, score_query_mode="all_tokens").raw
+    assert mean["out_raw"].to_list() == [3, 4]
+    assert mean["ent_raw"].to_list() == [-5, -6]
+    assert mean["task_raw"].to_list() == [0.5, 0.75]
+    both = headscore.score(cache, score_query_mode="all_tokens", head_output="result").raw
+    assert both["out_raw"].to_list() == [4, 5]
+
+
+def test_equal_heads_tie_and_are_ordered_by_layer_and_head(tmp_path: Path) -> None:
+    rows = np.full((3, 4, 6), [1 / 4] * 4 + [1 / 2] * 2)
+    scores = headscore.score(write_cache(tmp_path, rows, np.full((3, 4, 2), 0.1), [1] * 6, [4, 2]), top_k_per_layer=2)
+    assert set(scores.combined["combined"]) == {2.5 * 2.5}
+    assert not scores.norm.select("out_z", "ent_z", "task_z").to_numpy().any(), "a constant layer has z-score 0"
+    order = [(row["layer"], row["head"], row["rank"]) for row in scores.topk_global.to_dicts()]
+    assert order == [(layer, head, 4 * layer + head + 1) for layer in range(3) for head in range(4)]
+    assert scores.topk_per_layer.rows() == [(layer, head, 6.25, head + 1) for layer in range(3) for head in range(2)]
+
+
+# -------------------------------------------------------------------------------------------------------------- formulas
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.integers(0, 999))
+def test_entropy_and_mass_equal_their_formulas(lengths: list[int], seed: int) -> None:
+    random = np.random.default_rng(seed)
+    rows = np.concatenate([random.dirichlet(np.full(n, 0.3), size=3) for n in lengths], axis=1).astype(np.float16)
+    member = random.random(sum(lengths)) < 0.4
+    offsets = np.cumsum([0, *lengths])
+    entropy, mass = negative_entropy(rows, offsets), span_mass(rows, member, offsets)
+    for i, (start, stop) in enumerate(itertools.pairwise(offsets)):
+        for head in range(3):
+            p = rows[head, start:stop].astype(float)
+            assert entropy[head, i] == pytest.approx(sum(x * math.log(x) for x in p if x > 0), abs=1e-5)
+            assert mass[head, i] == pytest.approx(p[member[start:stop]].sum(), abs=1e-9)
+
+
+def test_entropy_edges() -> None:
+    ends = np.array([0, 1, 9])
+    rows = np.array([[1.0] + [1 / 8] * 8], np.float16)
+    assert negative_entropy(rows, ends)[0].tolist() == pytest.approx([0, -math.log(8)], abs=1e-6)
+    for impossible in (-0.5, 1.5, np.nan, np.inf):
+        assert np.isnan(negative_entropy(np.array([[impossible]], np.float16), np.array([0, 1]))).all()
+
+
+signal = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=7)
+
+
+@given(signal, st.sampled_from(["zscore", "percentile"]))
+def test_normalisation_equals_its_definition(values: list[float], mode: str) -> None:
+    frame = pl.DataFrame({"layer": [0] * len(values), "x": values})
+    found = frame.select(x=NORM_MODES[mode]("x"))["x"].to_numpy()
+    expected = (reference.zscore if mode == "zscore" else reference.percentile)(np.array(values))
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+@given(st.integers(0, 10_000), st.floats(0, 3), st.floats(0, 3))
+def test_fusion_and_order_equal_the_reference(seed: int, lambda_ent: float, lambda_task: float) -> None:
+    random = np.random.default_rng(seed)
+    layers, heads = 2, 5
+    raw = {name: random.integers(0, 4, (layers, heads)).astype(float) for name in SIGNALS}  # many ties
+    expected = reference.ranking(raw, "zscore", lambda_ent, lambda_task)
+    columns = {"layer": np.repeat(range(layers), heads), "head": np.tile(range(heads), layers)}
+    columns |= {f"{name}_raw": raw[name].ravel() for name in SIGNALS}
+    columns |= {f"{name}_z": expected["norm"][name].ravel() for name in SIGNALS}
+    found = ranked(pl.DataFrame(columns), lambda_ent, lambda_task)
+    np.testing.assert_allclose(found.sort("layer", "head")["combined"], expected["combined"].ravel())
+    assert list(found.select("layer", "head").iter_rows()) == expected["order"]
+    assert found["rank"].to_list() == list(range(1, layers * heads + 1))
+
+
+# ------------------------------------------------------------------------------------------------- against eager attention
+
+
+def eager_means(cache: Path, eager: EagerModel, query_mode: str, head_output: str, spans: list[str]) -> dict[str, np.ndarray]:
+    """out, ent, task [L,H] from eager tensors in float64: nothing but token ids and span masks comes from the cache."""
+    opened = open_cache(cache)
+    bits = sum(1 << opened.metadata["span_names"].index(name) for name in spans)
+    found: dict[str, list[np.ndarray]] = {name: [] for name in SIGNALS}
+    for path in opened.shards:
+        with Shard(path) as shard:
+            offsets, ids, span = shard.offsets(), shard.read("tokens/id"), shard.read("tokens/span")
+        for start, stop in itertools.pairwise(offsets):
+            one = eager(ids[start:stop])
+            norms = one.result_norms if head_output == "result" else one.z_norms
+            member = span[start:stop] & bits > 0
+            if query_mode == "last_token":
+                found["out"].append(norms[:, :, -1])
+                found["ent"].append(-one.row_entropies[:, :, -1])
+                found["task"].append(one.patterns[:, :, -1, member].sum(-1))
+            else:
+                found["out"].append(norms.mean(-1))
+                found["ent"].append(-one.row_entropies.mean(-1))
+                found["task"].append(one.patterns.mean(2)[:, :, member].sum(-1))
+    return {name: np.mean(values, axis=0) for name, values in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("query_mode", "head_output", "spans", "norm_mode", "lambdas"),
+    [
+        ("last_token", "z", ["question"], "zscore", (0.5, 1.0)),
+        ("last_token", "result", ["question", "choices"], "percentile", (0.0, 2.5)),
+        ("all_tokens", "z", ["choices"], "zscore", (1.0, 0.3)),
+        ("all_tokens", "result", ["template"], "percentile", (0.5, 1.0)),
+    ],
+)
+def test_every_result_file_equals_a_numpy_computation_from_eager_tensors(
+    cache: Path,
+    llama_eager: EagerModel,
+    tmp_path: Path,
+    query_mode: str,
+    head_output: str,
+    spans: list[str],
+    norm_mode: str,
+    lambdas: tuple[float, float],
+) -> None:
+    options = {"score_query_mode": query_mode, "head_output": head_output, "task_span": spans, "norm_mode": norm_mode}
+    headscore.score(cache, tmp_path, lambda_ent=lambdas[0], lambda_task=lambdas[1], top_k=5, top_k_per_layer=2, **options)
+    raw = eager_means(cache, llama_eager, query_mode, head_output, spans)
+    expected = reference.ranking(raw, norm_mode, *lambdas)
+
+    def column(file: str, name: str) -> np.ndarray:
+        frame = pl.read_csv(tmp_path / file)
+        assert frame.select("layer", "head").rows() == list(itertools.product(range(3), range(4)))
+        return frame[name].to_numpy().reshape(3, 4)
+
+    for name in SIGNALS:
+        np.testing.assert_allclose(column("scores_raw.csv", f"{name}_raw"), raw[name], rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(column("scores_norm.csv", f"{name}_z"), expected["norm"][name], atol=2e-2)
+    np.testing.assert_allclose(column("scores_combined.csv", "combined"), expected["combined"])
+    top = json.loads((tmp_path / "topk_global.json").read_text())
+    assert [(head["layer"], head["head"]) for head in top] == expected["order"][:5]
+    assert [head["rank"] for head in top] == [1, 2, 3, 4, 5]
+    assert [head["combined"] for head in top] == pytest.approx([expected["combined"][lh] for lh in expected["order"][:5]])
+    per_layer = json.loads((tmp_path / "topk_per_layer.json").read_text())
+    wanted = [lh for layer in range(3) for lh in [lh for lh in expected["order"] if lh[0] == layer][:2]]
+    assert [(head["layer"], head["head"]) for head in per_layer] == wanted
+    assert [head["rank"] for head in per_layer] == [1, 2] * 3
+
+
+# ------------------------------------------------------------------------------------------------------------- scan_cache
+
+
+def test_scan_cache_means_are_the_raw_scores(cache: Path) -> None:
+    frame = headscore.scan_cache(cache)
+    assert frame.collect_schema().names() == ["sample", "row", "tokens", "layer", "head", "out", "ent", "task"]
+    means = frame.group_by("layer", "head").agg(pl.col("out", "ent", "task").mean()).sort("layer", "head").collect()
+    raw = headscore.score(cache).raw
+    for name in SIGNALS:
+        np.testing.assert_allclose(means[name], raw[f"{name}_raw"], rtol=1e-12)
+    assert frame.select(pl.len()).collect().item() == 24 * 3 * 4
+
+
+def test_scan_cache_answers_any_query_like_the_collected_frame(cache: Path) -> None:
+    lazy = headscore.scan_cache(cache, task_span=["choices"], score_query_mode="all_tokens")
+    whole = lazy.collect()
+    assert whole.select("sample", "layer", "head").rows() == list(itertools.product(range(24), range(3), range(4)))
+    for query in (
+        lambda f: f.select("head", "task"),
+        lambda f: f.filter(pl.col("ent") < pl.col("ent").mean()).select("row"),
+        lambda f: f.filter((pl.col("layer") == 1) & (pl.col("out") > 0.1)).select("sample", "task"),
+        lambda f: f.head(125),
+        lambda f: f.filter(pl.col("head") == 2).head(40).select("tokens"),
+        lambda f: f.tail(3),
+    ):
+        assert query(lazy).collect().equals(query(whole.lazy()).collect())
+
+
+def test_signals_are_read_only_when_asked_for(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: set[str] = set()
+    real = Shard.read
+    monkeypatch.setattr(Shard, "read", lambda shard, name, layer=None: (read.add(name), real(shard, name, layer))[1])
+    headscore.scan_cache(cache).select("row", "layer").collect()
+    assert not {name for name in read if name.startswith(("last_token", "all_tokens"))}
+    headscore.scan_cache(cache).select("out").collect()
+    assert {name for name in read if name.startswith(("last_token", "all_tokens"))} == {"last_token/output_norm"}
+
+
+def test_a_shard_alone_is_a_cache(cache: Path) -> None:
+    shard = open_cache(cache).shards[1]
+    whole = headscore.scan_cache(cache).filter(pl.col("sample").is_between(10, 19)).drop("sample").collect()
+    assert headscore.scan_cache(shard).drop("sample").collect().equals(whole)
+    assert headscore.score(shard).samples == 10
+
+
+# ---------------------------------------------------------------------------------------------------------------- outputs
+
+
+def test_nothing_is_written_unless_told_where(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in cache.rglob("*")}
+    headscore.score(cache)
+    assert not list(tmp_path.iterdir())
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*")} == before
+
+
+def test_the_seven_files_and_a_config_that_repeats_the_run(cache: Path, tmp_path: Path) -> None:
+    headscore.score(cache, tmp_path / "one", lambda_ent=0.1, task_span=["choices", "question"], norm_mode="percentile")
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert names == [
+        "config.yaml",
+        "run.log",
+        "scores_combined.csv",
+        "scores_norm.csv",
+        "scores_raw.csv",
+        "topk_global.json",
+        "topk_per_layer.json",
+    ]
+    config = yaml.safe_load((tmp_path / "one" / "config.yaml").read_text())
+    record = config.pop("record")
+    assert record["model"]["fingerprint"] and record["data"]["sha256"] and record["settings"]["seed"] == 7
+    again = config.pop("cache")
+    headscore.score(again, tmp_path / "two", **config)
+    for name in set(names) - {"run.log"}:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+    assert "12 heads from 24 samples" in (tmp_path / "one" / "run.log").read_text()
+
+
+def test_csv_keeps_full_precision(cache: Path, tmp_path: Path) -> None:
+    scores = headscore.score(cache, tmp_path / "r")
+    assert pl.read_csv(tmp_path / "r" / "scores_raw.csv").drop("layer", "head").equals(scores.raw.drop("layer", "head"))
+
+
+def test_another_run_is_not_overwritten_unless_told(cache: Path, tmp_path: Path) -> None:
+    headscore.score(cache, tmp_path, lambda_ent=0.1)
+    headscore.score(cache, tmp_path, lambda_ent=0.1)  # the same run again
+    before = (tmp_path / "scores_combined.csv").read_bytes()
+    with pytest.raises(InputError, match=r"holds another run \(lambda_ent differ\)"):
+        headscore.score(cache, tmp_path, lambda_ent=2.0)
+    assert (tmp_path / "scores_combined.csv").read_bytes() == before
+    headscore.score(cache, tmp_path, lambda_ent=2.0, overwrite=True)
+    assert (tmp_path / "scores_combined.csv").read_bytes() != before
+
+
+def test_what_a_cache_cannot_give_is_refused(cache: Path, last_token_cache: Path) -> None:
+    with pytest.raises(InputError, match="has no span 'context'; it has question, choices, template, special"):
+        headscore.score(cache, task_span=["context"])
+    with pytest.raises(InputError, match="was captured with --queries last_token"):
+        headscore.score(last_token_cache, score_query_mode="all_tokens")
+    with pytest.raises(InputError, match="--top-k: 13 is more than the 12 heads"):
+        headscore.score(cache, top_k=13)
+    with pytest.raises(InputError, match="--top-k-per-layer: 5 is more than the 4 heads"):
+        headscore.score(cache, top_k_per_layer=5)
+
+
+def test_an_incomplete_cache_says_what_is_missing(cache: Path, tmp_path: Path) -> None:
+    made = json.loads((cache / "cache.json").read_text())
+    cache_format.write_metadata(tmp_path, made)
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "00001.h5").write_bytes(open_cache(cache).shards[1].read_bytes())
+    with pytest.raises(InputError, match="2 of 3 shards are missing; run the same `headscore capture` command again"):
+        headscore.score(tmp_path)
+    assert headscore.inspect(tmp_path)["shards"] == {"there": 1, "planned": 3}
+
+
+def test_scoring_runs_where_torch_is_not_installed(cache: Path, tmp_path: Path) -> None:
+    """A Python that cannot import torch or transformers scores, scans and inspects all the same."""
+    program = (
+        "import sys\n"
+        "sys.modules.update(torch=None, transformers=None, accelerate=None, tokenizers=None)\n"
+        "import headscore\n"
+        "from headscore.cli import main\n"
+        "headscore.scan_cache(sys.argv[1]).select('out').collect()\n"
+        "headscore.inspect(sys.argv[1], verify=True)\n"
+        "sys.argv = ['headscore', 'score', sys.argv[1], '--out', sys.argv[2], '--lambda_ent', '0.25']\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(cache), str(tmp_path / "r")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "r" / "topk_global.json").exists()

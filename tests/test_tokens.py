@@ -1,0 +1,125 @@
+import numpy as np
+import tiny
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headscore.data.prompts import Piece, Prompt, Span, Template
+from headscore.data.tokens import Sample, Skipped, aligned_offsets, marked_text, tokenise
+
+NAMES = ("question", "choices", "template", "special")
+TEMPLATE = Template("t", "Question:{question}\nAnswer:")
+
+
+def tokenised(prompt: Prompt, bos: bool = True, max_length: int = 10_000) -> Sample | Skipped:
+    return tokenise([(3, prompt)], tiny.tokenizer(bos), NAMES, max_length, need_question=True)[0]
+
+
+def members(sample: Sample, name: str) -> np.ndarray:
+    return sample.ids[sample.span >> NAMES.index(name) & 1 == 1]
+
+
+def decoded(sample: Sample, name: str) -> str:
+    return tiny.tokenizer().decode(members(sample, name))
+
+
+@given(st.text(min_size=1, max_size=80).filter(lambda text: text.strip()))
+def test_the_decoded_question_span_is_the_question(question: str) -> None:
+    sample = tokenised(TEMPLATE.fill({"question": Piece(question)}))
+    assert isinstance(sample, Sample)
+    bare = "".join(question.split())
+    # white space is in no span of its own, and a token may hold more than the span's characters of its text
+    assert bare in "".join(decoded(sample, "question").split())
+    own = sample.span >> 0 & 1
+    inside = sample.ids[np.flatnonzero(own)[0] : np.flatnonzero(own)[-1] + 1]
+    assert question.strip() in tiny.tokenizer().decode(inside)
+
+
+def test_span_template_and_special_tokens() -> None:
+    sample = tokenised(TEMPLATE.fill({"question": Piece(" Is ice cold?")}))
+    assert isinstance(sample, Sample)
+    assert decoded(sample, "question").replace(" ", "") == "Isicecold?"
+    assert decoded(sample, "template") == "Question:Answer:"
+    assert decoded(sample, "special") == "<s>"
+    assert sample.span[0] == 1 << 3
+    assert sample.row == 3
+
+
+def test_white_space_tokens_are_in_no_span() -> None:
+    sample = tokenised(Prompt("ab\n\n\ncd", (Span("question", 0, 7),)), bos=False)
+    assert isinstance(sample, Sample)
+    text = [tiny.tokenizer().decode([i]) for i in sample.ids]
+    assert [bool(bits) for bits in sample.span] == [bool(t.strip()) for t in text]
+    assert "\n" in "".join(t for t, bits in zip(text, sample.span, strict=True) if not bits)
+
+
+def test_a_token_across_an_edge_belongs_to_both_spans() -> None:
+    merged = tiny.tokenizer().decode(max(tiny.tokenizer(False)("the question")["input_ids"]))
+    sample = tokenised(Prompt(merged, (Span("question", 0, 1), Span("template", 1, len(merged)))), bos=False)
+    assert isinstance(sample, Sample)
+    assert len(merged) > 1 and len(sample.ids) == 1, "the tokenizer should have a token for the whole piece"
+    assert sample.span[0] == (1 << 0 | 1 << 2)
+
+
+def test_nothing_is_cut() -> None:
+    prompt = TEMPLATE.fill({"question": Piece("Is ice cold?")})
+    sample = tokenised(prompt)
+    assert isinstance(sample, Sample)
+    assert tokenised(prompt, max_length=len(sample.ids)) is not None
+    shorter = tokenised(prompt, max_length=len(sample.ids) - 1)
+    assert isinstance(shorter, Skipped)
+    assert shorter.row == 3 and "--max-length" in shorter.reason
+    empty = tokenised(TEMPLATE.fill({"question": Piece(" \n")}))
+    assert isinstance(empty, Skipped) and "no question" in empty.reason
+
+
+class WrongOffsets:
+    """A tokenizer whose offsets are off, or missing, as some real ones' are."""
+
+    def __init__(self, shift: int | None):
+        self.real, self.shift = tiny.tokenizer(), shift
+        self.is_fast = shift is not None
+
+    def __call__(self, texts: list[str], **options: object) -> dict[str, list]:
+        encoded = self.real(texts, return_offsets_mapping=True, return_special_tokens_mask=True)
+        shifted = [[(a + (self.shift or 0), b + (self.shift or 0)) for a, b in row] for row in encoded["offset_mapping"]]
+        lengths = [len(text) for text in texts]
+        clipped = [[(min(a, n), min(b, n)) for a, b in row] for row, n in zip(shifted, lengths, strict=True)]
+        return {**encoded, "offset_mapping": clipped} if self.is_fast else {**encoded, "offset_mapping": None}
+
+    def decode(self, ids: list[int], **options: bool) -> str:
+        return self.real.decode(ids, **options)
+
+
+QUESTIONS = ["Is ice cold?", "  twice  twice ", "naïve café 🧊🔥 — 你好", "a"]
+
+
+def test_wrong_or_missing_offsets_are_found_out_and_replaced() -> None:
+    for question in QUESTIONS:
+        prompt = TEMPLATE.fill({"question": Piece(question)})
+        right = tokenised(prompt)
+        assert isinstance(right, Sample)
+        for tokenizer in (WrongOffsets(3), WrongOffsets(-2), WrongOffsets(None)):
+            found = tokenise([(3, prompt)], tokenizer, NAMES, 1000, need_question=True)[0]
+            assert isinstance(found, Sample)
+            np.testing.assert_array_equal(found.span, right.span, question)
+
+
+@given(st.text(min_size=1, max_size=60).filter(str.strip))
+def test_aligned_offsets_cover_the_text_without_gaps(text: str) -> None:
+    encoded = tiny.tokenizer()(text, return_special_tokens_mask=True)
+    special = np.array(encoded["special_tokens_mask"], bool)
+    offsets = aligned_offsets(text, np.array(encoded["input_ids"], np.int32), special, tiny.tokenizer())
+    assert offsets is not None
+    covered = np.zeros(len(text), bool)
+    for start, stop in offsets[~special]:
+        assert start < stop
+        covered[start:stop] = True
+    assert covered.all()
+
+
+def test_marked_text_is_the_whole_prompt_in_runs() -> None:
+    sample = tokenised(TEMPLATE.fill({"question": Piece(" Is ice cold?")}))
+    assert isinstance(sample, Sample)
+    pieces = marked_text(sample, NAMES, tiny.tokenizer())
+    assert "".join(piece["text"] for piece in pieces) == "<s>Question: Is ice cold?\nAnswer:"
+    assert {"text": "Is ice cold?", "spans": ["question"]} in pieces
