@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from .capture.pipeline import capture
+from .capture.samples import read_prompts
 from .capture.shards import Progress
-from .data.cache import open_cache
+from .data.cache import open_cache, require_known_spans
 from .data.settings import CaptureSettings, RunSettings, ScoreSettings
 from .score.outputs import run_log, write_results
 from .score.pipeline import Scores, compute_scores
@@ -27,6 +28,10 @@ def run(out: str | Path = DEFAULT_OUT, *, overwrite: bool = False, progress: Pro
     chosen = dataclasses.asdict(settings)
     folder = Path(out)
     with run_log(folder):
+        prompts = read_prompts(CaptureSettings(**pick(CaptureSettings, chosen)))
+        require_known_spans(
+            settings.task_span, prompts.maker.span_names, str(prompts.path)
+        )  # better now than after the capture
         capture(folder / CACHE_FOLDER, overwrite=overwrite, progress=progress, **pick(CaptureSettings, chosen))
         scores = compute_scores(open_cache(folder / CACHE_FOLDER), ScoreSettings(**pick(ScoreSettings, chosen)))
         extra = {key: str(v) if isinstance(v, Path) else v for key, v in pick(CaptureSettings, chosen).items() if v is not None}

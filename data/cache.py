@@ -265,9 +265,7 @@ class Cache:
     def require_spans(self, names: Sequence[str]) -> int:
         """The bits of the named spans, or-ed together; InputError where the cache has no span of a name."""
         known = self.metadata["span_names"]
-        for name in names:
-            if name not in known:
-                raise InputError(f"--task-span: {self.path} has no span '{name}'; it has {', '.join(known)}")
+        require_known_spans(names, known, str(self.path))
         return sum(1 << known.index(name) for name in dict.fromkeys(names))
 
     def skipped(self) -> list[dict[str, Any]]:
@@ -278,6 +276,13 @@ class Cache:
         for path in self.shards:
             with Shard(path) as shard:
                 yield from part(shard)
+
+
+def require_known_spans(asked: Sequence[str], known: Sequence[str], where: str) -> None:
+    """Raises InputError where a name in `asked` is no span of `where`."""
+    for name in asked:
+        if name not in known:
+            raise InputError(f"--task-span: {where} has no span '{name}'; it has {', '.join(known)}")
 
 
 def open_cache(path: Path) -> Cache:

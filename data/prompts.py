@@ -16,6 +16,7 @@ from .errors import InputError
 from .rows import Row
 
 BASE_SPANS = ("question", "choices", "template", "special")
+ALWAYS_SPANS = ("template", "special")  # whatever the template
 MAX_SPANS = 8  # bits in the token mask
 MAX_TEMPLATE_CHARS = 16_384  # the template is kept in an HDF5 attribute, which holds 64 KiB
 
@@ -254,14 +255,17 @@ class PromptMaker:
                 raise InputError(
                     f"template {self.templates[0].name}: {{{column}}} is no column of {source}; it has {', '.join(columns)}"
                 )
-        placeholders = [column for t in self.templates for column in t.columns]
-        self.span_names = tuple(dict.fromkeys((*BASE_SPANS, *placeholders)))
+        made = {column for t in self.templates for column in t.columns}
+        if self.style == "llm-adapters" and "instruction" in made:
+            made |= {"question", "choices"}
+        ordered = dict.fromkeys((*BASE_SPANS, *(column for t in self.templates for column in t.columns)))
+        self.span_names = tuple(name for name in ordered if name in made or name in ALWAYS_SPANS)
+        self.has_question = "question" in made
         if len(self.span_names) > MAX_SPANS:
             raise InputError(
-                f"template {self.templates[0].name}: makes {len(self.span_names)} spans with the built-in ones; "
+                f"template {self.templates[0].name}: makes {len(self.span_names)} spans with {' and '.join(ALWAYS_SPANS)}; "
                 f"a cache holds {MAX_SPANS}"
             )
-        self.has_question = "question" in placeholders or (self.style == "llm-adapters" and "instruction" in placeholders)
 
     def __call__(self, row: Row, number: int) -> Prompt:
         """The prompt of row `number`; raises InputError, naming file and row, where the row does not fit."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .prompts import Prompt
+from .prompts import ALWAYS_SPANS, Prompt
 
 Mask = npt.NDArray[np.uint8]
 Offsets = npt.NDArray[np.int64]
@@ -89,7 +89,7 @@ def _verified_mask(
         found = offsets()
         if found is not None:
             mask = span_mask(prompt, found, special, span_names)
-            bits = ((bit, name) for bit, name in enumerate(span_names) if name not in ("template", "special"))
+            bits = ((bit, name) for bit, name in enumerate(span_names) if name not in ALWAYS_SPANS)
             own = ids[~special]
             if all(_decodes_to(prompt, name, (mask >> bit & 1)[~special], own, tokenizer) for bit, name in bits):
                 return mask

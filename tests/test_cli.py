@@ -114,13 +114,18 @@ def test_config_of_a_run_repeats_it(run_cli: Cli, llama: Path, tmp_path: Path) -
 def test_a_template_file(run_cli: Cli, llama: Path, tmp_path: Path) -> None:
     data = write(tmp_path / "d.jsonl", [{"ctx": f"fact {i}", "ask": f"why {i}?"} for i in range(6)])
     template = write(tmp_path / "t.txt", "{{note}} {ctx}\nQ: {ask}\nA:\n")
-    options = ["--model", llama, "--data", data, "--template", template, "--out", tmp_path / "c"]
-    assert run_cli("capture", *options)[0] == 0
+    options = ["--model", llama, "--data", data, "--template", template]
+    assert run_cli("capture", *options, "--out", tmp_path / "c")[0] == 0
     assert run_cli("score", tmp_path / "c", "--out", tmp_path / "r", "--task-span", "ask")[0] == 0
     task = pl.read_csv(tmp_path / "r" / "scores_raw.csv")["task_raw"]
     assert task.min() > 0 and task.max() < 1
-    _status, out, _ = run_cli("inspect", tmp_path / "c")
-    assert "  | {{note}} {ctx}" in out and "[ask:" in out and "{note}" in out
+    status, out, _ = run_cli("inspect", tmp_path / "c")
+    assert status == 0 and "  | {{note}} {ctx}" in out and "[ask:" in out and "{note}" in out
+    missing = "has no span 'question'; it has template, special, ctx, ask"
+    status, _, err = run_cli("score", tmp_path / "c", "--out", tmp_path / "s")
+    assert status == 2 and missing in err
+    status, _, err = run_cli("run", *options, "--out", tmp_path / "s")
+    assert status == 2 and missing in err and not (tmp_path / "s").exists(), "said before the model runs"
 
 
 def test_inspect_prints_the_cache(run_cli: Cli, cache: Path) -> None:

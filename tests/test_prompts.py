@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headscore.data.errors import InputError
-from headscore.data.prompts import ALPACA, ARC, MAX_SPANS, Piece, Prompt, PromptMaker, Template, read_template
+from headscore.data.prompts import MAX_SPANS, Piece, Prompt, PromptMaker, Template, read_template
 
 SOURCE = Path("rows.jsonl")
 
@@ -185,9 +185,3 @@ def test_template_against_columns() -> None:
 def test_the_last_line_break_of_a_template_file_is_not_part_of_it(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("{question}\n\n")
     assert read_template(tmp_path / "t.txt") == Template("t.txt", "{question}\n")
-
-
-def test_built_in_templates_are_in_the_readme_word_for_word() -> None:
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    for template in (ARC, ALPACA):
-        assert template.text in readme, template.name
