@@ -64,6 +64,10 @@ _SAME = (
     ("model", "tokenizer_fingerprint"),
     ("data", "sha256"),
     ("templates",),
+    ("dims",),
+    ("layers",),
+    ("span_names",),
+    ("plan",),
     *(("settings", name) for name in ("max_samples", "max_length", "seed", "queries", "dtype", "shard_size", "compression")),
 )
 

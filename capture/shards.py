@@ -41,7 +41,7 @@ def capture_shards(
         for number, shard in enumerate(shards):
             samples = shard.samples
             path = cache_format.shard_path(out, number)
-            if _is_whole(path):
+            if _is_whole(path, cache_format.Cache(out, metadata, (path,), len(shards))):
                 done += len(samples)
             else:
                 arrays = _empty_arrays(samples, metadata)
@@ -61,12 +61,14 @@ def capture_shards(
             writing.result()
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether a finished shard is there and undamaged; a damaged one is named in the log and made again."""
+def _is_whole(path: Path, cache: cache_format.Cache) -> bool:
+    """Whether a finished shard of this capture is there, undamaged; any other is named in the log and made again."""
     if not path.exists():
         return False
     try:
-        cache_format.verify_shard(path)
+        with cache_format.Shard(path) as shard:
+            cache.require_own(shard)
+            cache_format.verify_shard(shard)
     except InputError as error:
         logger.warning("%s; it is made again", error)
         return False

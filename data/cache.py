@@ -5,7 +5,7 @@ untrusted input: an array is opened only after its links, layout, dtype and dims
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -23,6 +23,7 @@ METADATA_FILE = "cache.json"
 SKIPPED_FILE = "skipped.jsonl"
 MAX_METADATA_BYTES = 1 << 20
 CHUNK_ITEMS = 1 << 17  # values in one chunk: large enough for fast reads, small enough for a short sample range
+ROW_SUM_TOLERANCE = 0.01  # what rounding many small weights to half precision can add up to
 MAX_GZIP_RATIO = 1032  # deflate cannot expand more than this, so larger declared dims are a lie
 
 Array = npt.NDArray[Any]
@@ -141,7 +142,8 @@ class Shard:
             self.metadata = self._read_attributes()
             check_metadata(self.metadata, str(path))
             self.number = int(self.metadata.pop("shard"))
-            self.skipped: list[dict[str, Any]] = self.metadata.pop("skipped")
+            skipped = self.metadata.pop("skipped")
+            self.skipped = [{"row": int(entry["row"]), "reason": str(entry["reason"])} for entry in skipped]
             self.names = array_names(self.metadata["settings"].get("queries", ""))
             self._datasets = {name: self._checked_dataset(name) for name in self.names}
             self.samples, self.tokens, self.layers, self.heads = self._checked_dims()
@@ -219,25 +221,24 @@ class Shard:
         return dims["n"], dims["t"], dims["L"], dims["H"]
 
 
-def verify_shard(path: Path) -> None:
+def verify_shard(shard: Shard) -> None:
     """Read every array of a shard and check it: checksums, offsets, finite values, and pattern rows that sum to 1.
 
     Raises InputError for the first thing that is wrong.
     """
-    with Shard(path) as shard:
-        offsets = shard.offsets()
-        if (np.diff(shard.read("samples/row")) <= 0).any():
-            raise InputError(f"{path}: 'samples/row' does not rise")
-        for name in shard.names:
-            per_layer = ARRAYS[name][1][0] == "L" and len(ARRAYS[name][1]) > 1
-            for layer in range(shard.layers) if per_layer else [None]:
-                values = shard.read(name, layer)
-                if not np.isfinite(values).all():
-                    raise InputError(f"{path}: '{name}' holds values that are not finite")
-                if name.endswith("attention") and shard.samples:
-                    sums = np.add.reduceat(values, offsets[:-1], axis=1, dtype=np.float32)
-                    if np.abs(sums - 1).max() > 0.01 or values.min() < 0:
-                        raise InputError(f"{path}: '{name}' holds rows that do not sum to 1")
+    offsets = shard.offsets()
+    if (np.diff(shard.read("samples/row")) <= 0).any():
+        raise InputError(f"{shard.path}: 'samples/row' does not rise")
+    for name in shard.names:
+        per_layer = ARRAYS[name][1][0] == "L" and len(ARRAYS[name][1]) > 1
+        for layer in range(shard.layers) if per_layer else [None]:
+            values = shard.read(name, layer)
+            if not np.isfinite(values).all():
+                raise InputError(f"{shard.path}: '{name}' holds values that are not finite")
+            if name.endswith("attention") and shard.samples:
+                sums = np.add.reduceat(values, offsets[:-1], axis=1, dtype=np.float32)
+                if np.abs(sums - 1).max() > ROW_SUM_TOLERANCE or values.min() < 0:
+                    raise InputError(f"{shard.path}: '{name}' holds rows that do not sum to 1")
 
 
 @dataclass(frozen=True)
@@ -268,14 +269,20 @@ class Cache:
         require_known_spans(names, known, str(self.path))
         return sum(1 << known.index(name) for name in dict.fromkeys(names))
 
-    def skipped(self) -> list[dict[str, Any]]:
-        """The rows that the shards at hand left out, with reasons, in row order."""
-        return sorted((entry for entry in self._each(lambda s: s.skipped)), key=lambda entry: entry["row"])
+    def open_shards(self) -> Iterator[Shard]:
+        """Each shard in turn, opened, and closed when the next is asked for.
 
-    def _each(self, part: Callable[[Shard], Sequence[Any]]) -> Iterator[Any]:
+        Raises InputError for one that is damaged or that belongs to another capture.
+        """
         for path in self.shards:
             with Shard(path) as shard:
-                yield from part(shard)
+                self.require_own(shard)
+                yield shard
+
+    def require_own(self, shard: Shard) -> None:
+        """Raises InputError where a shard belongs to another capture, or to another place in this one."""
+        if shard.metadata != self.metadata or (self.path.is_dir() and shard_path(self.path, shard.number) != shard.path):
+            raise InputError(f"{shard.path}: belongs to another capture, or to another place in this one")
 
 
 def require_known_spans(asked: Sequence[str], known: Sequence[str], where: str) -> None:

@@ -21,10 +21,11 @@ def inspect(cache: str | Path, *, verify: bool = False) -> dict[str, Any]:
     for path in opened.shards:
         try:
             with Shard(path) as shard:
+                opened.require_own(shard)
+                if verify:
+                    verify_shard(shard)
                 samples, tokens = samples + shard.samples, tokens + shard.tokens
                 skipped += shard.skipped
-            if verify:
-                verify_shard(path)
         except InputError as error:
             damaged.append(str(error))
     metadata = opened.metadata

@@ -43,13 +43,12 @@ def scan_cache(cache: str | Path, **options: Any) -> pl.LazyFrame:
         with_columns: list[str] | None, predicate: pl.Expr | None, n_rows: int | None, batch_size: int | None
     ) -> Iterator[pl.DataFrame]:
         left, first = n_rows, 0
-        for path in opened.shards:
+        columns = list(SCHEMA) if with_columns is None else with_columns
+        for shard in opened.open_shards():
             if left is not None and left <= 0:
                 return
-            with Shard(path) as shard:
-                columns = list(SCHEMA) if with_columns is None else with_columns
-                lines = _shard_lines(shard, choice, first, columns, predicate)
-                first += shard.samples
+            lines = _shard_lines(shard, choice, first, columns, predicate)
+            first += shard.samples
             if left is not None:
                 lines = lines.head(left)
                 left -= len(lines)
@@ -86,11 +85,10 @@ def mean_signals(cache: Cache, choice: SignalChoice) -> tuple[pl.DataFrame, int]
     """
     totals: dict[str, Any] = {}
     layers, samples = np.empty(0, np.int32), 0
-    for path in cache.shards:
-        with Shard(path) as shard:
-            layers, samples = shard.read("layers/index"), samples + shard.samples
-            for name, values in shard_signals(shard, choice).items():
-                totals[name] = totals.get(name, 0) + values.sum(axis=2)
+    for shard in cache.open_shards():
+        layers, samples = shard.read("layers/index"), samples + shard.samples
+        for name, values in shard_signals(shard, choice).items():
+            totals[name] = totals.get(name, 0) + values.sum(axis=2)
     if not samples:
         raise InputError(f"{cache.path}: holds no samples")
     heads = totals["out"].shape[1]

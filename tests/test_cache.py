@@ -39,8 +39,8 @@ def test_what_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, 
     made = metadata(LAYERS, HEADS, settings={"queries": "all_tokens", "compression": compression})
     skipped = [{"row": 1, "reason": "too long — 你好"}]
     write_shard(shard_path(folder, 7), 7, arrays, made, skipped)
-    verify_shard(shard_path(folder, 7))
     with Shard(shard_path(folder, 7)) as shard:
+        verify_shard(shard)
         assert (shard.samples, shard.tokens, shard.layers, shard.heads) == (len(lengths), sum(lengths), LAYERS, HEADS)
         assert shard.metadata == made and shard.skipped == skipped and shard.number == 7
         for name, (dtype, axes) in ARRAYS.items():
@@ -182,6 +182,17 @@ def test_truncated_shards_are_named(tmp_path: Path, share: float) -> None:
     path.write_bytes(whole[: int(len(whole) * share)])
     with pytest.raises(InputError, match=r"00000\.h5"):
         headscore.score(cache)
+
+
+def test_a_shard_of_another_capture_or_place_is_refused(cache: Path, last_token_cache: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(cache, tmp_path / "copy")
+    for stranger in (shard_path(last_token_cache, 0), shard_path(cache, 2)):
+        shutil.copy(stranger, shard_path(copy, 1))
+        with pytest.raises(InputError, match=r"00001\.h5: belongs to another capture, or to another place"):
+            headscore.score(copy)
+        with pytest.raises(InputError, match="belongs to another capture"):
+            headscore.scan_cache(copy).collect()
+        assert "belongs to another" in headscore.inspect(copy)["damaged"][0]
 
 
 @pytest.mark.parametrize(

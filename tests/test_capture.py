@@ -154,7 +154,7 @@ def test_skipped_rows_are_listed_with_their_reason(llama: Path, tmp_path: Path) 
     listed = [json.loads(line) for line in (tmp_path / "c" / "skipped.jsonl").read_text().splitlines()]
     assert [entry["row"] for entry in listed] == [3, 11]
     assert "--max-length 512" in listed[0]["reason"] and "no question" in listed[1]["reason"]
-    assert open_cache(tmp_path / "c").skipped() == listed
+    assert headscore.inspect(tmp_path / "c")["skipped"] == listed
     assert not {3, 11} & set(arrays_of(tmp_path / "c")["samples/row"].tolist())
     with pytest.raises(InputError, match="none is left"):
         headscore.capture(tmp_path / "d", max_length=1, max_skipped=1.0, **options)
