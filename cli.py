@@ -1,6 +1,7 @@
 """The command line: each command turns its options into one library call and prints what it returns."""
 
 import dataclasses
+import errno
 import inspect as signatures
 import json
 import logging
@@ -14,19 +15,17 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from .data.errors import HeadscoreError, InputError, one_line
-from .data.settings import CaptureSettings, RunSettings, ScoreSettings, option_flag
+from .data.settings import RECORD_KEY, CaptureSettings, RunSettings, ScoreSettings, checked_option, option_flag
 
 if TYPE_CHECKING:
     from .score.pipeline import Scores
 
 TOP_HEADS_SHOWN = 10
 INTERRUPTED = 130  # exit status after Ctrl-C, by shells' custom
-IGNORED_CONFIG_KEYS = ("record",)  # what score's config.yaml says about the past
 
 app = typer.Typer(
     name="headscore",
     help="Which attention heads does a task already drive? Capture once with the model, score as often as you like without.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -44,11 +43,19 @@ def main() -> None:
             raise
         _fail(one_line(error), error.exit_status)
     except typer.TyperException as error:  # an unknown option, a value of the wrong type
-        _fail(one_line(RuntimeError(error.format_message())), error.exit_code)
+        _fail(" ".join(error.format_message().split()), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     except BrokenPipeError:
         status = 1
+    except ModuleNotFoundError as error:
+        if debug or error.name not in ("torch", "transformers"):
+            raise
+        _fail(f"this command needs {error.name}: pip install 'headscore[capture]'", 2)
+    except OSError as error:  # a full disk, a path that is too long: nothing is left half-written, see data/files.py
+        if debug:
+            raise
+        _fail(one_line(error), 2 if error.errno == errno.ENAMETOOLONG else 1)
     if status == INTERRUPTED:  # typer makes it of Ctrl-C
         _fail("interrupted; the same command continues where it stopped", INTERRUPTED)
     sys.exit(status if isinstance(status, int) else 0)
@@ -82,12 +89,19 @@ def _config_callback(context: typer.Context, path: Path | None) -> Path | None:
     values = {}
     for key, value in content.items():
         name = names.get(str(key).replace("-", "_"))
-        if key in IGNORED_CONFIG_KEYS:
+        if key == RECORD_KEY:
             continue
         if name is None or name in ("config", "debug"):
             known = ", ".join(sorted({str(n) for n in names.values()} - {"config", "debug", "help"}))
             raise InputError(f"--config {path}: unknown key '{key}'; known are {known}")
-        values[name] = value
+        if name in values:
+            raise InputError(f"--config {path}: '{key}' stands twice")
+        try:
+            known_option = name in RunSettings.__dataclass_fields__
+            checked = checked_option(RunSettings, name, value) if known_option else value
+        except InputError as error:
+            raise InputError(f"--config {path}: {error}") from error
+        values[name] = list(checked) if isinstance(checked, tuple) else checked
     context.default_map = {**(context.default_map or {}), **values}
     return path
 
@@ -134,8 +148,11 @@ def _with_options(
 # ------------------------------------------------------------------------------------------------------------- commands
 
 
-@app.callback()
-def _headscore() -> None:
+@app.callback(invoke_without_command=True)
+def _headscore(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(2)
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("headscore").setLevel(logging.INFO)
 

@@ -9,7 +9,7 @@ from .capture.samples import read_prompts
 from .capture.shards import Progress
 from .data.cache import open_cache, require_known_spans
 from .data.settings import CaptureSettings, RunSettings, ScoreSettings
-from .score.outputs import run_log, write_results
+from .score.outputs import options_config, require_same_run, results_folder, write_results
 from .score.pipeline import Scores, compute_scores
 
 DEFAULT_OUT = "headscore-results"
@@ -27,14 +27,14 @@ def run(out: str | Path = DEFAULT_OUT, *, overwrite: bool = False, progress: Pro
     settings = RunSettings(**options)
     chosen = dataclasses.asdict(settings)
     folder = Path(out)
-    with run_log(folder):
+    extra = {key: str(v) if isinstance(v, Path) else v for key, v in pick(CaptureSettings, chosen).items() if v is not None}
+    with results_folder(folder):
+        # what would stop the scoring is better known now than after the capture
+        require_same_run(folder, options_config(ScoreSettings(**pick(ScoreSettings, chosen)), extra), overwrite)
         prompts = read_prompts(CaptureSettings(**pick(CaptureSettings, chosen)))
-        require_known_spans(
-            settings.task_span, prompts.maker.span_names, str(prompts.path)
-        )  # better now than after the capture
+        require_known_spans(settings.task_span, prompts.maker.span_names, str(prompts.path))
         capture(folder / CACHE_FOLDER, overwrite=overwrite, progress=progress, **pick(CaptureSettings, chosen))
         scores = compute_scores(open_cache(folder / CACHE_FOLDER), ScoreSettings(**pick(ScoreSettings, chosen)))
-        extra = {key: str(v) if isinstance(v, Path) else v for key, v in pick(CaptureSettings, chosen).items() if v is not None}
         write_results(folder, scores, extra, overwrite)
     return scores
 

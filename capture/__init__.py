@@ -3,18 +3,6 @@
 The package is also the library call: `headscore.capture(out=..., model=..., data=...)` is `headscore.capture.pipeline.capture`.
 """
 
-import sys
-import types
-from typing import Any
+from ..data.callable_package import make_callable
 
-
-class _CallablePackage(types.ModuleType):
-    """Lets the folder's name be the name of the library call as well."""
-
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        from .pipeline import capture
-
-        return capture(*args, **options)
-
-
-sys.modules[__name__].__class__ = _CallablePackage
+make_callable(__name__, "capture")

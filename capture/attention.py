@@ -108,6 +108,10 @@ class Recorder:
         self._found = {}
         self.layers = []
 
+    def clear(self) -> None:
+        """Let go of what a failed batch holds."""
+        self._found = {}
+
     def __call__(self, module: nn.Module, query: Tensor, key: Tensor, z: Tensor, scaling: float, mask: Tensor | None) -> None:
         """Reduce one layer of the current batch; arguments as for Listener."""
         lengths = self._lengths.to(query.device)

@@ -2,18 +2,18 @@
 
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from ..data import cache as cache_format
 from ..data.cache import Metadata
-from ..data.errors import InputError
 from ..data.settings import CaptureSettings
-from ..data.tokens import marked_text
+from ..data.tokens import Sample, marked_text
 from . import models
 from .samples import Prompts, ShardSamples
+
+EXAMPLE_TOKENS = 1000
 
 
 def capture_metadata(
@@ -55,8 +55,15 @@ def capture_metadata(
         "layers": check["layers"],
         "plan": {"rows": len(prompts.drawn), "shards": len(shards)},
         "self_check": {name: check[name] for name in ("rows", "largest_difference")},
-        "example": {"row": first.row, "pieces": marked_text(first, maker.span_names, tokenizer)},
+        "example": _example(first, maker.span_names, tokenizer),
     }
+
+
+def _example(sample: Sample, span_names: Sequence[str], tokenizer: Any) -> dict[str, Any]:
+    """A sample's marked text; what is beyond EXAMPLE_TOKENS is replaced by an ellipsis, since metadata is to be small."""
+    shown = Sample(sample.row, sample.ids[:EXAMPLE_TOKENS], sample.span[:EXAMPLE_TOKENS])
+    rest = [{"text": "…", "spans": []}] if len(sample.ids) > EXAMPLE_TOKENS else []
+    return {"row": sample.row, "pieces": marked_text(shown, span_names, tokenizer) + rest}
 
 
 _SAME = (
@@ -72,8 +79,8 @@ _SAME = (
 )
 
 
-def require_same_capture(out: Path, existing: Metadata, wanted: Metadata) -> None:
-    """Raises InputError listing each difference where the cache at `out` was captured differently."""
+def differences(existing: Metadata, wanted: Metadata) -> list[str]:
+    """What makes two captures different ones, one phrase per difference."""
 
     def at(metadata: Metadata, keys: Sequence[str]) -> Any:
         value: Any = metadata
@@ -82,8 +89,4 @@ def require_same_capture(out: Path, existing: Metadata, wanted: Metadata) -> Non
         return value
 
     pairs = [(" ".join(keys), at(existing, keys), at(wanted, keys)) for keys in _SAME]
-    differences = [f"{name} was {old!s:.40}, now {new!s:.40}" for name, old, new in pairs if old != new]
-    if differences:
-        raise InputError(
-            f"{out}: holds another capture: {'; '.join(differences)}; use another --out, or --overwrite to start anew"
-        )
+    return [f"{name} was {old!s:.40}, now {new!s:.40}" for name, old, new in pairs if old != new]

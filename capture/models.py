@@ -6,6 +6,7 @@ A GGUF file is dequantised once and kept as safetensors in the user's cache fold
 import contextlib
 import hashlib
 import importlib.util
+import json
 import logging
 import os
 import re
@@ -14,7 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -28,7 +29,8 @@ from ..data.settings import DEFAULT_MODEL
 logger = logging.getLogger("headscore")
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_FINGERPRINT_VALUES = 4096  # taken from each parameter
+_FINGERPRINT_VALUES = 4096  # taken from each parameter at most
+_NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version", "dtype", "architectures")  # parts of a configuration
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def resolve(name: str, trust_remote_code: bool = False) -> Source:
     """
     if name == DEFAULT_MODEL:
         return Source(name, str(_converted(_default_gguf())), trust_remote_code)
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # noqa: PTH111 - unlike Path's, it leaves an unknown user alone
     if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise InputError(f"--model {name}: file not found")
@@ -76,8 +78,12 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise InputError(f"--device: {name} asked for, but this machine has {count} CUDA device{'s' * (count != 1)}")
-    if device.type not in ("cpu", "cuda") and not getattr(torch.backends, device.type, None):
-        raise InputError(f"--device: {name} is not supported; expected auto, cpu, cuda or cuda:N")
+    if device.type == "cpu" and device.index:
+        raise InputError(f"--device: {name}: there is one CPU; give cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"--device: {name} cannot be used on this machine; expected auto, cpu, cuda or cuda:N") from error
     return device
 
 
@@ -87,47 +93,85 @@ def resolve_dtype(name: str, device: torch.device) -> str:
         return name
     if device.type != "cuda":
         return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    with torch.cuda.device(device):
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def load_tokenizer(source: Source) -> Any:
     """The model's tokenizer; InputError where there is none."""
     try:
         return AutoTokenizer.from_pretrained(source.location, **source.options())
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise InputError(f"--model {source.name}: its tokenizer cannot be loaded: {one_line(error)[:300]}") from error
+    except Exception as error:  # a broken file makes transformers raise whatever it stumbles over
+        raise InputError(f"--model {source.name}: its tokenizer cannot be loaded: {_brief(error)}") from error
 
 
 def load_model(source: Source, dtype: str, device: torch.device) -> PreTrainedModel:
     """The decoder without its language-modelling head, in evaluation mode, on the device.
 
-    Raises InputError for what is not a causal language model, RunError where it does not fit in memory.
+    Raises InputError for what is not a causal language model and where weights are missing (transformers would go on with
+    random ones), RunError where the model does not fit in memory.
     """
     try:
         config = AutoConfig.from_pretrained(source.location, **source.options())
         if getattr(config, "is_encoder_decoder", False):
             raise InputError(f"--model {source.name}: {config.model_type} is an encoder-decoder, not a causal language model")
         with _without_progress_bars():
-            model = AutoModelForCausalLM.from_pretrained(source.location, dtype=DTYPES[dtype], **source.options())
+            options = {**source.options(), "dtype": DTYPES[dtype], "output_loading_info": True}
+            model, loaded = cast(Any, AutoModelForCausalLM.from_pretrained(source.location, **options))
+        _require_all_weights(source, model, loaded)
         decoder: PreTrainedModel = model.get_decoder().eval().to(device)
     except HeadscoreError:
         raise
     except torch.OutOfMemoryError as error:
         raise RunError(f"--model {source.name}: does not fit in the memory of {device} as {dtype}") from error
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise InputError(f"--model {source.name}: cannot be loaded as a model: {one_line(error)[:300]}") from error
+    except Exception as error:  # as above; torch raises RuntimeError for weights of another shape
+        raise InputError(f"--model {source.name}: cannot be loaded as a causal language model: {_brief(error)}") from error
     return decoder
 
 
+def _require_all_weights(source: Source, model: PreTrainedModel, loaded: dict[str, Any]) -> None:
+    """Raises InputError where the files lack weights of the decoder; the language-modelling head is not needed."""
+    head = next((name for name, module in model.named_modules() if module is model.get_output_embeddings()), None)
+    missing = [name for name in loaded["missing_keys"] if head is None or not name.startswith(f"{head}.")]
+    missing += [str(entry[0] if isinstance(entry, tuple) else entry) for entry in loaded["mismatched_keys"]]
+    if missing:
+        raise InputError(
+            f"--model {source.name}: {len(missing)} weights of the model are not in its files or have another shape, "
+            f"such as {sorted(missing)[0]}"
+        )
+    if loaded["unexpected_keys"]:
+        names = sorted(loaded["unexpected_keys"])
+        logger.warning("%s: %d weights in its files are not used, such as %s", source.name, len(names), names[0])
+
+
+def require_same_vocabulary(source: Source, model: PreTrainedModel, highest_id: int) -> None:
+    """Raises InputError where the tokenizer makes token ids that the model has no embedding for."""
+    rows = len(cast(Tensor, model.get_input_embeddings().weight))
+    if highest_id >= rows:
+        raise InputError(
+            f"--model {source.name}: its tokenizer makes token {highest_id}, but the model knows {rows}: they do not match"
+        )
+
+
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {one_line(error)[:300]}"
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error means that memory ran out; on the CPU torch raises a plain RuntimeError then."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def model_fingerprint(model: PreTrainedModel) -> str:
-    """Hex sha256 over every parameter's name, shape, dtype and up to 4096 evenly spaced values.
+    """Hex sha256 over the configuration and over every parameter's name, shape, dtype and up to 4096 evenly spaced values.
 
     Two trainings of a model differ in it; it is no proof against a crafted copy.
     """
-    digest = hashlib.sha256()
+    config = {key: value for key, value in model.config.to_dict().items() if key not in _NOT_OF_THE_MODEL}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, parameter in model.named_parameters():
         values: Tensor = parameter.detach().flatten()
-        values = values[:: max(1, len(values) // _FINGERPRINT_VALUES)]
+        values = values[:: max(1, -(-len(values) // _FINGERPRINT_VALUES))]
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
         digest.update(values.cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
@@ -189,9 +233,9 @@ def _converted(gguf: Path) -> Path:
         temporary.chmod(0o755)
         if not final.is_dir():
             temporary.rename(final)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, NotImplementedError, AttributeError) as error:
+    except Exception as error:  # as in load_model
         if not final.is_dir():  # else another process was faster
-            raise InputError(f"--model {gguf}: cannot be converted: {one_line(error)[:300]}") from error
+            raise InputError(f"--model {gguf}: cannot be converted: {_brief(error)}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return final

@@ -10,10 +10,10 @@ import polars as pl
 from ..data import cache as cache_format
 from ..data.cache import Metadata
 from ..data.errors import InputError
-from ..data.files import check_writable
+from ..data.files import output_folder
 from ..data.settings import CaptureSettings
 from . import models
-from .identity import capture_metadata, require_same_capture
+from .identity import capture_metadata, differences
 from .samples import read_prompts, tokenise_shards
 from .selfcheck import self_check
 from .shards import Progress, capture_shards
@@ -25,35 +25,45 @@ def capture(out: str | Path, *, overwrite: bool = False, progress: Progress | No
     """Run a model once over a data file and store what the scores need; the library call of `headscore capture`.
 
     out: the cache folder. If it already holds shards of the same capture, only the missing ones are made; `overwrite=True`
-    starts anew. progress: called with (samples done, samples in all). options: the fields of CaptureSettings, by the names
-    and with the defaults of the command line.
+    replaces another capture. progress: called with (samples done, samples in all). options: the fields of CaptureSettings, by
+    the names and with the defaults of the command line.
 
     Returns one line per stored sample: `sample`, `row` (0-based in the data file), `tokens`, `shard`.
     Raises InputError for options, data, model or an existing cache that cannot be used, RunError where the run fails.
     """
-    settings = CaptureSettings(**options)
-    out = Path(out)
+    settings, out = CaptureSettings(**options), Path(out)
+    with output_folder(out):
+        _require_own_folder(out)
+        return _capture(out, settings, overwrite, progress)
+
+
+def _capture(out: Path, settings: CaptureSettings, overwrite: bool, progress: Progress | None) -> pl.DataFrame:
     started = time.monotonic()
     device = models.resolve_device(settings.device)
     dtype = models.resolve_dtype(settings.dtype, device)
     prompts = read_prompts(settings)
-    _require_folder(out)
-    existing = None if overwrite else cache_format.read_metadata(out)
+    existing = _existing(out, overwrite)
 
     source = models.resolve(settings.model, settings.trust_remote_code)
     tokenizer = models.load_tokenizer(source)
     shards = tokenise_shards(prompts, tokenizer, settings)
     samples = [sample for shard in shards for sample in shard.samples]
     model = models.load_model(source, dtype, device)
+    models.require_same_vocabulary(source, model, max(int(sample.ids.max()) for sample in samples))
     logger.info("%s: %s on %s", settings.model, dtype, device)
-    check = self_check(model, samples[: settings.shard_size], dtype)
-    logger.info("self-check passed: largest difference from eager attention %s", check["largest_difference"])
+    check = self_check(model, samples, dtype, settings.queries)
+    worst = {name: float(f"{value:.2g}") for name, value in check["largest_difference"].items()}
+    logger.info("self-check passed: largest differences from eager attention %s", worst)
 
     metadata = capture_metadata(settings, dtype, model, tokenizer, prompts, shards, check)
-    if existing is None:
+    different = differences(existing, metadata) if existing else []
+    if different and not overwrite:
+        raise InputError(
+            f"{out}: holds another capture: {'; '.join(different)}; use another --out, or --overwrite to start anew"
+        )
+    if existing is None or different:
         _start_cache(out, metadata)
     else:
-        require_same_capture(out, existing, metadata)
         metadata = existing
     capture_shards(out, metadata, shards, model, settings, progress)
     skipped = [{"row": entry.row, "reason": entry.reason} for shard in shards for entry in shard.skipped]
@@ -64,17 +74,20 @@ def capture(out: str | Path, *, overwrite: bool = False, progress: Progress | No
     return pl.DataFrame(lines, schema=schema, orient="row").with_row_index("sample")
 
 
-def _require_folder(out: Path) -> None:
-    """Raises InputError unless `out` is, or can be made, a writable folder that is empty or holds a cache."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out}: is a file; give a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / cache_format.METADATA_FILE).exists():
+def _require_own_folder(out: Path) -> None:
+    """Raises InputError where the folder holds something that is not a cache."""
+    if any(out.iterdir()) and not (out / cache_format.METADATA_FILE).exists():
         raise InputError(f"--out {out}: is not empty and holds no cache; give a new folder")
+
+
+def _existing(out: Path, overwrite: bool) -> Metadata | None:
+    """The metadata of the cache in `out`, if any; with `overwrite` one that cannot be read counts as none."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        check_writable(out)
-    except OSError as error:
-        raise InputError(f"--out {out}: cannot be written: {error.strerror}") from error
+        return cache_format.read_metadata(out)
+    except InputError:
+        if overwrite:
+            return None
+        raise
 
 
 def _start_cache(out: Path, metadata: Metadata) -> None:

@@ -1,6 +1,7 @@
 """From a data file to the samples of each shard: rows are drawn, made into prompts and tokenised."""
 
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def tokenise_shards(prompts: Prompts, tokenizer: Any, settings: CaptureSettings)
         samples = [outcome for outcome in outcomes if isinstance(outcome, Sample)]
         shards.append(ShardSamples(samples, [outcome for outcome in outcomes if isinstance(outcome, Skipped)]))
     skipped = [entry for shard in shards for entry in shard.skipped]
-    allowed = int(settings.max_skipped * len(drawn))
+    allowed = math.floor(settings.max_skipped * len(drawn) + 1e-9)  # 0.29 · 100 is a little less than 29 in binary
     if len(skipped) > allowed or len(skipped) == len(drawn):
         why = "none is left" if len(skipped) == len(drawn) else f"--max-skipped allows {allowed}"
         raise InputError(

@@ -1,5 +1,6 @@
 """Compares what is recorded with the model's own eager attention before any work is done."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,70 +10,89 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..data.errors import RunError
+from ..data.errors import InputError, RunError, one_line
 from ..data.tokens import Sample
 from .attention import Recorder, output_weight, recording
 from .batches import pad
+from .models import is_out_of_memory
 
 Values = npt.NDArray[np.float32]
 
-# Largest difference that rounding explains, by dtype: in a pattern row, and in a norm relative to the layer's largest.
-TOLERANCES = {"fp32": (1e-3, 1e-3), "fp16": (2e-2, 2e-2), "bf16": (1e-1, 1e-1)}
+# Largest differences that rounding explains, by dtype: total variation of a pattern, and of norms and entropies relative to
+# the layer's largest. Total variation does not shrink with the prompt's length, as a difference of single weights does.
+TOLERANCES = {"fp32": (1e-3, 1e-3), "fp16": (2e-2, 3e-2), "bf16": (1e-1, 1.5e-1)}
+MOST_TOKENS = 512  # eager attention holds L·H·T² weights at once, so the check's prompts must not be long
 
 
-def self_check(model: PreTrainedModel, samples: Sequence[Sample], dtype: str) -> dict[str, Any]:
-    """Run the shortest and the longest of `samples` padded in one batch, and one at a time through eager attention.
+def self_check(model: PreTrainedModel, samples: Sequence[Sample], dtype: str, queries: str) -> dict[str, Any]:
+    """Run two of `samples`, a short and a long one, padded in one batch, and one at a time through eager attention.
 
-    Returns the `layers`, `heads` and `kv_heads` that were recorded, the `rows` checked and the `largest_difference` per
-    quantity. Raises RunError, naming layer and quantity, if one is
-    above the dtype's tolerance: the recorded values would be wrong for this model.
+    Returns the `layers`, `heads` and `kv_heads` that were recorded, the `rows` checked and the `largest_difference` per array.
+    Raises InputError where the model has no attention or cannot take the longest of all samples, and RunError, naming layer
+    and array, where a difference is above the dtype's tolerance: the recorded values would be wrong for this model.
     """
-    index = sorted(range(len(samples)), key=lambda i: len(samples[i].ids))
-    batch = pad(samples, list(dict.fromkeys((index[0], index[-1]))))
-    recorder = Recorder(all_tokens=False)
-    with torch.inference_mode(), recording(model, recorder):
-        recorder.start(batch.lengths)
-        model(input_ids=batch.ids.to(model.device), use_cache=False)
-    recorded, layers = recorder.take(), recorder.layers
-    row_tolerance, norm_tolerance = TOLERANCES[dtype]
-    worst = {"rows": 0.0, "output_norm": 0.0, "result_norm": 0.0}
-    for position, i in enumerate(batch.index):
-        eager = eager_last_token(model, samples[i], recorder.projections)
-        for entry, layer in enumerate(layers):
-            rows, z_norms, result_norms = eager[layer]
-            length = len(samples[i].ids)
-            found = {
-                "rows": np.abs(recorded["last_token/attention"][entry, position, :, :length] - rows).max(),
-                "output_norm": _relative(recorded["last_token/output_norm"][entry, position], z_norms),
-                "result_norm": _relative(recorded["last_token/result_norm"][entry, position], result_norms),
-            }
-            for name, difference in found.items():
-                tolerance = row_tolerance if name == "rows" else norm_tolerance
+    by_length = sorted(samples, key=lambda sample: len(sample.ids))
+    long = next((sample for sample in reversed(by_length) if len(sample.ids) <= MOST_TOKENS), by_length[0])
+    checked = [by_length[0]] if long is by_length[0] else [by_length[0], long]
+    recorder = Recorder(all_tokens=queries == "all_tokens")
+    if long is not by_length[-1]:
+        _record(model, recorder, by_length[-1:])  # can the model take it at all?
+    recorded = _record(model, recorder, checked)
+    worst: dict[str, float] = defaultdict(float)
+    for position, sample in enumerate(checked):
+        eager = _eager(model, sample, recorder.projections)
+        for entry, layer in enumerate(recorder.layers):
+            for name in recorded:
+                found = recorded[name][entry, position]
+                pattern = name.endswith("attention")
+                difference = (
+                    _total_variation(found[:, : len(sample.ids)], eager[layer][name])
+                    if pattern
+                    else _relative(found, eager[layer][name])
+                )
+                tolerance = TOLERANCES[dtype][0 if pattern else 1]
                 if not difference <= tolerance:  # catches NaN too
                     raise RunError(
-                        f"self-check failed for {model.config.model_type}: layer {layer}, {name} differ from the model's own "
+                        f"self-check failed for {model.config.model_type}: layer {layer}, {name} differs from the model's own "
                         f"eager attention by {difference:.2g} (tolerance {tolerance:g} for {dtype})"
                     )
-                worst[name] = max(worst[name], float(difference))
+                worst[name] = max(worst[name], difference)
     return {
-        "layers": layers,
+        "layers": recorder.layers,
         "heads": recorded["last_token/attention"].shape[2],
         "kv_heads": recorder.kv_heads,
-        "rows": [samples[i].row for i in batch.index],
-        "largest_difference": worst,
+        "rows": [sample.row for sample in checked],
+        "largest_difference": dict(worst),
     }
 
 
-def eager_last_token(
-    model: PreTrainedModel, sample: Sample, projections: Mapping[int, nn.Module]
-) -> dict[int, tuple[Values, Values, Values]]:
-    """By layer: pattern rows [H,T], ‖z‖ [H] and ‖W_O z‖ [H] of the last token, by the model's own eager attention.
+def _record(model: PreTrainedModel, recorder: Recorder, samples: Sequence[Sample]) -> dict[str, Any]:
+    """What is recorded of one batch."""
+    batch = pad(samples, list(range(len(samples))))
+    try:
+        with torch.inference_mode(), recording(model, recorder):
+            recorder.start(batch.lengths)
+            model(input_ids=batch.ids.to(model.device), use_cache=False)
+            if not recorder.layers:
+                raise InputError(f"{model.config.model_type}: has no attention layer that could be recorded")
+            return recorder.take()
+    except (IndexError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            raise RunError(f"out of memory on {model.device} with the longest prompt; lower --max-length") from error
+        raise InputError(
+            f"{model.config.model_type}: fails on a prompt of {batch.lengths.max()} tokens, perhaps longer than it can take "
+            f"(then lower --max-length): {one_line(error)[:200]}"
+        ) from error
+
+
+def _eager(model: PreTrainedModel, sample: Sample, projections: Mapping[int, nn.Module]) -> dict[int, dict[str, Values]]:
+    """By layer, what the arrays of the cache should hold for a sample, by the model's own eager attention.
 
     One sample, no padding; z is what enters the layer's output projection, and its results are made in full.
     """
     entered: dict[int, torch.Tensor] = {}
     hooks = [
-        projection.register_forward_pre_hook(lambda _, inputs, layer=layer: entered.update({layer: inputs[0][0, -1]}))
+        projection.register_forward_pre_hook(lambda _, inputs, layer=layer: entered.update({layer: inputs[0][0]}))
         for layer, projection in projections.items()
     ]
     previous = model.config._attn_implementation
@@ -87,12 +107,26 @@ def eager_last_token(
             hook.remove()
     found = {}
     for (layer, projection), pattern in zip(sorted(projections.items()), patterns, strict=True):
-        z = entered[layer].float().unflatten(0, (pattern.shape[1], -1))
-        weight = output_weight(projection).float().unflatten(1, tuple(z.shape))
-        results = torch.einsum("mhd,hd->hm", weight, z)
-        values = (pattern[0, :, -1].float(), z.norm(dim=-1), results.norm(dim=-1))
-        found[layer] = tuple(value.cpu().numpy() for value in values)
+        rows = pattern[0].float()  # [H,T,T]
+        z = entered[layer].float().unflatten(-1, (len(rows), -1))  # [T,H,D]
+        weight = output_weight(projection).float().unflatten(1, tuple(z.shape[1:]))
+        z_norms, result_norms = z.norm(dim=-1), torch.einsum("mhd,thd->thm", weight, z).norm(dim=-1)
+        values = {
+            "last_token/attention": rows[:, -1],
+            "last_token/output_norm": z_norms[-1],
+            "last_token/result_norm": result_norms[-1],
+            "all_tokens/output_norm": z_norms.mean(0),
+            "all_tokens/result_norm": result_norms.mean(0),
+            "all_tokens/attention": rows.mean(1),
+            "all_tokens/entropy": torch.special.entr(rows).sum(-1).mean(-1),
+        }
+        found[layer] = {name: value.cpu().numpy() for name, value in values.items()}
     return found
+
+
+def _total_variation(found: Values, expected: Values) -> float:
+    """The largest total variation distance ½ Σ|a − b| of two sets of patterns [H,T], between 0 and 1."""
+    return float(np.abs(found.astype(np.float32) - expected).sum(-1).max() / 2)
 
 
 def _relative(found: Values, expected: Values) -> float:

@@ -11,11 +11,12 @@ from transformers import PreTrainedModel
 
 from ..data import cache as cache_format
 from ..data.cache import Array, Metadata
-from ..data.errors import InputError, RunError
+from ..data.errors import InputError, RunError, one_line
 from ..data.settings import CaptureSettings
 from ..data.tokens import Sample
 from .attention import Recorder, recording
 from .batches import Batch, pad, plan_batches
+from .models import is_out_of_memory
 from .samples import ShardSamples
 
 logger = logging.getLogger("headscore")
@@ -46,8 +47,8 @@ def capture_shards(
             else:
                 arrays = _empty_arrays(samples, metadata)
                 for index in plan_batches([len(s.ids) for s in samples], budget, settings.batch_size):
-                    for batch in _run_batch(model, recorder, pad(samples, index)):
-                        _place(arrays, batch, recorder.take())
+                    for batch, recorded in _run_batch(model, recorder, pad(samples, index)):
+                        _place(arrays, batch, recorded)
                         done += len(batch.index)
                         if progress:
                             progress(done, total)
@@ -93,22 +94,26 @@ def _empty_arrays(samples: Sequence[Sample], metadata: Metadata) -> dict[str, Ar
     return arrays
 
 
-def _run_batch(model: PreTrainedModel, recorder: Recorder, batch: Batch) -> Iterator[Batch]:
-    """Run a batch and yield it once it is recorded; where memory runs out, its halves, down to one sample."""
+def _run_batch(model: PreTrainedModel, recorder: Recorder, batch: Batch) -> Iterator[tuple[Batch, dict[str, Array]]]:
+    """Run a batch and yield it with what was recorded; where memory runs out, its halves, down to one sample."""
     try:
         recorder.start(batch.lengths)
         model(input_ids=batch.ids.to(model.device), use_cache=False)
-        fits = True
-    except torch.OutOfMemoryError as error:
+        recorded = recorder.take()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise RunError(
+                f"{model.config.model_type}: failed on {len(batch.index)} samples: {one_line(error)[:300]}"
+            ) from error
         if len(batch.index) == 1:
             raise RunError(
                 f"out of memory on {model.device} with a single sample of {batch.lengths.max()} tokens; "
                 "lower --max-length, or use a smaller --dtype"
             ) from error
-        fits = False
-    if fits:
-        yield batch
+    else:
+        yield batch, recorded
         return
+    recorder.clear()
     if model.device.type == "cuda":
         torch.cuda.empty_cache()
     logger.warning("out of memory with %d samples; going on with half as many", len(batch.index))

@@ -4,18 +4,21 @@ A cache is a folder with `cache.json` and `shards/00000.h5`, `00001.h5`, …. A 
 untrusted input: an array is opened only after its links, layout, dtype and dims have been checked against the table below.
 """
 
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self, get_args
 
 import h5py
 import numpy as np
 import numpy.typing as npt
 
-from .errors import InputError, RunError, one_line
-from .files import whole_file, write_text
+from .errors import InputError, one_line
+from .files import write_bytes, write_text
+from .prompts import MAX_SPANS
+from .settings import QueryMode
 
 FORMAT = "headscore-cache"
 FORMAT_VERSION = 1
@@ -45,19 +48,21 @@ ARRAYS: dict[str, tuple[str, tuple[str, ...]]] = {
     "all_tokens/entropy": ("float32", ("L", "H", "n")),
 }
 ALL_TOKENS_ARRAYS = ("all_tokens/attention", "all_tokens/entropy")  # only with --queries all_tokens
-_METADATA_KEYS: dict[str, type] = {  # what a reader relies on
-    "model": dict,
-    "data": dict,
-    "templates": list,
-    "span_names": list,
-    "settings": dict,
-    "dims": dict,
-    "plan": dict,
-    "versions": dict,
+_METADATA_SHAPE: dict[str, Any] = {  # what a reader relies on; a list has elements of the shape given
+    "versions": {},
+    "model": {},
+    "data": {},
+    "templates": [{"name": str, "text": str}],
+    "span_names": [str],
+    "settings": {"queries": str, "compression": str},
+    "dims": {"layers": int, "heads": int},
+    "layers": [int],
+    "plan": {"shards": int},
+    "example": {"row": int, "pieces": [{"text": str, "spans": [str]}]},
 }
 
 
-def array_names(queries: Literal["last_token", "all_tokens"] | str) -> list[str]:
+def array_names(queries: QueryMode | str) -> list[str]:
     """The arrays that a shard captured with `--queries` holds."""
     return [name for name in ARRAYS if queries == "all_tokens" or name not in ALL_TOKENS_ARRAYS]
 
@@ -89,21 +94,20 @@ def write_shard(
     `arrays` holds what `array_names` lists, in the dtypes and dims of ARRAYS. Raises RunError where the disk refuses.
     """
     compression = None if metadata["settings"]["compression"] == "none" else "gzip"
-    try:
-        with whole_file(path) as temporary, h5py.File(temporary, "w", libver=("v110", "v110")) as file:
-            # v110 adds checksums to HDF5's own structures, so that damage outside the arrays is found too
-            for key, value in {**metadata, "shard": number, "skipped": list(skipped)}.items():
-                text = value if isinstance(value, int | str) else json.dumps(value, ensure_ascii=False)
-                _write_attribute(file, key, text)
-            for name in array_names(metadata["settings"]["queries"]):
-                data = np.ascontiguousarray(arrays[name], dtype=ARRAYS[name][0])
-                storage = {"chunks": _chunks(data.shape), "fletcher32": True, "compression": compression}
-                shuffle = compression is not None
-                file.create_dataset(name, data=data, **({**storage, "shuffle": shuffle} if data.size else {}))
-            names = [name.encode() for name in metadata["span_names"]]
-            file["tokens/span"].attrs["names"] = np.array(names, f"S{max(map(len, names))}")
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written: {one_line(error)}") from error
+    content = io.BytesIO()  # HDF5 does not survive a full disk, plain files do
+    # v110 adds checksums to HDF5's own structures, so that damage outside the arrays is found too
+    with h5py.File(content, "w", libver=("v110", "v110")) as file:
+        for key, value in {**metadata, "shard": number, "skipped": list(skipped)}.items():
+            text = value if isinstance(value, int | str) else json.dumps(value, ensure_ascii=False)
+            _write_attribute(file, key, text)
+        for name in array_names(metadata["settings"]["queries"]):
+            data = np.ascontiguousarray(arrays[name], dtype=ARRAYS[name][0])
+            storage = {"chunks": _chunks(data.shape), "fletcher32": True, "compression": compression}
+            shuffle = compression is not None
+            file.create_dataset(name, data=data, **({**storage, "shuffle": shuffle} if data.size else {}))
+        names = [name.encode() for name in metadata["span_names"]]
+        file["tokens/span"].attrs["names"] = np.array(names, f"S{max(map(len, names))}")
+    write_bytes(path, content.getbuffer())
 
 
 def _write_attribute(file: h5py.File, key: str, value: int | str) -> None:
@@ -144,7 +148,7 @@ class Shard:
             self.number = int(self.metadata.pop("shard"))
             skipped = self.metadata.pop("skipped")
             self.skipped = [{"row": int(entry["row"]), "reason": str(entry["reason"])} for entry in skipped]
-            self.names = array_names(self.metadata["settings"].get("queries", ""))
+            self.names = array_names(self.metadata["settings"]["queries"])
             self._datasets = {name: self._checked_dataset(name) for name in self.names}
             self.samples, self.tokens, self.layers, self.heads = self._checked_dims()
         except (InputError, KeyError, ValueError, TypeError, OSError, RuntimeError) as error:
@@ -170,12 +174,12 @@ class Shard:
         try:
             return np.asarray(dataset[...] if layer is None else dataset[layer])
         except OSError as error:
-            raise InputError(f"{self.path}: '{name}' is damaged: its checksum does not match") from error
+            raise InputError(f"{self.path}: '{name}' cannot be read, most likely as its checksum does not match") from error
 
     def offsets(self) -> npt.NDArray[np.int64]:
         """Where each sample's tokens start, int64 [n+1]; checked to begin at 0, to rise, and to end at `tokens`."""
         offsets = self.read("samples/offset")
-        if offsets[0] != 0 or offsets[-1] != self.tokens or (np.diff(offsets) <= 0).any():
+        if offsets[0] != 0 or offsets[-1] != self.tokens or (offsets[1:] <= offsets[:-1]).any():
             raise InputError(f"{self.path}: 'samples/offset' does not divide the {self.tokens} tokens into samples")
         return offsets
 
@@ -204,6 +208,8 @@ class Shard:
             raise InputError(f"{self.path}: '{name}' is not a plain array of this file")
         if place.dtype != np.dtype(dtype) or place.ndim != len(axes):
             raise InputError(f"{self.path}: '{name}' is {place.dtype} with {place.ndim} axes, not {dtype} with {len(axes)}")
+        if place.size and not place.fletcher32:
+            raise InputError(f"{self.path}: '{name}' has no checksums")
         if place.nbytes > place.id.get_storage_size() * MAX_GZIP_RATIO:
             raise InputError(f"{self.path}: '{name}' declares more data than the file holds")
         return place
@@ -216,8 +222,11 @@ class Shard:
                 if dims.setdefault(key, length) != length:
                     raise InputError(f"{self.path}: '{name}' has {length} along {key}, other arrays have {dims[key]}")
         declared = self.metadata["dims"]
-        if (dims["L"], dims["H"]) != (declared.get("layers"), declared.get("heads")) or dims["n"] < 0:
+        if (dims["L"], dims["H"]) != (declared["layers"], declared["heads"]) or dims["H"] < 1:
             raise InputError(f"{self.path}: arrays of {dims['L']} layers and {dims['H']} heads, not as its metadata says")
+        layers = self.read("layers/index").tolist()
+        if layers != self.metadata["layers"] or layers != sorted(set(layers)) or not layers:
+            raise InputError(f"{self.path}: 'layers/index' is not as its metadata says")
         return dims["n"], dims["t"], dims["L"], dims["H"]
 
 
@@ -233,11 +242,11 @@ def verify_shard(shard: Shard) -> None:
         per_layer = ARRAYS[name][1][0] == "L" and len(ARRAYS[name][1]) > 1
         for layer in range(shard.layers) if per_layer else [None]:
             values = shard.read(name, layer)
-            if not np.isfinite(values).all():
-                raise InputError(f"{shard.path}: '{name}' holds values that are not finite")
+            if not np.isfinite(values).all() or values.min(initial=0) < 0:
+                raise InputError(f"{shard.path}: '{name}' holds values that are negative or not finite")
             if name.endswith("attention") and shard.samples:
                 sums = np.add.reduceat(values, offsets[:-1], axis=1, dtype=np.float32)
-                if np.abs(sums - 1).max() > ROW_SUM_TOLERANCE or values.min() < 0:
+                if np.abs(sums - 1).max() > ROW_SUM_TOLERANCE:
                     raise InputError(f"{shard.path}: '{name}' holds rows that do not sum to 1")
 
 
@@ -305,9 +314,9 @@ def open_cache(path: Path) -> Cache:
     metadata = read_metadata(path)
     if metadata is None:
         raise InputError(f"{path}: is not a cache: it has no {METADATA_FILE}")
-    planned = int(metadata["plan"]["shards"])
-    shards = tuple(p for p in (shard_path(path, number) for number in range(planned)) if p.is_file())
-    return Cache(path, metadata, shards, planned)
+    planned = metadata["plan"]["shards"]
+    there = (int(p.stem) for p in (path / "shards").glob("*.h5") if p.stem.isdecimal() and p == shard_path(path, int(p.stem)))
+    return Cache(path, metadata, tuple(shard_path(path, number) for number in sorted(there) if number < planned), planned)
 
 
 def read_metadata(folder: Path) -> Metadata | None:
@@ -330,15 +339,23 @@ def check_metadata(metadata: Any, where: str) -> None:
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise InputError(f"{where}: is not a headscore cache")
     version = metadata.get("format_version")
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version != FORMAT_VERSION:
         newer = isinstance(version, int) and version > FORMAT_VERSION
         advice = "upgrade headscore to read it" if newer else "capture it again"
-        raise InputError(f"{where}: cache format {version}, this headscore reads {FORMAT_VERSION}; {advice}")
-    for key, kind in _METADATA_KEYS.items():
-        if not isinstance(metadata.get(key), kind):
-            raise InputError(f"{where}: its metadata has no usable '{key}'")
-    names, plan = metadata["span_names"], metadata["plan"]
-    if not all(isinstance(name, str) for name in names) or len(names) > 8:
-        raise InputError(f"{where}: its metadata has no usable 'span_names'")
-    if not isinstance(plan.get("shards"), int) or not 0 < plan["shards"] <= 10**7:
-        raise InputError(f"{where}: its metadata has no usable 'plan'")
+        raise InputError(f"{where}: cache format {version!r}, this headscore reads {FORMAT_VERSION}; {advice}")
+    for key, shape in _METADATA_SHAPE.items():
+        if not _has_shape(metadata.get(key), shape):
+            raise InputError(f"{where}: its metadata has no usable '{key}'; capture it again")
+    names, queries = metadata["span_names"], metadata["settings"]["queries"]
+    if not 0 < len(names) <= MAX_SPANS or len(set(names)) < len(names):
+        raise InputError(f"{where}: its metadata has no usable 'span_names'; capture it again")
+    if metadata["plan"]["shards"] < 1 or queries not in get_args(QueryMode):
+        raise InputError(f"{where}: its metadata has no usable 'plan' or 'settings'; capture it again")
+
+
+def _has_shape(value: Any, shape: Any) -> bool:
+    if isinstance(shape, dict):
+        return isinstance(value, dict) and all(_has_shape(value.get(key), inner) for key, inner in shape.items())
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(_has_shape(inner, shape[0]) for inner in value)
+    return type(value) is shape  # True is no integer here

@@ -70,6 +70,9 @@ class Template:
         for _, column, spec, conversion in pieces:
             if column is not None and (not re.fullmatch(r"[^\W\d][\w -]*", column) or spec or conversion):
                 raise InputError(f"template {self.name}: {{{column}}} is not a column name; write {{{{ for a literal brace")
+        for reserved in ALWAYS_SPANS:
+            if reserved in self.columns:
+                raise InputError(f"template {self.name}: {{{reserved}}} is the name of a built-in span; rename the column")
         if not self.columns:
             raise InputError(f"template {self.name}: has no {{column}} placeholder")
 
@@ -133,10 +136,13 @@ _WORDINGS = {
 
 @dataclass(frozen=True)
 class RowStyle:
-    """A known shape of rows: the columns that mark it, how a row becomes pieces, and the template for a row."""
+    """A known shape of rows: the columns that mark it, the one that is `made` into more than its text, and how a row becomes
+    pieces and finds its template.
+    """
 
     name: str
     columns: tuple[str, ...]
+    made: str
     pieces: Callable[[Row, str], dict[str, Piece]]
     templates: tuple[Template, ...]
     choose: Callable[[dict[str, Piece]], Template]
@@ -159,7 +165,7 @@ def _arc_pieces(row: Row, where: str) -> dict[str, Piece]:
     if len(texts) != len(labels):
         raise InputError(f"{where}: {len(texts)} choices but {len(labels)} labels")
     answer = row.get("answerKey")
-    if answer is not None and answer not in labels:
+    if answer not in (None, "") and answer not in labels:
         raise InputError(f"{where}: answerKey {answer!r} is none of the labels {', '.join(labels)}")
     lines = "\n".join(f"{label}. {text}" for label, text in zip(labels, texts, strict=True))
     return {"question": Piece(_text(row, "question", where)), "choices": Piece(lines)}
@@ -170,7 +176,7 @@ def _llm_adapters_pieces(row: Row, where: str) -> dict[str, Piece]:
     instruction = _text(row, "instruction", where)
     parts = _instruction_parts(instruction)
     answer = row.get("answer")
-    if parts and answer is not None:
+    if parts and answer not in (None, ""):
         allowed = instruction[instruction.rfind(_ANSWER_FORMAT) + len(_ANSWER_FORMAT) :].strip().split("/")
         if answer not in allowed:
             raise InputError(f"{where}: answer {answer!r} is none of {', '.join(allowed)}")
@@ -218,10 +224,11 @@ def _kind(value: Any) -> str:
 
 
 ROW_STYLES = (
-    RowStyle("arc", ("question", "choices"), _arc_pieces, (ARC,), lambda pieces: ARC),
+    RowStyle("arc", ("question", "choices"), "choices", _arc_pieces, (ARC,), lambda pieces: ARC),
     RowStyle(
         "llm-adapters",
         ("instruction", "output"),
+        "instruction",
         _llm_adapters_pieces,
         (ALPACA, ALPACA_INPUT),
         lambda pieces: ALPACA_INPUT if pieces["input"].text else ALPACA,
@@ -249,9 +256,11 @@ class PromptMaker:
                 f"{source}: columns {', '.join(columns)} are of no known style: {known}; give --template FILE for others"
             )
         self.style = self._style.name if self._style else "other"
+        if template and self._style and self._style.made not in template.columns:
+            self._style = None  # the template takes the columns as they are
         self.templates = (template,) if template else self._style.templates if self._style else ()
         for column in template.columns if template else ():
-            if column not in {*columns, *(("input",) if self.style == "llm-adapters" else ())}:
+            if column not in columns:
                 raise InputError(
                     f"template {self.templates[0].name}: {{{column}}} is no column of {source}; it has {', '.join(columns)}"
                 )
@@ -260,7 +269,7 @@ class PromptMaker:
             made |= {"question", "choices"}
         ordered = dict.fromkeys((*BASE_SPANS, *(column for t in self.templates for column in t.columns)))
         self.span_names = tuple(name for name in ordered if name in made or name in ALWAYS_SPANS)
-        self.has_question = "question" in made
+        self.has_question = "question" in (made if template is None else template.columns)
         if len(self.span_names) > MAX_SPANS:
             raise InputError(
                 f"template {self.templates[0].name}: makes {len(self.span_names)} spans with {' and '.join(ALWAYS_SPANS)}; "
@@ -275,7 +284,14 @@ class PromptMaker:
         for column in template.columns:
             if column not in pieces:
                 pieces[column] = Piece(_printable(row, column, where))
-        return template.fill(pieces)
+        prompt = template.fill(pieces)
+        try:
+            prompt.text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"{where}: holds half a surrogate pair ({error.object[error.start]!a}), which is not text"
+            ) from error
+        return prompt
 
 
 def _printable(row: Row, column: str, where: str) -> str:
@@ -287,7 +303,7 @@ def _printable(row: Row, column: str, where: str) -> str:
 def read_template(path: Path) -> Template:
     """A user's template file; one line break at its end is an editor's habit and no part of it."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise InputError(f"--template {path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

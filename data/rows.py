@@ -1,7 +1,9 @@
 """Reads the rows of a data file and draws the sample of them that is captured."""
 
+import csv
 import hashlib
 import json
+import sys
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -31,18 +33,11 @@ def data_file(data: str) -> Path:
 def read_rows(path: Path) -> list[Row]:
     """All rows of a data file, in file order, as dicts from column name to value.
 
-    JSON and JSONL are told apart by their first character, whatever the file is called. They are parsed by the standard
-    library, not by polars, which turns a number in a text column into text and names no row when it fails.
+    JSON and JSONL are told apart by their first character, whatever the file is called. JSON and CSV are parsed by the standard
+    library, not by polars, which turns a number in a text column into text, fills short lines and names no row when it fails.
     Raises InputError, with line or row, for a file that is empty, cut short, of another kind or not UTF-8.
     """
-    readers = {
-        ".json": _read_json,
-        ".jsonl": _read_json,
-        ".ndjson": _read_json,
-        ".parquet": _read_table,
-        ".csv": _read_table,
-    }
-    reader = readers.get(path.suffix.lower())
+    reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise InputError(f"{path}: unknown kind of file '{path.suffix}'; expected .json, .jsonl, .parquet or .csv")
     try:
@@ -99,7 +94,7 @@ def _json_lines(path: Path, text: str) -> Iterator[Any]:
 
 def _parsed(path: Path, text: str, line: int) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_object_without_duplicates)
+        return json.loads(text, object_pairs_hook=_object_without_duplicates, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
         where = f"line {line + error.lineno - 1}, column {error.colno}"
         raise InputError(f"{path}: not JSON, or cut short, at {where}: {error.msg}") from error
@@ -115,14 +110,40 @@ def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> Row:
     return row
 
 
-def _read_table(path: Path) -> list[Row]:
-    import polars as pl  # here, because JSON needs none of it and it takes a quarter of a second to import
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _read_parquet(path: Path) -> list[Row]:
+    import polars as pl  # here, because the other kinds need none of it and it takes a quarter of a second to import
 
     try:
-        if path.suffix.lower() == ".parquet":
-            return pl.read_parquet(path).to_dicts()
-        return pl.read_csv(path, infer_schema=False).fill_null("").to_dicts()  # an empty field is empty text
-    except pl.exceptions.NoDataError as error:
-        raise InputError(f"{path}: is empty") from error
+        return pl.read_parquet(path).to_dicts()
     except pl.exceptions.PolarsError as error:
-        raise InputError(f"{path}: not a readable {path.suffix[1:]} file: {one_line(error)[:200]}") from error
+        raise InputError(f"{path}: not a readable parquet file: {one_line(error)[:200]}") from error
+
+
+def _read_csv(path: Path) -> list[Row]:
+    csv.field_size_limit(sys.maxsize)  # a prompt may be long
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.reader(file, strict=True)
+        try:
+            columns = next(reader, None)
+            if columns is None:
+                raise InputError(f"{path}: is empty")
+            if len(set(columns)) < len(columns):
+                raise InputError(f"{path}: column '{next(c for c in columns if columns.count(c) > 1)}' stands twice")
+            rows = []
+            for values in reader:
+                if values and len(values) != len(columns):
+                    raise InputError(f"{path}: line {reader.line_num} has {len(values)} fields, the header {len(columns)}")
+                if values:  # else a blank line
+                    rows.append(dict(zip(columns, values, strict=True)))
+            return rows
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}: not UTF-8 text at byte {error.start}; save it as UTF-8") from error
+        except csv.Error as error:
+            raise InputError(f"{path}: line {reader.line_num}: not CSV: {error}") from error
+
+
+_READERS = {".json": _read_json, ".jsonl": _read_json, ".ndjson": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}

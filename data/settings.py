@@ -6,12 +6,14 @@ and a help text cannot differ between them.
 
 import dataclasses
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .errors import InputError
 
+RECORD_KEY = "record"  # of config.yaml; what it says about the past is no option
 SAMPLE_DATA = "samples"
 DEFAULT_MODEL = "smollm2-135m"
 
@@ -46,6 +48,11 @@ class _Checked:
             object.__setattr__(self, field.name, value)
 
 
+def checked_option(settings: type, name: str, value: Any) -> Any:
+    """`value` as the type that a settings class declares for `name`; InputError, naming the option, where it does not fit."""
+    return _coerced(name, value, get_type_hints(settings)[name])
+
+
 def _coerced(name: str, value: Any, hint: Any) -> Any:
     """`value` as its declared type; only lossless changes (int to float, str to Path, list to tuple) are made."""
     flag = option_flag(name)
@@ -54,23 +61,25 @@ def _coerced(name: str, value: Any, hint: Any) -> Any:
     if value is None and type(None) in kinds:
         return None
     kind = next(k for k in kinds if k is not type(None))
+    if hasattr(value, "item"):  # a NumPy number
+        value = value.item()
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
             raise InputError(f"{flag}: {value!r} is not one of {', '.join(map(str, get_args(kind)))}")
         return value
     if get_origin(kind) is tuple:
-        values = (value,) if isinstance(value, str) else tuple(value)
-        if not values or not all(isinstance(v, str) and v for v in values):
+        values = (value,) if isinstance(value, str) else value
+        if not isinstance(values, list | tuple) or not values or not all(isinstance(v, str) and v for v in values):
             raise InputError(f"{flag}: expected one or more names, got {value!r}")
-        return values
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return tuple(values)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
         return float(value)
     if kind is Path and isinstance(value, str):
         return Path(value)
     if kind is str and isinstance(value, Path):
         return str(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise InputError(f"{flag}: expected {kind.__name__}, got {value!r}")
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)) or value == "":
+        raise InputError(f"{flag}: expected {kind.__name__}, got {value!r:.80}")
     return value
 
 

@@ -3,18 +3,6 @@
 The package is also the library call: `headscore.score("cache", lambda_task=2.0)` is `headscore.score.pipeline.score`.
 """
 
-import sys
-import types
-from typing import Any
+from ..data.callable_package import make_callable
 
-
-class _CallablePackage(types.ModuleType):
-    """Lets the folder's name be the name of the library call as well."""
-
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        from .pipeline import score
-
-        return score(*args, **options)
-
-
-sys.modules[__name__].__class__ = _CallablePackage
+make_callable(__name__, "score")

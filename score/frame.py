@@ -1,6 +1,6 @@
 """The cache as a polars LazyFrame, and as means over samples."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from polars.io.plugins import register_io_source
 
 from ..data.cache import Cache, Shard, open_cache
 from ..data.errors import InputError
-from ..data.settings import ScoreSettings
+from ..data.settings import HeadOutput, QueryMode, ScoreSettings
 from .signals import SIGNALS, SignalChoice, shard_signals
 
 SCHEMA: dict[str, Any] = {
@@ -25,19 +25,24 @@ SCHEMA: dict[str, Any] = {
 }
 
 
-def scan_cache(cache: str | Path, **options: Any) -> pl.LazyFrame:
+def scan_cache(
+    cache: str | Path,
+    *,
+    score_query_mode: QueryMode = "last_token",
+    head_output: HeadOutput = "z",
+    task_span: Sequence[str] = ("question",),
+) -> pl.LazyFrame:
     """A LazyFrame with one line per (sample, layer, head); a signal is computed only where a query asks for its column.
 
-    cache: a cache folder or a shard file. options: `score_query_mode`, `head_output` and `task_span` as in `score`.
+    cache: a cache folder or a shard file. The other options are as in `score`.
     Columns: `sample` (0-based in the cache), `row` (0-based in the data file), `tokens` (in the prompt), `layer`, `head`, and
     the signals `out`, `ent`, `task`. Shards are read one at a time, so memory is bounded by one shard.
 
     Raises InputError for a cache or span that does not exist, and while collecting for a damaged shard.
     """
-    settings = ScoreSettings(**options)
+    given: dict[str, Any] = {"score_query_mode": score_query_mode, "head_output": head_output, "task_span": task_span}
     opened = open_cache(Path(cache))
-    opened.require_complete()
-    choice = SignalChoice.of(settings, opened.require_spans(settings.task_span))
+    choice = choose_signals(opened, ScoreSettings(**given))
 
     def source(
         with_columns: list[str] | None, predicate: pl.Expr | None, n_rows: int | None, batch_size: int | None
@@ -55,6 +60,17 @@ def scan_cache(cache: str | Path, **options: Any) -> pl.LazyFrame:
             yield lines
 
     return register_io_source(source, schema=SCHEMA)
+
+
+def choose_signals(cache: Cache, settings: ScoreSettings) -> SignalChoice:
+    """The signals that `settings` ask for; InputError where the cache is incomplete or cannot give them."""
+    cache.require_complete()
+    if settings.score_query_mode == "all_tokens" and cache.metadata["settings"]["queries"] != "all_tokens":
+        raise InputError(
+            f"--score-query-mode all_tokens: {cache.path} was captured with --queries last_token; "
+            "capture it again with --queries all_tokens"
+        )
+    return SignalChoice(settings.score_query_mode, settings.head_output, cache.require_spans(settings.task_span))
 
 
 def _shard_lines(shard: Shard, choice: SignalChoice, first: int, columns: list[str], predicate: pl.Expr | None) -> pl.DataFrame:

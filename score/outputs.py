@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -12,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 import yaml
 
+from ..data.cache import METADATA_FILE
 from ..data.errors import InputError, one_line
-from ..data.files import check_writable, write_text
+from ..data.files import output_folder, write_text
+from ..data.settings import RECORD_KEY, ScoreSettings
 
 if TYPE_CHECKING:
     from .pipeline import Scores
@@ -22,38 +25,42 @@ logger = logging.getLogger("headscore")
 
 CONFIG_FILE = "config.yaml"
 LOG_FILE = "run.log"
-RECORD_KEY = "record"  # what --config ignores: how the scored cache was made
+CSV_FILES = {"raw": "scores_raw.csv", "norm": "scores_norm.csv", "combined": "scores_combined.csv"}
+JSON_FILES = {"topk_global": "topk_global.json", "topk_per_layer": "topk_per_layer.json"}
+RESULT_FILES = (*CSV_FILES.values(), *JSON_FILES.values(), CONFIG_FILE, LOG_FILE)
 _CAPTURE_KEYS = ("model", "data", "templates", "settings", "plan", "versions")
 
 
 @contextlib.contextmanager
-def run_log(folder: Path) -> Iterator[None]:
-    """Within this context headscore's log lines are also written to `folder/run.log`.
+def results_folder(folder: Path) -> Iterator[None]:
+    """The folder of a run's results; within this context headscore's log lines are also written to its run.log.
 
-    Raises InputError where the folder cannot be written.
+    Raises InputError where the folder cannot be written, is a cache, or holds files in the way of the results.
     """
-    new = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        check_writable(folder)
-    except OSError as error:
-        raise InputError(f"--out {folder}: cannot be written: {error.strerror or one_line(error)}") from error
-    handler = logging.FileHandler(folder / f".{LOG_FILE}.part", mode="w", encoding="utf-8")
+    with output_folder(folder):
+        if (folder / METADATA_FILE).exists():
+            raise InputError(f"--out {folder}: is a cache; give the results a folder of their own")
+        for name in RESULT_FILES:
+            if (folder / name).is_dir():
+                raise InputError(f"--out {folder}: a folder '{name}' is in the way of the result file; use another --out")
+        with _log_file(folder / LOG_FILE):
+            yield
+
+
+@contextlib.contextmanager
+def _log_file(path: Path) -> Iterator[None]:
+    lines = io.StringIO()
+    handler = logging.StreamHandler(lines)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(min(level or logging.INFO, logging.INFO))
     try:
         yield
-        handler.close()
-        Path(handler.baseFilename).replace(folder / LOG_FILE)
+        write_text(path, lines.getvalue())
     finally:
-        handler.close()
         logger.removeHandler(handler)
         logger.setLevel(level)
-        Path(handler.baseFilename).unlink(missing_ok=True)
-        if new and not any(folder.iterdir()):  # a run that failed leaves nothing behind
-            folder.rmdir()
 
 
 def write_results(folder: Path, scores: "Scores", extra: Mapping[str, Any], overwrite: bool) -> None:
@@ -65,11 +72,10 @@ def write_results(folder: Path, scores: "Scores", extra: Mapping[str, Any], over
     config = run_config(scores, extra)
     require_same_run(folder, config, overwrite)
     (folder / CONFIG_FILE).unlink(missing_ok=True)  # written last, so that its presence says the others are of one run
-    write_text(folder / "scores_raw.csv", scores.raw.write_csv())
-    write_text(folder / "scores_norm.csv", scores.norm.write_csv())
-    write_text(folder / "scores_combined.csv", scores.combined.write_csv())
-    write_text(folder / "topk_global.json", _json_lines(scores.topk_global))
-    write_text(folder / "topk_per_layer.json", _json_lines(scores.topk_per_layer))
+    for name, file in CSV_FILES.items():
+        write_text(folder / file, getattr(scores, name).write_csv())
+    for name, file in JSON_FILES.items():
+        write_text(folder / file, _json_lines(getattr(scores, name)))
     header = "# Repeats this run: headscore score --config config.yaml --out NEW_FOLDER\n"
     if "model" in extra:
         header = "# Repeats this run: headscore run --config config.yaml --out NEW_FOLDER\n"
@@ -79,27 +85,35 @@ def write_results(folder: Path, scores: "Scores", extra: Mapping[str, Any], over
 
 def run_config(scores: "Scores", extra: Mapping[str, Any]) -> dict[str, Any]:
     """What config.yaml holds: every option by its name, and under `record` how the cache was made."""
-    settings = {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in dataclasses.asdict(scores.settings).items()
-        if value is not None
-    }
     record = {"headscore": version("headscore"), "samples": scores.samples}
     record |= {key: scores.metadata[key] for key in _CAPTURE_KEYS if key in scores.metadata}
-    return {**extra, **settings, RECORD_KEY: record}
+    return {**options_config(scores.settings, extra), RECORD_KEY: record}
+
+
+def options_config(settings: ScoreSettings, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """The options in config.yaml; what was left to its default of None is left out."""
+    chosen = dataclasses.asdict(settings).items()
+    return {
+        **extra,
+        **{name: list(value) if isinstance(value, tuple) else value for name, value in chosen if value is not None},
+    }
 
 
 def require_same_run(folder: Path, config: dict[str, Any], overwrite: bool) -> None:
     """Raises InputError, listing what differs, where `folder` holds the results of a run with another configuration."""
     path = folder / CONFIG_FILE
-    if overwrite or not path.exists():
+    there = [name for name in RESULT_FILES if (folder / name).exists()]
+    if overwrite or not there:
         return
+    if CONFIG_FILE not in there:
+        raise InputError(f"--out {folder}: holds a {there[0]} of unknown origin; use another --out, or --overwrite")
     try:
         existing = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{path}: cannot be read; use another --out, or --overwrite: {one_line(error)[:120]}") from error
     existing = existing if isinstance(existing, dict) else {}
-    different = sorted(key for key in {*existing, *config} - {"cache"} if existing.get(key) != config.get(key))
+    compared = {*existing, *config} - ({"cache"} if RECORD_KEY in config else {"cache", RECORD_KEY})
+    different = sorted(key for key in compared if existing.get(key) != config.get(key))
     if different:
         raise InputError(
             f"--out {folder}: holds another run ({', '.join(different)} differ); use another --out, or --overwrite"

@@ -10,11 +10,10 @@ import polars as pl
 from ..data.cache import Cache, Metadata, open_cache
 from ..data.errors import InputError
 from ..data.settings import ScoreSettings
-from .frame import mean_signals
+from .frame import choose_signals, mean_signals
 from .fuse import ranked
 from .normalize import NORM_MODES
-from .outputs import run_log, write_results
-from .signals import SignalChoice
+from .outputs import results_folder, write_results
 
 logger = logging.getLogger("headscore")
 
@@ -54,7 +53,7 @@ def score(cache: str | Path, out: str | Path | None = None, *, overwrite: bool =
     opened = open_cache(Path(cache))
     if out is None:
         return compute_scores(opened, settings)
-    with run_log(Path(out)):
+    with results_folder(Path(out)):
         scores = compute_scores(opened, settings)
         write_results(Path(out), scores, {"cache": str(cache)}, overwrite)
     return scores
@@ -62,14 +61,11 @@ def score(cache: str | Path, out: str | Path | None = None, *, overwrite: bool =
 
 def compute_scores(cache: Cache, settings: ScoreSettings) -> Scores:
     """Score an opened cache."""
-    cache.require_complete()
-    _require_queries(cache, settings)
-    choice = SignalChoice.of(settings, cache.require_spans(settings.task_span))
-    raw, samples = mean_signals(cache, choice)
+    raw, samples = mean_signals(cache, choose_signals(cache, settings))
     normalise = NORM_MODES[settings.norm_mode]
     everything = raw.with_columns(normalise(f"{name}_raw").alias(f"{name}_z") for name in ("out", "ent", "task"))
     order = ranked(everything, settings.lambda_ent, settings.lambda_task)
-    heads = cache.metadata["dims"]["heads"]
+    heads = len(raw) // raw["layer"].n_unique()
     top_k = _top_k("--top-k", settings.top_k, DEFAULT_TOP_K, len(raw))
     top_k_per_layer = _top_k("--top-k-per-layer", settings.top_k_per_layer, DEFAULT_TOP_K_PER_LAYER, heads)
     columns = ["layer", "head", "combined", "rank"]
@@ -85,14 +81,6 @@ def compute_scores(cache: Cache, settings: ScoreSettings) -> Scores:
         settings=settings,
         metadata=cache.metadata,
     )
-
-
-def _require_queries(cache: Cache, settings: ScoreSettings) -> None:
-    if settings.score_query_mode == "all_tokens" and cache.metadata["settings"].get("queries") != "all_tokens":
-        raise InputError(
-            f"--score-query-mode all_tokens: {cache.path} was captured with --queries last_token; "
-            "capture it again with --queries all_tokens"
-        )
 
 
 def _top_k(flag: str, asked: int | None, default: int, heads: int) -> int:

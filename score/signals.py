@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from ..data.cache import Shard
 from ..data.errors import InputError
-from ..data.settings import ScoreSettings
 
 Float = npt.NDArray[np.floating[Any]]
 Offsets = npt.NDArray[np.int64]
@@ -29,11 +28,6 @@ class SignalChoice:
     query_mode: str
     head_output: str
     span_bits: int
-
-    @classmethod
-    def of(cls, settings: ScoreSettings, span_bits: int) -> "SignalChoice":
-        """The choice that `settings` makes, for a span mask `span_bits`."""
-        return cls(settings.score_query_mode, settings.head_output, span_bits)
 
 
 def negative_entropy(patterns: npt.NDArray[np.float16], offsets: Offsets) -> Float:

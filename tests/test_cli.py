@@ -91,7 +91,7 @@ def test_capture_then_score_with_other_weights(run_cli: Cli, llama: Path, tmp_pa
 
 
 def test_config_file_gives_defaults_and_the_command_line_wins(run_cli: Cli, cache: Path, tmp_path: Path) -> None:
-    config = write(tmp_path / "c.yaml", "lambda-ent: 0.1\nlambda_task: 0.2\nnorm_mode: percentile\ntask_span: [choices]\n")
+    config = write(tmp_path / "c.yaml", "lambda-ent: 0.1\nlambda_task: 0.2\nnorm_mode: percentile\ntask_span: choices\n")
     status, _, err = run_cli("score", cache, "--out", tmp_path / "r", "--config", config, "--lambda-task", 0.9)
     assert status == 0, err
     made = yaml.safe_load((tmp_path / "r" / "config.yaml").read_text())
@@ -165,6 +165,11 @@ def test_inspect_escapes_what_could_drive_a_terminal(run_cli: Cli, llama: Path, 
     assert status == 0 and "\x1b" not in out and "\\x1b[31mred" in out
 
 
+def test_no_command_prints_the_help(run_cli: Cli) -> None:
+    status, out, err = run_cli()
+    assert status == 2 and "Commands:" in out and err == ""
+
+
 def test_help_and_version_need_no_heavy_import() -> None:
     program = "import sys; from headscore.cli import main\ntry: main()\nfinally: print([m for m in sys.modules if m in {}])"
     heavy = ["torch", "transformers", "polars", "h5py", "numpy"]
@@ -224,6 +229,48 @@ def config(text: str) -> Callable[[Path], list[object]]:
     return lambda folder: ["--config", write(folder / "c.yaml", text)]
 
 
+def changed_model(change: Callable[[Path], None]) -> Callable[[Path], list[object]]:
+    """A saved tiny llama with something done to its folder."""
+
+    def options(folder: Path) -> list[object]:
+        tiny.save(tiny.build(tiny.CONFIGS["llama"]()), folder / "changed")
+        change(folder / "changed")
+        return ["--model", folder / "changed"]
+
+    return options
+
+
+def set_config(**values: Any) -> Callable[[Path], None]:
+    def change(model: Path) -> None:
+        made = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps({**made, **values}))
+
+    return change
+
+
+def rename_weights(model: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(model / "model.safetensors")
+    save_file({name.replace("q_proj", "qq"): w for name, w in weights.items()}, model / "model.safetensors", {"format": "pt"})
+
+
+def small_vocabulary(model: Path) -> None:
+    config = tiny.CONFIGS["llama"]()
+    config.vocab_size = 300
+    tiny.build(config).save_pretrained(model)
+
+
+def cut_weights(model: Path) -> None:
+    (model / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes()[:1000])
+
+
+def short_gpt2(folder: Path) -> list[object]:
+    made = tiny.CONFIGS["gpt2"]()
+    made.n_positions = 32
+    return ["--model", tiny.save(tiny.build(made), folder / "gpt2")]
+
+
 BAD_CAPTURES: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     "data missing": (lambda _: ["--data", "nowhere.jsonl"], "nowhere.jsonl: data file not found"),
     "data a folder": (lambda folder: ["--data", folder], "is not a file"),
@@ -254,6 +301,29 @@ BAD_CAPTURES: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     "model broken": (broken_model, "cannot be loaded"),
     "gguf missing": (lambda _: ["--model", "nowhere.gguf"], "nowhere.gguf: file not found"),
     "hub without network": (lambda _: ["--model", "no-such/model"], "--model no-such/model: its tokenizer cannot be loaded"),
+    "weights missing": (changed_model(rename_weights), "3 weights of the model are not in its files"),
+    "layers missing": (changed_model(set_config(num_hidden_layers=5)), "weights of the model are not in its files"),
+    "weights cut short": (changed_model(cut_weights), "cannot be loaded as a causal language model: SafetensorError"),
+    "config of wrong types": (changed_model(set_config(num_attention_heads="x")), "cannot be loaded"),
+    "no layers": (changed_model(set_config(num_hidden_layers=0)), "has no attention layer that could be recorded"),
+    "config no object": (changed_model(lambda model: write(model / "config.json", "[]") and None), "cannot be loaded"),
+    "tokenizer no object": (
+        changed_model(lambda model: write(model / "tokenizer.json", "[]") and None),
+        "tokenizer cannot be loaded",
+    ),
+    "tokenizer of another model": (changed_model(small_vocabulary), "but the model knows 300: they do not match"),
+    "prompts longer than positions": (short_gpt2, "gpt2: fails on a prompt of"),
+    "half a surrogate": (
+        bad_data("d.jsonl", '{"question": "a \\ud800?", "choices": {"text": ["a"], "label": ["A"]}}'),
+        "row 0: holds half",
+    ),
+    "NaN in JSON": (bad_data("d.jsonl", '{"question": NaN}'), "line 1: cannot be used as JSON: NaN is not JSON"),
+    "CSV column twice": (bad_data("d.csv", "question,question\na,b\n"), "column 'question' stands twice"),
+    "CSV line too short": (bad_data("d.csv", "question,choices\na\n"), "line 2 has 1 fields, the header 2"),
+    "reserved placeholder": (template("{question} {special}"), "{special} is the name of a built-in span"),
+    "path too long": (lambda _: ["--data", "x" * 5000], "File name too long"),
+    "config key twice": (config("max-samples: 3\nmax_samples: 4"), "'max_samples' stands twice"),
+    "config boolean for a number": (config("max_samples: true"), "--max-samples: expected int, got True"),
     "unknown dtype": (lambda _: ["--dtype", "fp8"], "'fp8' is not one of"),
     "unknown device": (lambda _: ["--device", "toaster"], "unknown device 'toaster'"),
     "absent cuda": (lambda _: ["--device", "cuda:7"], "CUDA device"),
@@ -261,7 +331,7 @@ BAD_CAPTURES: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     "out with other things": (full_out, "is not empty and holds no cache"),
     "out not writable": (lambda _: ["--out", "/proc/headscore"], "/proc/headscore: cannot be written"),
     "unknown config key": (config("max_sample: 3"), "unknown key 'max_sample'; known are batch_size"),
-    "config of the wrong type": (config("max_samples: many"), "--max-samples': Input should be a valid integer"),
+    "config of the wrong type": (config("max_samples: many"), "c.yaml: --max-samples: expected int, got 'many'"),
     "config not YAML": (config("a: [1"), "cannot be read as YAML"),
     "config not a mapping": (config("- 1"), "expected 'option: value' lines"),
     "config missing": (lambda _: ["--config", "nowhere.yaml"], "--config nowhere.yaml: cannot be read"),
@@ -299,6 +369,12 @@ def broken_caches(cache: Path, tmp_path: Path) -> Path:
     shard_path(tmp_path / "incomplete", 1).unlink()
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["x"] = 1
+    for name, old, new in (("huge", '"shards": 3', '"shards": 10000000'), ("dims", '"heads": 4', '"heads": "4"')):
+        made = shutil.copytree(cache, tmp_path / name) / "cache.json"
+        made.write_text(made.read_text().replace(old, new))
+    (tmp_path / "stranger").mkdir()
+    (tmp_path / "stranger" / "scores_raw.csv").write_text("precious")
+    (tmp_path / "blocked" / "run.log").mkdir(parents=True)
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "config.yaml").write_text("lambda_ent: 9\n")
     return tmp_path
@@ -323,6 +399,11 @@ BAD_SCORES: dict[str, tuple[list[object], str]] = {
     "unknown norm mode": (["{cache}", "--norm-mode", "softmax"], "'softmax' is not one of"),
     "out with another run": (["{cache}", "--out", "{tmp}/results"], "holds another run"),
     "out not writable": (["{cache}", "--out", "/proc/headscore"], "/proc/headscore: cannot be written"),
+    "out a cache": (["{cache}", "--out", "{tmp}/torn"], "is a cache; give the results a folder of their own"),
+    "out with a stranger's file": (["{cache}", "--out", "{tmp}/stranger"], "holds a scores_raw.csv of unknown origin"),
+    "out with a folder in the way": (["{cache}", "--out", "{tmp}/blocked", "--overwrite"], "a folder 'run.log' is in the way"),
+    "cache with huge plan": (["{tmp}/huge"], "9999997 of 10000000 shards are missing"),
+    "cache with dims as text": (["{tmp}/dims"], "has no usable 'dims'"),
     "unknown config key": (["{cache}", "--config", "{tmp}/results/config.yaml", "--config", "{tmp}/bad.yaml"], "bad.yaml"),
     "no cache given": ([], "cache"),
 }

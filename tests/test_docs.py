@@ -8,9 +8,10 @@ import pytest
 from typer.main import get_command
 
 from headscore.cli import app
-from headscore.data.cache import _METADATA_KEYS, ARRAYS
+from headscore.data.cache import _METADATA_SHAPE, ARRAYS
 from headscore.data.prompts import ALPACA, ARC, ROW_STYLES
 from headscore.data.settings import CaptureSettings, ScoreSettings
+from headscore.score.outputs import RESULT_FILES
 from headscore.score.signals import SIGNALS
 
 ROOT = Path(__file__).parent.parent
@@ -46,17 +47,20 @@ def test_templates_styles_and_signals_are_in_the_readme() -> None:
         assert README.count(f"| `{signal}` |") == 2
 
 
+def test_no_gap_is_left_in_the_readme() -> None:
+    assert "@@" not in README
+
+
 def test_the_result_files_are_in_the_readme() -> None:
-    written = re.findall(r'folder / "([\w.]+)"', (ROOT / "score" / "outputs.py").read_text())
-    assert len(written) == 5
-    for name in (*written, "config.yaml", "run.log"):
+    assert len(RESULT_FILES) == 7
+    for name in RESULT_FILES:
         assert f"| `{name}` |" in README
 
 
 def test_the_format_page_has_every_array_and_key() -> None:
     for name, (dtype, axes) in ARRAYS.items():
         assert f"| `/{name}` | {dtype} | [{','.join(axes)}] |" in FORMAT
-    for key in (*_METADATA_KEYS, "format", "format_version", "self_check", "example", "shard", "skipped", "layers"):
+    for key in (*_METADATA_SHAPE, "format", "format_version", "self_check", "example", "shard", "skipped", "layers"):
         assert f"| `{key}` |" in FORMAT
 
 

@@ -29,8 +29,9 @@ SIGNALS = ("out", "ent", "task")
 # ------------------------------------------------------------------------------------------------------- hand-made caches
 
 
-def metadata(layers: int, heads: int, **changes: Any) -> dict[str, Any]:
+def metadata(layers: int, heads: int, changes: dict[str, Any] | None = None) -> dict[str, Any]:
     made: dict[str, Any] = {
+        "layers": list(range(layers)),
         "format": "headscore-cache",
         "format_version": 1,
         "versions": {},
@@ -40,16 +41,16 @@ def metadata(layers: int, heads: int, **changes: Any) -> dict[str, Any]:
         "span_names": ["question", "choices", "template", "special"],
         "settings": {"queries": "all_tokens", "compression": "none", "shard_size": 256},
         "dims": {"layers": layers, "heads": heads},
-        "layers": list(range(layers)),
         "plan": {"rows": 2, "shards": 1},
+        "example": {"row": 0, "pieces": [{"text": "a b c d", "spans": ["question"]}]},
     }
-    return {**made, **changes}
+    return {**made, **(changes or {})}
 
 
-def write_cache(folder: Path, rows: np.ndarray, out: np.ndarray, span: list[int], lengths: list[int], **changes: Any) -> Path:
+def write_cache(folder: Path, rows: np.ndarray, out: np.ndarray, span: list[int], lengths: list[int]) -> Path:
     """A one-shard cache of last-token rows [L,H,t] and output norms [L,H,n]; the all_tokens arrays are shifted copies."""
     layers, heads = rows.shape[:2]
-    made = metadata(layers, heads, **changes)
+    made = metadata(layers, heads)
     arrays = {
         "samples/row": np.arange(len(lengths)),
         "samples/offset": np.cumsum([0, *lengths]),

@@ -64,7 +64,7 @@ def test_nothing_is_cut() -> None:
     prompt = TEMPLATE.fill({"question": Piece("Is ice cold?")})
     sample = tokenised(prompt)
     assert isinstance(sample, Sample)
-    assert tokenised(prompt, max_length=len(sample.ids)) is not None
+    assert isinstance(tokenised(prompt, max_length=len(sample.ids)), Sample)
     shorter = tokenised(prompt, max_length=len(sample.ids) - 1)
     assert isinstance(shorter, Skipped)
     assert shorter.row == 3 and "--max-length" in shorter.reason
