@@ -268,11 +268,11 @@ def _progress(doing: str) -> Iterator[Callable[[int, int], None]]:
     def log(done: int, total: int) -> None:
         now = time.monotonic()
         first[:] = first or [now, done]
-        if now - last[0] >= 10:
+        if now - last[0] >= 10 and done > first[1]:
             last[0] = now
-            rate = (done - first[1]) / max(now - first[0], 1e-9)
-            left = f"{(total - done) / rate:.0f} s left" if rate else "time left unknown"
-            logging.getLogger("headscore").info("%s %d/%d samples, %.1f samples/s, %s", doing, done, total, rate, left)
+            rate = (done - first[1]) / (now - first[0])
+            left = (total - done) / rate
+            logging.getLogger("headscore").info("%s %d/%d samples, %.1f samples/s, %.0f s left", doing, done, total, rate, left)
 
     yield log
 
