@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ..data.errors import InputError
-from ..data.prompts import Prompt, PromptMaker, read_template
+from ..data.prompts import PromptMaker
 from ..data.rows import data_file, file_sha256, read_rows, sample_rows
 from ..data.settings import CaptureSettings
+from ..data.templates import Prompt, read_template
 from ..data.tokens import Sample, Skipped, tokenise
 
 logger = logging.getLogger("headscore")

@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from .errors import InputError, one_line
 from .files import write_bytes, write_text
-from .prompts import MAX_SPANS
 from .settings import QueryMode
+from .templates import MAX_SPANS
 
 FORMAT = "headscore-cache"
 FORMAT_VERSION = 1

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .prompts import ALWAYS_SPANS, Prompt
+from .templates import ALWAYS_SPANS, Prompt
 
 Mask = npt.NDArray[np.uint8]
 Offsets = npt.NDArray[np.int64]

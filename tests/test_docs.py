@@ -9,8 +9,8 @@ from typer.main import get_command
 
 from headscore.cli import app
 from headscore.data.cache import _METADATA_SHAPE, ARRAYS
-from headscore.data.prompts import ALPACA, ARC, ROW_STYLES
 from headscore.data.settings import CaptureSettings, ScoreSettings
+from headscore.data.styles import ALPACA, ARC, ROW_STYLES
 from headscore.score.outputs import RESULT_FILES
 from headscore.score.signals import SIGNALS
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headscore.data.errors import InputError
-from headscore.data.prompts import MAX_SPANS, Piece, Prompt, PromptMaker, Template, read_template
+from headscore.data.prompts import PromptMaker
+from headscore.data.templates import MAX_SPANS, Piece, Prompt, Template, read_template
 
 SOURCE = Path("rows.jsonl")
 

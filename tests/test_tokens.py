@@ -3,7 +3,7 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headscore.data.prompts import Piece, Prompt, Span, Template
+from headscore.data.templates import Piece, Prompt, Span, Template
 from headscore.data.tokens import Sample, Skipped, aligned_offsets, marked_text, tokenise
 
 NAMES = ("question", "choices", "template", "special")
