@@ -186,3 +186,13 @@ def test_template_against_columns() -> None:
 def test_the_last_line_break_of_a_template_file_is_not_part_of_it(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("{question}\n\n")
     assert read_template(tmp_path / "t.txt") == Template("t.txt", "{question}\n")
+
+
+def test_a_template_rescues_rows_that_only_look_like_a_known_style() -> None:
+    """MMLU has ARC's column names with other contents, plain Alpaca data those of LLM-Adapters with free instructions."""
+    mmlu = {"question": "2+2?", "choices": ["3", "4"], "answer": 1}
+    made = prompt(mmlu, Template("t", "Q: {question} A:"))
+    assert made.text == "Q: 2+2? A:" and made.span_text("question") == "2+2?"
+    maker = PromptMaker(SOURCE, ["instruction", "input", "output"], Template("t", "{instruction}"))
+    assert not maker.has_question, "no row is skipped for a question that the template does not ask for"
+    assert maker(adapters_row("Write a poem."), 0).span_text("instruction") == "Write a poem."
