@@ -7,15 +7,16 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from .capture.ranks import this_rank
 from .data.errors import HeadscoreError, InputError, one_line
-from .data.settings import RECORD_KEY, CaptureSettings, RunSettings, ScoreSettings, checked_option, option_flag
+from .data.settings import RECORD_KEY, CaptureSettings, RunSettings, ScoreSettings, WorkSettings, checked_option, option_flag
 
 if TYPE_CHECKING:
     from .score.pipeline import Scores
@@ -114,20 +115,20 @@ _COMMON: dict[str, Any] = {
     ],
     "debug": _DEBUG,
 }
+_PARTIAL = Annotated[bool, typer.Option("--partial", help="Score what is there of a capture that is not finished.")]
 _OVERWRITE = Annotated[bool, typer.Option("--overwrite", help="Replace what another run left in --out.")]
 
 
 def _with_options(
-    settings: type, before: dict[str, Any], after: dict[str, Any], defaults: dict[str, Any]
+    settings: Sequence[type], before: dict[str, Any], after: dict[str, Any], defaults: dict[str, Any]
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command `before`, the fields of a settings class, `after` and the common options as its parameters."""
+    """Give a command `before`, the fields of the settings classes, `after` and the common options as its parameters."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        hints = get_type_hints(settings)
         annotations = dict(before)
         values = dict(defaults)
-        for field in dataclasses.fields(settings):
-            hint = list[str] if field.name == "task_span" else hints[field.name]
+        for owner, field in [(each, field) for each in settings for field in dataclasses.fields(each)]:
+            hint = list[str] if field.name == "task_span" else get_type_hints(owner)[field.name]
             flags = (option_flag(field.name), *field.metadata["aliases"])
             annotations[field.name] = Annotated[hint, typer.Option(*flags, help=field.metadata["help"])]
             values[field.name] = list(field.default) if isinstance(field.default, tuple) else field.default
@@ -153,13 +154,14 @@ def _headscore(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         print(context.get_help())
         raise typer.Exit(2)
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    label = this_rank().label()
+    logging.basicConfig(format=f"{label}: %(message)s" if label else "%(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("headscore").setLevel(logging.INFO)
 
 
 @app.command()
 @_with_options(
-    RunSettings,
+    (RunSettings,),
     {"out": Annotated[Path, typer.Option("--out", "--output-dir", help="Folder for the cache and the results.")]},
     {"overwrite": _OVERWRITE},
     {"out": Path("headscore-results"), "overwrite": False},
@@ -175,7 +177,7 @@ def run(config: Path | None, debug: bool, **options: Any) -> None:
 
 @app.command()
 @_with_options(
-    CaptureSettings,
+    (CaptureSettings,),
     {"out": Annotated[Path, typer.Option("--out", "--output-dir", help="Folder of the cache.", show_default=False)]},
     {"overwrite": _OVERWRITE},
     {"overwrite": False},
@@ -185,19 +187,18 @@ def capture(config: Path | None, debug: bool, **options: Any) -> None:
     from .capture.pipeline import capture as library_capture
 
     with _progress("capturing") as progress:
-        samples = library_capture(progress=progress, **options)
-    print(f"{options['out']}: {len(samples)} samples; next: headscore score {options['out']} --out RESULTS")
+        library_capture(progress=progress, **options)
 
 
 @app.command()
 @_with_options(
-    ScoreSettings,
+    (ScoreSettings, WorkSettings),
     {
         "cache": Annotated[Path, typer.Argument(help="Cache folder or shard file.", show_default=False)],
         "out": Annotated[Path, typer.Option("--out", "--output-dir", help="Folder of the result files.", show_default=False)],
     },
-    {"overwrite": _OVERWRITE},
-    {"overwrite": False},
+    {"partial": _PARTIAL, "overwrite": _OVERWRITE},
+    {"partial": False, "overwrite": False},
 )
 def score(config: Path | None, debug: bool, **options: Any) -> None:
     """Rank the heads of a captured model; needs neither the model nor torch."""
@@ -214,13 +215,28 @@ def inspect(
     debug: _DEBUG = False,
 ) -> None:
     """Show what a cache holds: model, data, template, dims, samples, skipped rows, and an example with its spans."""
+    from .data.inspection import HOW_TO_COMPLETE, report
     from .data.inspection import inspect as library_inspect
-    from .data.inspection import report
 
     facts = library_inspect(cache, verify=verify)
     print(json.dumps(facts, indent=2, ensure_ascii=False) if as_json else report(facts))
+    shards = facts["shards"]
     if facts["damaged"]:
-        raise InputError(f"{len(facts['damaged'])} damaged shards; the same `headscore capture` command makes them again")
+        raise InputError(f"{cache}: {len(facts['damaged'])} of {shards['there']} shards are damaged; {HOW_TO_COMPLETE}")
+    if verify and shards["missing"]:
+        raise InputError(f"{cache}: shards {shards['missing']} of {shards['planned']} are missing; {HOW_TO_COMPLETE}")
+
+
+@app.command()
+def merge(
+    caches: Annotated[list[Path], typer.Argument(help="Cache folders or shard files of one capture.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "--output-dir", help="Folder of the merged cache.", show_default=False)],
+    debug: _DEBUG = False,
+) -> None:
+    """Put the shards of one capture that were made in different places into one cache."""
+    from .data.merging import merge as library_merge
+
+    library_merge(caches, out)
 
 
 @app.command()
@@ -236,8 +252,8 @@ def version() -> None:
 
 @contextmanager
 def _progress(doing: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on a terminal, else a log line every ten seconds; both with samples/s and the time left."""
-    if sys.stderr.isatty():
+    """A progress bar on a terminal, else, and for each of several processes, a log line every ten seconds; with time left."""
+    if sys.stderr.isatty() and this_rank().world == 1:
         from rich.console import Console
         from rich.logging import RichHandler
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -285,7 +301,8 @@ def _print_scores(scores: "Scores", out: Path) -> None:
         label = f"L{line['layer']}H{line['head']}"
         signals = "".join(f"{line[name + '_raw']:>10.4f}" for name in ("out", "ent", "task"))
         print(f"{line['rank']:>4}  {label:<8}{line['combined']:>9.2f}{signals}")
-    print(f"\n{len(scores.raw)} heads, {scores.samples} samples; all results in {out}")
+    partial = f" (PARTIAL: shards {scores.missing_shards} are missing)" if scores.missing_shards else ""
+    print(f"\n{len(scores.raw)} heads, {scores.samples} samples{partial}; all results in {out}")
 
 
 if __name__ == "__main__":

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from .capture.pipeline import capture
+from .capture.ranks import this_rank
 from .capture.samples import read_prompts
 from .capture.shards import Progress
 from .data.cache import open_cache, require_known_spans
-from .data.settings import CaptureSettings, RunSettings, ScoreSettings
+from .data.errors import InputError
+from .data.settings import CaptureSettings, RunSettings, ScoreSettings, pick
 from .score.outputs import options_config, require_same_run, results_folder, write_results
 from .score.pipeline import Scores, compute_scores
 
@@ -22,8 +24,10 @@ def run(out: str | Path = DEFAULT_OUT, *, overwrite: bool = False, progress: Pro
     out: gets the cache in `cache/` and the result files of `score`; shards that are already there are kept. overwrite: replace
     another run in `out`. options: the fields of RunSettings; with none, the default model on the shipped questions.
 
-    Raises InputError and RunError as `capture` and `score` do.
+    Raises InputError and RunError as `capture` and `score` do, and InputError under a launcher of several processes.
     """
+    if this_rank().world > 1:
+        raise InputError("run: is for one process; under a launcher use `headscore capture`, then `headscore score`")
     settings = RunSettings(**options)
     chosen = dataclasses.asdict(settings)
     folder = Path(out)
@@ -37,8 +41,3 @@ def run(out: str | Path = DEFAULT_OUT, *, overwrite: bool = False, progress: Pro
         scores = compute_scores(open_cache(folder / CACHE_FOLDER), ScoreSettings(**pick(ScoreSettings, chosen)))
         write_results(folder, scores, extra, overwrite)
     return scores
-
-
-def pick(settings: type, options: dict[str, Any]) -> dict[str, Any]:
-    """Those of `options` that are fields of a settings class."""
-    return {field.name: options[field.name] for field in dataclasses.fields(settings) if field.name in options}

@@ -6,8 +6,11 @@ would silently drop causal masking), and serves every architecture that goes thr
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -85,12 +88,31 @@ def output_weight(projection: Any) -> Tensor:
     return weight.detach().T if type(projection).__name__ == "Conv1D" else weight.detach()
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """What was recorded of a batch, on the host: `arrays` [L,B,H,T] or [L,B,H] by their names in the cache.
+
+    finite [B]: whether all of a sample's values are finite; `layers`: the model's number of each of the L layers.
+    """
+
+    arrays: dict[str, npt.NDArray[Any]]
+    finite: npt.NDArray[np.bool_]
+    layers: list[int]
+
+    def first_fault(self, position: int) -> str:
+        """The first array and layer in which the sample at `position` of the batch has a value that is not finite."""
+        for name, values in self.arrays.items():
+            broken = ~np.isfinite(values[:, position]).reshape(len(self.layers), -1).all(axis=1)
+            if broken.any():
+                return f"NaN or infinite '{name}' from layer {self.layers[int(broken.argmax())]} on"
+        return "no fault"
+
+
 class Recorder:
     """The listener that reduces each layer at once and hands a whole batch to the host in one go.
 
     all_tokens: whether the mean pattern and entropy over all query positions are wanted too. After each forward pass `take()`
-    gives [L,B,H,…] arrays by their names in the cache, `layers` the model's numbers of the L layers, and `projections` their
-    output projections.
+    gives what was recorded, `layers` the model's numbers of the L layers, and `projections` their output projections.
     """
 
     def __init__(self, all_tokens: bool):
@@ -133,12 +155,15 @@ class Recorder:
         for name, values in found.items():
             self._found.setdefault(name, []).append(values)
 
-    def take(self) -> dict[str, Any]:
-        """The batch's arrays on the host, [L,B,H,T] or [L,B,H], in the order of `layers`."""
+    def take(self) -> Recorded:
+        """What was recorded of the batch, in the order of `layers`."""
         device = next(iter(self._found.values()))[0].device  # layers may lie on several devices
         stacked = {name: torch.stack([v.to(device) for v in values]) for name, values in self._found.items()}
         self._found = {}
-        return {name: values.cpu().numpy() for name, values in stacked.items()}
+        # All values are at least 0, so that one pass for the largest tells NaN and infinity too.
+        largest = torch.stack([v.amax(dim=(0, *range(2, v.ndim))).float() for v in stacked.values()])
+        finite = torch.isfinite(largest).all(0)
+        return Recorded({name: v.cpu().numpy() for name, v in stacked.items()}, finite.cpu().numpy(), list(self.layers))
 
     def _result_factors(self, layer: int, module: nn.Module, z: Tensor) -> Tensor:
         if layer not in self._factors:

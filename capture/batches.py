@@ -18,19 +18,15 @@ class Batch:
     lengths: Tensor
 
 
-def plan_batches(lengths: Sequence[int], batch_tokens: int, batch_size: int | None) -> list[list[int]]:
-    """Sample numbers by batch, the longest samples first, so that running out of memory shows at once.
+def longest_first(lengths: Sequence[int]) -> list[int]:
+    """Sample numbers in the order they are run: the longest first, so that running out of memory shows at once."""
+    return sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
 
-    A batch's padded size (its count times its longest length) is at most `batch_tokens`, unless a single sample is longer.
-    """
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    batches: list[list[int]] = []
-    while order:
-        count = max(1, batch_tokens // lengths[order[0]])
-        count = min(count, batch_size or count)
-        batches.append(order[:count])
-        order = order[count:]
-    return batches
+
+def batch_count(longest: int, batch_tokens: int, batch_size: int | None) -> int:
+    """How many samples of at most `longest` tokens make a batch of at most `batch_tokens` when padded; 1 at least."""
+    count = max(1, batch_tokens // longest)
+    return min(count, batch_size or count)
 
 
 def pad(samples: Sequence[Sample], index: list[int]) -> Batch:

@@ -11,13 +11,13 @@ import logging
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 from ..data.errors import HeadscoreError, InputError, RunError, one_line
 from ..data.rows import file_sha256
 from ..data.settings import DEFAULT_MODEL
+from .ranks import Rank
 
 logger = logging.getLogger("headscore")
 
@@ -67,10 +68,15 @@ def resolve(name: str, trust_remote_code: bool = False) -> Source:
     return Source(name, name, trust_remote_code)
 
 
-def resolve_device(name: str) -> torch.device:
-    """The device of `--device`; auto is the GPU where there is one. Raises InputError for one that is not there."""
+def resolve_device(name: str, rank: Rank) -> torch.device:
+    """The device of `--device`; auto is the GPU where there is one, and each process of a machine takes the next GPU.
+
+    Raises InputError for a device that is not there.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and rank.world > 1 and torch.cuda.device_count():
+        name = f"cuda:{rank.local % torch.cuda.device_count()}"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -105,28 +111,50 @@ def load_tokenizer(source: Source) -> Any:
         raise InputError(f"--model {source.name}: its tokenizer cannot be loaded: {_brief(error)}") from error
 
 
-def load_model(source: Source, dtype: str, device: torch.device) -> PreTrainedModel:
-    """The decoder without its language-modelling head, in evaluation mode, on the device.
+def load_config(source: Source) -> Any:
+    """The model's configuration; InputError where there is none, or it is of an encoder-decoder."""
+    try:
+        config = AutoConfig.from_pretrained(source.location, **source.options())
+    except Exception as error:  # as above
+        raise InputError(f"--model {source.name}: cannot be loaded as a causal language model: {_brief(error)}") from error
+    if getattr(config, "is_encoder_decoder", False):
+        raise InputError(f"--model {source.name}: {config.model_type} is an encoder-decoder, not a causal language model")
+    return config
+
+
+def load_model(source: Source, dtype: str, device: torch.device, device_map: str | None = None) -> PreTrainedModel:
+    """The decoder without its language-modelling head, in evaluation mode, on the device or spread by the device map.
 
     Raises InputError for what is not a causal language model and where weights are missing (transformers would go on with
     random ones), RunError where the model does not fit in memory.
     """
+    options = {**source.options(), "dtype": DTYPES[dtype], "output_loading_info": True, "device_map": device_map}
     try:
-        config = AutoConfig.from_pretrained(source.location, **source.options())
-        if getattr(config, "is_encoder_decoder", False):
-            raise InputError(f"--model {source.name}: {config.model_type} is an encoder-decoder, not a causal language model")
         with _without_progress_bars():
-            options = {**source.options(), "dtype": DTYPES[dtype], "output_loading_info": True}
             model, loaded = cast(Any, AutoModelForCausalLM.from_pretrained(source.location, **options))
         _require_all_weights(source, model, loaded)
-        decoder: PreTrainedModel = model.get_decoder().eval().to(device)
+        decoder = model.get_decoder().eval()
+        _require_no_offload(source, decoder)
+        return decoder if device_map else decoder.to(device)
     except HeadscoreError:
         raise
     except torch.OutOfMemoryError as error:
-        raise RunError(f"--model {source.name}: does not fit in the memory of {device} as {dtype}") from error
+        raise RunError(
+            f"--model {source.name}: does not fit in the memory of {device} as {dtype}; "
+            "--device-map auto spreads it over several GPUs"
+        ) from error
     except Exception as error:  # as above; torch raises RuntimeError for weights of another shape
         raise InputError(f"--model {source.name}: cannot be loaded as a causal language model: {_brief(error)}") from error
-    return decoder
+
+
+def _require_no_offload(source: Source, model: PreTrainedModel) -> None:
+    """Raises RunError where a device map left weights outside the GPUs, from where every batch would fetch them again."""
+    outside = sum(parameter.device.type == "meta" for parameter in model.parameters())
+    if outside:
+        raise RunError(
+            f"--model {source.name}: does not fit on the GPUs that this process sees: {outside} of its weights would have to "
+            "stay in main memory or on disk; use more GPUs or a smaller --dtype"
+        )
 
 
 def _require_all_weights(source: Source, model: PreTrainedModel, loaded: dict[str, Any]) -> None:
@@ -213,29 +241,36 @@ def _models_folder() -> Path:
 
 
 def _converted(gguf: Path) -> Path:
-    """A folder with the GGUF file's model as fp32 safetensors and its tokenizer; made once per content of the file."""
+    """A folder with the GGUF file's model as fp32 safetensors and its tokenizer; made once per content of the file.
+
+    Of several processes one makes it and the others wait.
+    """
     final = _models_folder() / f"{gguf.stem}-{file_sha256(gguf)[:16]}"
     if final.is_dir():
         return final
-    logger.info("converting %s to safetensors in %s (once, about a minute for a small model)", gguf.name, final)
     final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".converting-", dir=final.parent))
-    try:
-        options: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
-        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **options)
-        model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=torch.float32, **options)
-        # The weights are plain fp32 now; while they still count as quantised, save_pretrained refuses them.
-        del model.config.quantization_config
-        model.hf_quantizer = None  # type: ignore[assignment]
-        with _without_progress_bars():
-            model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        temporary.chmod(0o755)
+    temporary = final.with_name(f".converting-{final.name}")
+    with FileLock(f"{temporary}.lock"):
         if not final.is_dir():
-            temporary.rename(final)
-    except Exception as error:  # as in load_model
-        if not final.is_dir():  # else another process was faster
-            raise InputError(f"--model {gguf}: cannot be converted: {_brief(error)}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            logger.info("converting %s to safetensors in %s (once, about a minute for a small model)", gguf.name, final)
+            try:
+                shutil.rmtree(temporary, ignore_errors=True)  # of a killed process; with the lock, nobody else's
+                _convert(gguf, temporary)
+                temporary.rename(final)
+            except Exception as error:  # as in load_model
+                raise InputError(f"--model {gguf}: cannot be converted: {_brief(error)}") from error
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
     return final
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    options: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
+    tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **options)
+    model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=torch.float32, **options)
+    # The weights are plain fp32 now; while they still count as quantised, save_pretrained refuses them.
+    del model.config.quantization_config
+    model.hf_quantizer = None  # type: ignore[assignment]
+    with _without_progress_bars():
+        model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -7,16 +7,18 @@ from typing import Any
 
 import polars as pl
 
-from ..data import cache as cache_format
-from ..data.cache import Metadata
+from ..data.cache import SHARDS_FOLDER, write_skipped
 from ..data.errors import InputError
-from ..data.files import output_folder
+from ..data.files import output_folder, remove_leftovers
 from ..data.settings import CaptureSettings
 from . import models
-from .identity import capture_metadata, differences
-from .samples import read_prompts, tokenise_shards
+from .metadata import data_metadata, with_model
+from .ranks import Rank, this_rank
+from .resume import finished_shards, require_same_capture, start_cache
+from .samples import allowed_skips, read_prompts, tokenise_shards
 from .selfcheck import self_check
 from .shards import Progress, capture_shards
+from .space import require_space
 
 logger = logging.getLogger("headscore")
 
@@ -25,73 +27,62 @@ def capture(out: str | Path, *, overwrite: bool = False, progress: Progress | No
     """Run a model once over a data file and store what the scores need; the library call of `headscore capture`.
 
     out: the cache folder. If it already holds shards of the same capture, only the missing ones are made; `overwrite=True`
-    replaces another capture. progress: called with (samples done, samples in all). options: the fields of CaptureSettings, by
-    the names and with the defaults of the command line.
+    replaces another capture. Under a launcher of several processes (see `ranks.py`) each makes its share of the shards.
+    progress: called with (samples done, samples in all) of this process. options: the fields of CaptureSettings, by the names
+    and with the defaults of the command line.
 
-    Returns one line per stored sample: `sample`, `row` (0-based in the data file), `tokens`, `shard`.
+    Returns one line per sample that is stored by now: `sample`, `row` (0-based in the data file), `tokens`, `shard`.
     Raises InputError for options, data, model or an existing cache that cannot be used, RunError where the run fails.
     """
-    settings, out = CaptureSettings(**options), Path(out)
+    settings, out, rank = CaptureSettings(**options), Path(out), this_rank()
     with output_folder(out):
-        _require_own_folder(out)
-        return _capture(out, settings, overwrite, progress)
+        remove_leftovers(out / SHARDS_FOLDER)
+        return _capture(out, settings, overwrite, rank, progress)
 
 
-def _capture(out: Path, settings: CaptureSettings, overwrite: bool, progress: Progress | None) -> pl.DataFrame:
+def _capture(out: Path, settings: CaptureSettings, overwrite: bool, rank: Rank, progress: Progress | None) -> pl.DataFrame:
     started = time.monotonic()
-    device = models.resolve_device(settings.device)
+    if settings.device_map and settings.device != "auto":
+        raise InputError("--device-map: chooses the devices itself; leave out --device")
+    device = models.resolve_device(settings.device, rank)
     dtype = models.resolve_dtype(settings.dtype, device)
     prompts = read_prompts(settings)
-    existing = _existing(out, overwrite)
-
     source = models.resolve(settings.model, settings.trust_remote_code)
+    config = models.load_config(source)
     tokenizer = models.load_tokenizer(source)
     shards = tokenise_shards(prompts, tokenizer, settings)
+    own = {number: shards[number] for number in rank.share(len(shards))}
+    if not own:
+        logger.info("%s: has %d shards, none of them for this process", out, len(shards))
+        return _frame([])
+    metadata = data_metadata(settings, dtype, tokenizer, prompts, shards)
+    kept = require_same_capture(out, metadata, overwrite)
+    require_space(out, shards, kept, settings.queries, config)
+
+    model = models.load_model(source, dtype, device, settings.device_map)
     samples = [sample for shard in shards for sample in shard.samples]
-    model = models.load_model(source, dtype, device)
     models.require_same_vocabulary(source, model, max(int(sample.ids.max()) for sample in samples))
-    logger.info("%s: %s on %s", settings.model, dtype, device)
-    check = self_check(model, samples, dtype, settings.queries)
+    logger.info("%s: %s on %s", settings.model, dtype, "several devices" if settings.device_map else device)
+    check = self_check(model, samples, dtype, settings.queries, settings.on_nan)
     worst = max(check["largest_difference"].values())
     logger.info("self-check passed: within %.1g of the model's own eager attention", worst)
 
-    metadata = capture_metadata(settings, dtype, model, tokenizer, prompts, shards, check)
-    different = differences(existing, metadata) if existing else []
-    if different and not overwrite:
-        raise InputError(
-            f"{out}: holds another capture: {'; '.join(different)}; use another --out, or --overwrite to start anew"
+    cache = start_cache(out, with_model(metadata, model, check), overwrite, rank)
+    allowed = allowed_skips(settings, len(prompts.drawn))
+    made = capture_shards(cache, own, model, settings, allowed, progress)
+
+    lines, skipped, missing = finished_shards(out)
+    seconds = time.monotonic() - started
+    logger.info("%d of %d shards made in %.1f s", made, len(own), seconds)
+    if missing:
+        logger.info("%s: %d of %d shards are still to be made by other processes", out, missing, len(shards))
+    elif write_skipped(out, skipped) or rank.index == 0:  # of several processes, the one that is last
+        logger.info(
+            "%s: complete: %d samples, %d skipped; next: headscore score %s --out RESULTS", out, len(lines), len(skipped), out
         )
-    if existing is None or different:
-        _start_cache(out, metadata)
-    else:
-        metadata = existing
-    capture_shards(out, metadata, shards, model, settings, progress)
-    skipped = [{"row": entry.row, "reason": entry.reason} for shard in shards for entry in shard.skipped]
-    cache_format.write_skipped(out, skipped)
-    logger.info("%s: %d samples in %.1f s, %d skipped", out, len(samples), time.monotonic() - started, len(skipped))
-    lines = [(sample.row, len(sample.ids), number) for number, shard in enumerate(shards) for sample in shard.samples]
+    return _frame(lines)
+
+
+def _frame(lines: list[tuple[int, int, int]]) -> pl.DataFrame:
     schema = {"row": pl.Int64, "tokens": pl.Int64, "shard": pl.Int64}
     return pl.DataFrame(lines, schema=schema, orient="row").with_row_index("sample")
-
-
-def _require_own_folder(out: Path) -> None:
-    """Raises InputError where the folder holds something that is not a cache."""
-    if any(out.iterdir()) and not (out / cache_format.METADATA_FILE).exists():
-        raise InputError(f"--out {out}: is not empty and holds no cache; give a new folder")
-
-
-def _existing(out: Path, overwrite: bool) -> Metadata | None:
-    """The metadata of the cache in `out`, if any; with `overwrite` one that cannot be read counts as none."""
-    try:
-        return cache_format.read_metadata(out)
-    except InputError:
-        if overwrite:
-            return None
-        raise
-
-
-def _start_cache(out: Path, metadata: Metadata) -> None:
-    """Remove the shards of an earlier capture, if any, and write cache.json."""
-    for old in (*(out / "shards").glob("*.h5"), out / cache_format.SKIPPED_FILE):
-        old.unlink(missing_ok=True)
-    cache_format.write_metadata(out, metadata)

@@ -47,6 +47,7 @@ def all_token_patterns(
         logits = _grouped_logits(query[:, :, start:stop], key[:, :, :stop], scaling)
         patterns = _masked(logits, seen, block_mask).softmax(-1)
         weight = weights[:, None, start:stop, None]
+        patterns = torch.where(weight > 0, patterns, 0)  # what stands at padding may be NaN
         attention[:, :, :stop] += (patterns * weight).sum(2)
         entropy += (torch.special.entr(patterns).sum(-1, keepdim=True) * weight).sum((2, 3))
     return attention, entropy

@@ -58,7 +58,7 @@ def tokenise_shards(prompts: Prompts, tokenizer: Any, settings: CaptureSettings)
         samples = [outcome for outcome in outcomes if isinstance(outcome, Sample)]
         shards.append(ShardSamples(samples, [outcome for outcome in outcomes if isinstance(outcome, Skipped)]))
     skipped = [entry for shard in shards for entry in shard.skipped]
-    allowed = math.floor(settings.max_skipped * len(drawn) + 1e-9)  # 0.29 · 100 is a little less than 29 in binary
+    allowed = allowed_skips(settings, len(drawn))
     if len(skipped) > allowed or len(skipped) == len(drawn):
         why = "none is left" if len(skipped) == len(drawn) else f"--max-skipped allows {allowed}"
         raise InputError(
@@ -66,3 +66,8 @@ def tokenise_shards(prompts: Prompts, tokenizer: Any, settings: CaptureSettings)
             f"the first is row {skipped[0].row}: {skipped[0].reason}"
         )
     return shards
+
+
+def allowed_skips(settings: CaptureSettings, rows: int) -> int:
+    """How many of `rows` may be left out by `--max-skipped`."""
+    return math.floor(settings.max_skipped * rows + 1e-9)  # 0.29 · 100 is a little less than 29 in binary

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from ..data.errors import InputError, RunError, one_line
 from ..data.tokens import Sample
-from .attention import Recorder, output_weight, recording
+from .attention import Recorded, Recorder, output_weight, recording
 from .batches import pad
 from .models import is_out_of_memory
 
@@ -24,12 +24,13 @@ TOLERANCES = {"fp32": (1e-3, 1e-3), "fp16": (2e-2, 3e-2), "bf16": (1e-1, 1.5e-1)
 MOST_TOKENS = 512  # eager attention holds L·H·T² weights at once, so the check's prompts must not be long
 
 
-def self_check(model: PreTrainedModel, samples: Sequence[Sample], dtype: str, queries: str) -> dict[str, Any]:
+def self_check(model: PreTrainedModel, samples: Sequence[Sample], dtype: str, queries: str, on_nan: str) -> dict[str, Any]:
     """Run two of `samples`, a short and a long one, padded in one batch, and one at a time through eager attention.
 
     Returns the `layers`, `heads` and `kv_heads` that were recorded, the `rows` checked and the `largest_difference` per array.
     Raises InputError where the model has no attention or cannot take the longest of all samples, and RunError, naming layer
-    and array, where a difference is above the dtype's tolerance: the recorded values would be wrong for this model.
+    and array, where a difference is above the dtype's tolerance (the recorded values would be wrong for this model), or where
+    a value is not finite; with `--on-nan skip` one of the two samples may have such values.
     """
     by_length = sorted(samples, key=lambda sample: len(sample.ids))
     long = next((sample for sample in reversed(by_length) if len(sample.ids) <= MOST_TOKENS), by_length[0])
@@ -38,12 +39,15 @@ def self_check(model: PreTrainedModel, samples: Sequence[Sample], dtype: str, qu
     if long is not by_length[-1]:
         _record(model, recorder, by_length[-1:])  # can the model take it at all?
     recorded = _record(model, recorder, checked)
+    _require_finite(recorded, checked, dtype, on_nan)
     worst: dict[str, float] = defaultdict(float)
     for position, sample in enumerate(checked):
+        if not recorded.finite[position]:
+            continue
         eager = _eager(model, sample, recorder.projections)
         for entry, layer in enumerate(recorder.layers):
-            for name in recorded:
-                found = recorded[name][entry, position]
+            for name, values in recorded.arrays.items():
+                found = values[entry, position]
                 pattern = name.endswith("attention")
                 difference = (
                     _total_variation(found[:, : len(sample.ids)], eager[layer][name])
@@ -59,14 +63,24 @@ def self_check(model: PreTrainedModel, samples: Sequence[Sample], dtype: str, qu
                 worst[name] = max(worst[name], difference)
     return {
         "layers": recorder.layers,
-        "heads": recorded["last_token/attention"].shape[2],
+        "heads": recorded.arrays["last_token/attention"].shape[2],
         "kv_heads": recorder.kv_heads,
-        "rows": [sample.row for sample in checked],
+        "rows": [sample.row for sample, finite in zip(checked, recorded.finite, strict=True) if finite],
         "largest_difference": dict(worst),
     }
 
 
-def _record(model: PreTrainedModel, recorder: Recorder, samples: Sequence[Sample]) -> dict[str, Any]:
+def _require_finite(recorded: Recorded, checked: Sequence[Sample], dtype: str, on_nan: str) -> None:
+    faulty = [position for position, finite in enumerate(recorded.finite) if not finite]
+    if faulty and (on_nan == "stop" or len(faulty) == len(checked)):
+        at = faulty[0]
+        raise RunError(
+            f"self-check: row {checked[at].row}: {recorded.first_fault(at)}; the model overflows in {dtype}: "
+            "give a wider --dtype (bf16, fp32)"
+        )
+
+
+def _record(model: PreTrainedModel, recorder: Recorder, samples: Sequence[Sample]) -> Recorded:
     """What is recorded of one batch."""
     batch = pad(samples, list(range(len(samples))))
     try:

@@ -1,90 +1,131 @@
 """Makes the shards of a cache: batch by batch through the model, each shard written while the next is computed."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from ..data import cache as cache_format
-from ..data.cache import Array, Metadata
-from ..data.errors import InputError, RunError, one_line
+from ..data.cache import SKIPPED_FILE, Cache, shard_path
+from ..data.errors import RunError
+from ..data.metadata import Metadata
 from ..data.settings import CaptureSettings
-from ..data.tokens import Sample
+from ..data.shard import ARRAYS, Array, array_shapes, write_shard
+from ..data.tokens import Sample, Skipped
 from .attention import Recorder, recording
-from .batches import Batch, pad, plan_batches
-from .models import is_out_of_memory
+from .interrupts import Interrupts
+from .runner import Runner
 from .samples import ShardSamples
 
 logger = logging.getLogger("headscore")
 
 Progress = Callable[[int, int], None]
-BATCH_TOKENS = {"cpu": 2048, "cuda": 16_384}
 
 
 def capture_shards(
-    out: Path,
-    metadata: Metadata,
-    shards: Sequence[ShardSamples],
+    cache: Cache,
+    shards: Mapping[int, ShardSamples],
     model: PreTrainedModel,
     settings: CaptureSettings,
+    allowed_skips: int,
     progress: Progress | None,
-) -> None:
-    """Make every shard that is not there whole. One is written while the next is computed, so at most two are in memory."""
+) -> int:
+    """Make those of the shards (by number) that are not there whole, and return how many were made.
+
+    One is written while the next is computed, so at most two are in memory. Raises RunError where the disk refuses, the model
+    fails, or a sample gives values that are not finite (with `--on-nan skip`: where more than `allowed_skips` rows are left
+    out), and KeyboardInterrupt after a Ctrl-C; whole shards stay in any case.
+    """
     recorder = Recorder(settings.queries == "all_tokens")
-    budget = settings.batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cpu"])
-    total, done = sum(len(shard.samples) for shard in shards), 0
+    runner = Runner(model, recorder, settings.batch_tokens, settings.batch_size)
+    total, done, made = sum(len(shard.samples) for shard in shards.values()), 0, 0
+    skipped_in_all = sum(len(shard.skipped) for shard in shards.values())
     writing: Future[None] | None = None
-    with ThreadPoolExecutor(1) as writer, recording(model, recorder), torch.inference_mode():
-        for number, shard in enumerate(shards):
-            samples = shard.samples
-            path = cache_format.shard_path(out, number)
-            if _is_whole(path, cache_format.Cache(out, metadata, (path,), len(shards))):
-                done += len(samples)
-            else:
-                arrays = _empty_arrays(samples, metadata)
-                for index in plan_batches([len(s.ids) for s in samples], budget, settings.batch_size):
-                    for batch, recorded in _run_batch(model, recorder, pad(samples, index)):
-                        _place(arrays, batch, recorded)
-                        done += len(batch.index)
-                        if progress:
-                            progress(done, total)
-                skipped = [{"row": entry.row, "reason": entry.reason} for entry in shard.skipped]
-                if writing:
-                    writing.result()
-                writing = writer.submit(cache_format.write_shard, path, number, arrays, metadata, skipped)
-            if progress:
-                progress(done, total)
+
+    def report(samples: int) -> None:
+        if progress:
+            progress(done + samples, total)
+
+    with Interrupts() as interrupts, ThreadPoolExecutor(1) as writer, recording(model, recorder), torch.inference_mode():
+        for number, shard in shards.items():
+            if interrupts.asked_to_stop():
+                break
+            if not cache.is_whole(number):
+                arrays, faulty = _compute(runner, shard.samples, cache.metadata, settings.on_nan, report, interrupts)
+                skipped_in_all += len(faulty)
+                if faulty and skipped_in_all > allowed_skips:
+                    raise RunError(
+                        f"{skipped_in_all} rows would be skipped, --max-skipped allows {allowed_skips}; the last is "
+                        f"row {faulty[-1].row}: {faulty[-1].reason}"
+                    )
+                skipped = [
+                    {"row": entry.row, "reason": entry.reason}
+                    for entry in sorted((*shard.skipped, *faulty), key=lambda entry: entry.row)
+                ]
+                _finish(writing)
+                (cache.path / SKIPPED_FILE).unlink(missing_ok=True)  # written again once the cache is complete
+                writing = writer.submit(write_shard, shard_path(cache.path, number), number, arrays, cache.metadata, skipped)
+                made += 1
+            done += len(shard.samples)
+            report(0)
+        _finish(writing)
+    if done < total:
+        raise KeyboardInterrupt
+    return made
+
+
+def _finish(writing: "Future[None] | None") -> None:
+    try:
         if writing:
             writing.result()
+    except RunError as error:
+        raise RunError(f"{error}; whole shards are kept: make room, then run the same command again") from error
 
 
-def _is_whole(path: Path, cache: cache_format.Cache) -> bool:
-    """Whether a finished shard of this capture is there, undamaged; any other is named in the log and made again."""
-    if not path.exists():
-        return False
-    try:
-        with cache_format.Shard(path) as shard:
-            cache.require_own(shard)
-            cache_format.verify_shard(shard)
-    except InputError as error:
-        logger.warning("%s; it is made again", error)
-        return False
-    return True
+def _compute(
+    runner: Runner,
+    samples: Sequence[Sample],
+    metadata: Metadata,
+    on_nan: str,
+    report: Callable[[int], None],
+    interrupts: Interrupts,
+) -> tuple[dict[str, Array], list[Skipped]]:
+    """A shard's arrays, and the samples that were left out of them because their values are not finite."""
+    arrays = _empty_arrays(samples, metadata)
+    offsets = arrays["samples/offset"]
+    faulty: dict[int, Skipped] = {}
+    finished = 0
+    for batch, recorded in runner.run(samples):
+        for position, i in enumerate(batch.index):
+            if recorded.finite[position]:
+                for name, values in recorded.arrays.items():
+                    if values.ndim == 4:
+                        start, stop = offsets[i], offsets[i + 1]
+                        arrays[name][:, :, start:stop] = values[:, position, :, : stop - start]
+                    else:
+                        arrays[name][:, :, i] = values[:, position]
+            elif len(batch.index) == 1:  # else it is run again, alone
+                faulty[i] = Skipped(samples[i].row, recorded.first_fault(position))
+                if on_nan == "stop":
+                    raise RunError(
+                        f"row {samples[i].row} (sample {i} of its shard): {faulty[i].reason}; "
+                        "give a wider --dtype (bf16, fp32), or leave such rows out with --on-nan skip"
+                    )
+                logger.warning("row %d is skipped: %s", samples[i].row, faulty[i].reason)
+            finished += bool(recorded.finite[position]) or len(batch.index) == 1
+        report(finished)
+        interrupts.asked_to_stop()
+    return (_without(arrays, sorted(faulty)) if faulty else arrays), list(faulty.values())
 
 
 def _empty_arrays(samples: Sequence[Sample], metadata: Metadata) -> dict[str, Array]:
     """The shard's arrays: those known before the model runs filled, the others zero."""
     lengths = [len(sample.ids) for sample in samples]
-    dims = {"n": len(samples), "n+1": len(samples) + 1, "t": sum(lengths)}
-    dims |= {"L": metadata["dims"]["layers"], "H": metadata["dims"]["heads"]}
-    arrays = {
-        name: np.zeros([dims[axis] for axis in cache_format.ARRAYS[name][1]], cache_format.ARRAYS[name][0])
-        for name in cache_format.array_names(metadata["settings"]["queries"])
-    }
+    dims = metadata["dims"]
+    shapes = array_shapes(metadata["settings"]["queries"], len(samples), sum(lengths), dims["layers"], dims["heads"])
+    arrays: dict[str, Array] = {name: np.zeros(shape, ARRAYS[name][0]) for name, shape in shapes.items()}
     arrays["layers/index"][:] = metadata["layers"]
     arrays["samples/offset"][1:] = np.cumsum(lengths)
     arrays["samples/row"][:] = [sample.row for sample in samples]
@@ -94,42 +135,14 @@ def _empty_arrays(samples: Sequence[Sample], metadata: Metadata) -> dict[str, Ar
     return arrays
 
 
-def _run_batch(model: PreTrainedModel, recorder: Recorder, batch: Batch) -> Iterator[tuple[Batch, dict[str, Array]]]:
-    """Run a batch and yield it with what was recorded; where memory runs out, its halves, down to one sample."""
-    try:
-        recorder.start(batch.lengths)
-        model(input_ids=batch.ids.to(model.device), use_cache=False)
-        recorded = recorder.take()
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise RunError(
-                f"{model.config.model_type}: failed on {len(batch.index)} samples: {one_line(error)[:300]}"
-            ) from error
-        if len(batch.index) == 1:
-            raise RunError(
-                f"out of memory on {model.device} with a single sample of {batch.lengths.max()} tokens; "
-                "lower --max-length, or use a smaller --dtype"
-            ) from error
-    else:
-        yield batch, recorded
-        return
-    recorder.clear()
-    if model.device.type == "cuda":
-        torch.cuda.empty_cache()
-    logger.warning("out of memory with %d samples; going on with half as many", len(batch.index))
-    middle = len(batch.index) // 2
-    for half in (slice(None, middle), slice(middle, None)):
-        longest = int(batch.lengths[half].max())
-        yield from _run_batch(model, recorder, Batch(batch.index[half], batch.ids[half, :longest], batch.lengths[half]))
-
-
-def _place(arrays: dict[str, Array], batch: Batch, recorded: dict[str, Array]) -> None:
-    """Copy a batch's results [L,B,H,…] to where its samples stand in the shard's arrays."""
-    offsets = arrays["samples/offset"]
-    for name, values in recorded.items():
-        for position, i in enumerate(batch.index):
-            if values.ndim == 4:
-                start, stop = offsets[i], offsets[i + 1]
-                arrays[name][:, :, start:stop] = values[:, position, :, : stop - start]
-            else:
-                arrays[name][:, :, i] = values[:, position]
+def _without(arrays: dict[str, Array], left_out: list[int]) -> dict[str, Array]:
+    """A shard's arrays without some of its samples."""
+    lengths = np.diff(arrays["samples/offset"])
+    tokens = np.repeat(np.isin(np.arange(len(lengths)), left_out), lengths)
+    kept = dict(arrays)
+    for name, values in arrays.items():
+        axis = ARRAYS[name][1][-1]
+        if axis in ("n", "t"):
+            kept[name] = np.delete(values, left_out if axis == "n" else tokens, axis=-1)
+    kept["samples/offset"] = np.cumsum([0, *np.delete(lengths, left_out)])
+    return kept

@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from .cache import Cache, Shard, open_cache, verify_shard
+from .cache import Cache, open_cache
 from .errors import InputError
+from .shard import verify_shard
 
 MOST_SKIPPED_SHOWN = 10
+HOW_TO_COMPLETE = "the same `headscore capture` command makes them"
 
 
 def inspect(cache: str | Path, *, verify: bool = False) -> dict[str, Any]:
@@ -20,8 +22,7 @@ def inspect(cache: str | Path, *, verify: bool = False) -> dict[str, Any]:
     damaged, skipped = [], []
     for path in opened.shards:
         try:
-            with Shard(path) as shard:
-                opened.require_own(shard)
+            with opened.open_shard(path) as shard:
                 if verify:
                     verify_shard(shard)
                 samples, tokens = samples + shard.samples, tokens + shard.tokens
@@ -47,7 +48,7 @@ def inspect(cache: str | Path, *, verify: bool = False) -> dict[str, Any]:
         "samples": samples,
         "tokens": tokens,
         "bytes": _size(opened),
-        "shards": {"there": len(opened.shards), "planned": opened.planned},
+        "shards": {"there": len(opened.shards), "planned": opened.planned, "missing": opened.missing_ranges()},
         "skipped": skipped,
         "example": metadata.get("example"),
         "verified": verify,
@@ -70,6 +71,7 @@ def report(facts: dict[str, Any]) -> str:
         f"data      {data.get('path')} ({data.get('style')} style, {data.get('rows')} rows)",
         f"samples   {facts['samples']} with {facts['tokens']} tokens; queries {settings.get('queries')}",
         f"shards    {shards['there']} of {shards['planned']}",
+        *([f"          missing {shards['missing']}; {HOW_TO_COMPLETE}"] if shards["missing"] else []),
         f"spans     {', '.join(facts['span_names'])}",
         f"skipped   {len(facts['skipped'])} rows",
     ]

@@ -116,6 +116,12 @@ class CaptureSettings(_Checked):
     dtype: Literal["auto", "fp32", "fp16", "bf16"] = _option(
         "auto", "Precision of the model; auto is bf16 or fp16 on a GPU, fp32 on the CPU."
     )
+    device_map: Literal["auto"] | None = _option(
+        None, "auto spreads a model that is too large for one GPU over all that this process sees."
+    )
+    on_nan: Literal["stop", "skip"] = _option(
+        "stop", "What a sample with NaN or infinite values does: stop the capture, or be skipped and listed."
+    )
     batch_tokens: int | None = _option(
         None, "Tokens in a batch, padding included; 2048 on the CPU and 16384 on a GPU if not given.", least=1
     )
@@ -144,6 +150,19 @@ class ScoreSettings(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class WorkSettings(_Checked):
+    """How the work of `headscore score` is spread; the result is the same to the last bit."""
+
+    workers: int = _option(1, "Processes of this machine that read the shards.", least=1)
+    dask: str | None = _option(None, "Address of a Dask scheduler whose workers read the shards, such as tcp://host:8786.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dask and self.workers > 1:
+            raise InputError("--workers: is for processes of this machine; leave it out with --dask")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunSettings(ScoreSettings, CaptureSettings):
     """The options of `headscore run`: those of `capture` and `score` together."""
 
@@ -151,3 +170,8 @@ class RunSettings(ScoreSettings, CaptureSettings):
         super().__post_init__()
         if self.score_query_mode == "all_tokens":  # such scores need such a cache
             object.__setattr__(self, "queries", "all_tokens")
+
+
+def pick(settings: type, options: dict[str, Any]) -> dict[str, Any]:
+    """Those of `options` that are fields of a settings class."""
+    return {field.name: options[field.name] for field in dataclasses.fields(settings) if field.name in options}

@@ -86,6 +86,8 @@ def write_results(folder: Path, scores: "Scores", extra: Mapping[str, Any], over
 def run_config(scores: "Scores", extra: Mapping[str, Any]) -> dict[str, Any]:
     """What config.yaml holds: every option by its name, and under `record` how the cache was made."""
     record = {"headscore": version("headscore"), "samples": scores.samples}
+    if scores.missing_shards:
+        record["missing_shards"] = scores.missing_shards
     record |= {key: scores.metadata[key] for key in _CAPTURE_KEYS if key in scores.metadata}
     return {**options_config(scores.settings, extra), RECORD_KEY: record}
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..data.cache import Shard
 from ..data.errors import InputError
+from ..data.shard import Block, Shard
 
 Float = npt.NDArray[np.floating[Any]]
 Offsets = npt.NDArray[np.int64]
@@ -56,31 +56,28 @@ def _p_ln_p() -> npt.NDArray[np.float32]:
         return np.where((p >= 0) & (p <= 1), table, np.nan).astype(np.float32)
 
 
-def shard_signals(shard: Shard, choice: SignalChoice, names: Sequence[str] = SIGNALS) -> dict[str, Float]:
-    """The signals `names` of one shard: each float64 [L,H,n]. What is not asked for is not read.
+def block_signals(shard: Shard, choice: SignalChoice, block: Block, names: Sequence[str] = SIGNALS) -> dict[str, Float]:
+    """The signals `names` of a block of a shard's b samples: each float64 [L,H,b]. What is not asked for is not read.
 
     Raises InputError where the shard lacks what the query mode needs, is damaged, or yields a value that is not finite.
     """
-    offsets = shard.offsets()
-    shape = (shard.layers, shard.heads, shard.samples)
+    shape = (shard.layers, shard.heads, len(block.offsets) - 1)
     found: dict[str, Float] = {name: np.zeros(shape) for name in names}
-    if shard.samples == 0:
-        return found
     mode = choice.query_mode
     stored_entropy = mode == "all_tokens"  # the entropy of a mean row is not the mean entropy of the rows
-    member = (shard.read("tokens/span") & choice.span_bits) > 0
+    member = (shard.read("tokens/span", block=block) & choice.span_bits) > 0
     for layer in range(shard.layers):
         needs_rows = "task" in names or ("ent" in names and not stored_entropy)
-        patterns = shard.read(f"{mode}/attention", layer) if needs_rows else None
+        patterns = shard.read(f"{mode}/attention", layer, block) if needs_rows else None
         if "out" in names:
             norm = "result_norm" if choice.head_output == "result" else "output_norm"
-            found["out"][layer] = shard.read(f"{mode}/{norm}", layer)
+            found["out"][layer] = shard.read(f"{mode}/{norm}", layer, block)
         if "ent" in names and stored_entropy:
-            found["ent"][layer] = -shard.read("all_tokens/entropy", layer)
+            found["ent"][layer] = -shard.read("all_tokens/entropy", layer, block)
         elif "ent" in names and patterns is not None:
-            found["ent"][layer] = negative_entropy(patterns, offsets)
+            found["ent"][layer] = negative_entropy(patterns, block.offsets)
         if "task" in names and patterns is not None:
-            found["task"][layer] = span_mass(patterns, member, offsets)
+            found["task"][layer] = span_mass(patterns, member, block.offsets)
     for name, values in found.items():
         if not np.isfinite(values).all():
             raise InputError(f"{shard.path}: gives a '{name}' that is not finite: the shard is damaged")

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from eager import EagerModel
 
-from headscore.data.cache import Shard, open_cache
+from headscore.data.cache import open_cache
+from headscore.data.shard import Shard
 
 
 def largest_differences(cache: Path, eager: EagerModel) -> dict[str, float]:

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from test_score import BY_HAND, metadata, write_cache
 
 import headscore
-from headscore.data.cache import ARRAYS, Shard, open_cache, read_metadata, shard_path, verify_shard, write_shard
+from headscore.data.cache import open_cache, read_metadata, shard_path
 from headscore.data.errors import InputError, RunError
+from headscore.data.shard import ARRAYS, Shard, verify_shard, write_shard
 
 LAYERS, HEADS = 2, 3
 
@@ -251,7 +252,7 @@ def test_inspect_tells_what_there_is(cache: Path, tmp_path: Path) -> None:
     assert (facts["samples"], facts["dims"]) == (24, {"layers": 3, "heads": 4, "kv_heads": 2})
     assert facts["model"]["type"] == "llama" and facts["settings"]["queries"] == "all_tokens"
     assert facts["tokens"] == sum(Shard(path).tokens for path in open_cache(cache).shards)
-    assert facts["shards"] == {"there": 3, "planned": 3} and facts["skipped"] == [] and facts["damaged"] == []
+    assert facts["shards"] == {"there": 3, "planned": 3, "missing": ""} and facts["skipped"] == [] and facts["damaged"] == []
     assert {"question", "choices", "template", "special"} == {name for p in facts["example"]["pieces"] for name in p["spans"]}
     json.dumps(facts)
     copy = shutil.copytree(cache, tmp_path / "copy")

@@ -12,9 +12,10 @@ from parity import assert_parity
 
 import headscore
 from headscore.capture import attention, shards
-from headscore.capture.batches import plan_batches
-from headscore.data.cache import ARRAYS, Shard, open_cache
+from headscore.capture.batches import batch_count, longest_first
+from headscore.data.cache import open_cache
 from headscore.data.errors import InputError, RunError
+from headscore.data.shard import ARRAYS, Shard
 
 
 def arrays_of(cache: Path) -> dict[str, np.ndarray]:
@@ -113,31 +114,6 @@ def test_capture_returns_one_line_per_sample(llama: Path, tmp_path: Path) -> Non
     assert frame["sample"].to_list() == list(range(7)) and frame["shard"].to_list() == [0, 0, 0, 1, 1, 1, 2]
     assert frame["tokens"].sum() == sum(Shard(path).tokens for path in open_cache(tmp_path).shards)
     assert seen[-1] == (7, 7) and seen == sorted(seen)
-
-
-def test_whole_shards_are_kept_and_damaged_ones_made_again(llama: Path, cache: Path, tmp_path: Path) -> None:
-    def again() -> None:
-        headscore.capture(tmp_path, model=str(llama), max_samples=24, shard_size=10, queries="all_tokens", seed=7)
-
-    again()
-    first, second, third = open_cache(tmp_path).shards
-    before = first.stat().st_ino
-    damaged = bytearray(second.read_bytes())
-    damaged[len(damaged) // 2] ^= 4
-    second.write_bytes(damaged)
-    third.unlink()
-    again()
-    assert first.stat().st_ino == before, "a whole shard was made twice"
-    assert_same(arrays_of(cache), arrays_of(tmp_path), exactly=True)
-
-
-def test_another_capture_is_refused_unless_overwritten(llama: Path, tmp_path: Path) -> None:
-    headscore.capture(tmp_path, model=str(llama), max_samples=3)
-    with pytest.raises(InputError, match="settings seed was 42, now 1; settings dtype was fp32, now bf16"):
-        headscore.capture(tmp_path, model=str(llama), max_samples=3, seed=1, dtype="bf16")
-    headscore.capture(tmp_path, model=str(llama), max_samples=2, shard_size=1, seed=1, overwrite=True)
-    headscore.capture(tmp_path, model=str(llama), max_samples=3, overwrite=True)
-    assert len(list((tmp_path / "shards").iterdir())) == 1
 
 
 def test_skipped_rows_are_listed_with_their_reason(llama: Path, tmp_path: Path) -> None:
@@ -296,10 +272,13 @@ def test_architectures_that_cannot_be_recorded_are_refused_by_name(tmp_path: Pat
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=40), st.integers(1, 200), st.none() | st.integers(1, 5))
 def test_batches_hold_every_sample_once_within_the_budget(lengths: list[int], tokens: int, size: int | None) -> None:
-    batches = plan_batches(lengths, tokens, size)
-    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
-    longest = [max(lengths[i] for i in batch) for batch in batches]
-    assert longest == sorted(longest, reverse=True), "the longest batch goes first"
-    for batch, length in zip(batches, longest, strict=True):
-        assert len(batch) == 1 or len(batch) * length <= tokens
-        assert size is None or len(batch) <= size
+    order = longest_first(lengths)
+    assert sorted(order) == list(range(len(lengths)))
+    assert [lengths[i] for i in order] == sorted(lengths, reverse=True), "the longest goes first"
+    while order:
+        longest = lengths[order[0]]
+        count = batch_count(longest, tokens, size)
+        assert count >= 1 and (count == 1 or count * longest <= tokens)
+        assert size is None or count <= size
+        assert count == size or (count + 1) * longest > tokens, "the batch is filled"
+        order = order[count:]

@@ -8,8 +8,9 @@ import pytest
 from typer.main import get_command
 
 from headscore.cli import app
-from headscore.data.cache import _METADATA_SHAPE, ARRAYS
-from headscore.data.settings import CaptureSettings, ScoreSettings
+from headscore.data.metadata import METADATA_SHAPE
+from headscore.data.settings import CaptureSettings, ScoreSettings, WorkSettings
+from headscore.data.shard import ARRAYS
 from headscore.data.styles import ALPACA, ARC, ROW_STYLES
 from headscore.score.outputs import RESULT_FILES
 from headscore.score.signals import SIGNALS
@@ -28,7 +29,7 @@ def test_every_command_and_option_is_in_the_readme(name: str) -> None:
             assert not flag.startswith("--") or f"`{flag}" in README, flag
 
 
-@pytest.mark.parametrize("settings", [CaptureSettings, ScoreSettings])
+@pytest.mark.parametrize("settings", [CaptureSettings, ScoreSettings, WorkSettings])
 def test_the_readme_has_the_defaults(settings: type) -> None:
     for field in dataclasses.fields(settings):
         line = re.search(rf"^\| `--{field.name.replace('_', '-')}`.*$", README, re.MULTILINE)
@@ -60,7 +61,7 @@ def test_the_result_files_are_in_the_readme() -> None:
 def test_the_format_page_has_every_array_and_key() -> None:
     for name, (dtype, axes) in ARRAYS.items():
         assert f"| `/{name}` | {dtype} | [{','.join(axes)}] |" in FORMAT
-    for key in (*_METADATA_SHAPE, "format", "format_version", "self_check", "example", "shard", "skipped", "layers"):
+    for key in (*METADATA_SHAPE, "format", "format_version", "self_check", "example", "shard", "skipped", "layers"):
         assert f"| `{key}` |" in FORMAT
 
 

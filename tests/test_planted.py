@@ -12,7 +12,8 @@ import torch
 from transformers import PreTrainedModel
 
 import headscore
-from headscore.data.cache import Shard, open_cache
+from headscore.data.cache import open_cache
+from headscore.data.shard import Shard
 
 HEADS, HEAD_DIM = 4, 8
 

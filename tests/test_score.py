@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 import headscore
 from headscore.data import cache as cache_format
-from headscore.data.cache import Shard, open_cache
+from headscore.data.cache import open_cache
 from headscore.data.errors import InputError
+from headscore.data.shard import Shard, write_shard
 from headscore.score.fuse import ranked
 from headscore.score.normalize import NORM_MODES
 from headscore.score.signals import negative_entropy, span_mass
@@ -66,7 +67,7 @@ def write_cache(folder: Path, rows: np.ndarray, out: np.ndarray, span: list[int]
         "all_tokens/entropy": out + 3,
     }
     cache_format.write_metadata(folder, made)
-    cache_format.write_shard(cache_format.shard_path(folder, 0), 0, arrays, made, [])
+    write_shard(cache_format.shard_path(folder, 0), 0, arrays, made, [])
     return folder
 
 
@@ -273,7 +274,9 @@ def test_scan_cache_answers_any_query_like_the_collected_frame(cache: Path) -> N
 def test_signals_are_read_only_when_asked_for(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: set[str] = set()
     real = Shard.read
-    monkeypatch.setattr(Shard, "read", lambda shard, name, layer=None: (read.add(name), real(shard, name, layer))[1])
+    monkeypatch.setattr(
+        Shard, "read", lambda shard, name, *which, **more: (read.add(name), real(shard, name, *which, **more))[1]
+    )
     headscore.scan_cache(cache).select("row", "layer").collect()
     assert not {name for name in read if name.startswith(("last_token", "all_tokens"))}
     headscore.scan_cache(cache).select("out").collect()
@@ -354,7 +357,7 @@ def test_an_incomplete_cache_says_what_is_missing(cache: Path, tmp_path: Path) -
     (tmp_path / "shards" / "00001.h5").write_bytes(open_cache(cache).shards[1].read_bytes())
     with pytest.raises(InputError, match="2 of 3 shards are missing; run the same `headscore capture` command again"):
         headscore.score(tmp_path)
-    assert headscore.inspect(tmp_path)["shards"] == {"there": 1, "planned": 3}
+    assert headscore.inspect(tmp_path)["shards"] == {"there": 1, "planned": 3, "missing": "0, 2"}
 
 
 def test_scoring_runs_where_torch_is_not_installed(cache: Path, tmp_path: Path) -> None:

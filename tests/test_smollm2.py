@@ -14,7 +14,8 @@ from test_score import SIGNALS, eager_means
 
 import headscore
 from headscore.capture.models import resolve
-from headscore.data.cache import ARRAYS, Shard, open_cache
+from headscore.data.cache import open_cache
+from headscore.data.shard import ARRAYS, Shard
 
 ROWS = 8
 

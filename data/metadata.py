@@ -1,0 +1,98 @@
+"""What a cache says about itself: the content of `cache.json` and of every shard's attributes."""
+
+from typing import Any, get_args
+
+from .errors import InputError
+from .settings import QueryMode
+from .templates import MAX_SPANS
+
+FORMAT = "headscore-cache"
+FORMAT_VERSION = 1
+LONGEST_SHOWN = 60  # characters of a value in an error message
+
+Metadata = dict[str, Any]
+
+METADATA_SHAPE: dict[str, Any] = {  # what a reader relies on; a list has elements of the shape given
+    "versions": {},
+    "model": {},
+    "data": {},
+    "templates": [{"name": str, "text": str}],
+    "span_names": [str],
+    "settings": {"queries": str, "compression": str},
+    "dims": {"layers": int, "heads": int},
+    "layers": [int],
+    "plan": {"shards": int},
+    "example": {"row": int, "pieces": [{"text": str, "spans": [str]}]},
+}
+
+
+def check_metadata(metadata: Any, where: str) -> None:
+    """Raises InputError unless `metadata` is of this format and version and has what readers rely on."""
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        raise InputError(f"{where}: is not a headscore cache")
+    version = metadata.get("format_version")
+    if type(version) is not int or version != FORMAT_VERSION:
+        newer = isinstance(version, int) and version > FORMAT_VERSION
+        advice = "upgrade headscore to read it" if newer else "capture it again"
+        raise InputError(f"{where}: cache format {version!r}, this headscore reads {FORMAT_VERSION}; {advice}")
+    for key, shape in METADATA_SHAPE.items():
+        if not _has_shape(metadata.get(key), shape):
+            raise InputError(f"{where}: its metadata has no usable '{key}'; capture it again")
+    names, queries = metadata["span_names"], metadata["settings"]["queries"]
+    if not 0 < len(names) <= MAX_SPANS or len(set(names)) < len(names):
+        raise InputError(f"{where}: its metadata has no usable 'span_names'; capture it again")
+    if metadata["plan"]["shards"] < 1 or queries not in get_args(QueryMode):
+        raise InputError(f"{where}: its metadata has no usable 'plan' or 'settings'; capture it again")
+
+
+def _has_shape(value: Any, shape: Any) -> bool:
+    if isinstance(shape, dict):
+        return isinstance(value, dict) and all(_has_shape(value.get(key), inner) for key, inner in shape.items())
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(_has_shape(inner, shape[0]) for inner in value)
+    return type(value) is shape  # True is no integer here
+
+
+def identity(metadata: Metadata) -> dict[str, Any]:
+    """The parts of the metadata that decide what every shard holds; two captures are the same if they agree in all of them.
+
+    Names, paths and versions are not among them: a capture may go on in another place, and on another machine.
+    """
+    parts: dict[str, Any] = {
+        key: metadata[key] for key in ("templates", "span_names", "dims", "layers", "plan") if key in metadata
+    }
+    parts |= {name: metadata["model"].get(key) for name, key in _FINGERPRINTS.items() if key in metadata["model"]}
+    parts["data"] = metadata["data"].get("sha256")
+    return parts | {f"settings {key}": value for key, value in metadata["settings"].items()}
+
+
+_FINGERPRINTS = {"model": "fingerprint", "tokenizer": "tokenizer_fingerprint"}
+
+
+def differences(existing: Metadata, wanted: Metadata) -> list[str]:
+    """What makes `wanted` another capture than `existing`, one phrase each; what it does not tell yet is passed over."""
+    before, after = identity(existing), identity(wanted)
+    different = [name for name in after if before.get(name) != after[name]]
+    renamed = existing["model"].get("name") != wanted["model"].get("name")
+    if different and renamed and "model" not in after:  # its weights are not known yet, but its name is
+        different.append("model")
+    return [_difference(name, existing, wanted, before.get(name), after.get(name)) for name in different]
+
+
+def _difference(name: str, existing: Metadata, wanted: Metadata, before: Any, after: Any) -> str:
+    def called(metadata: Metadata, value: Any) -> str:
+        given = metadata["data"].get("path") if name == "data" else metadata["model"].get("name")
+        return f"{given}" + (f" [{value!s:.12}]" if value else "")
+
+    if name in ("data", *_FINGERPRINTS):
+        return f"{name} was {called(existing, before)}, now {called(wanted, after)}"
+    old, new = str(before), str(after)
+    if max(len(old), len(new)) > LONGEST_SHOWN:  # then what is shown begins shortly before the first difference
+        first = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
+        old, new = (_excerpt(text, max(0, first - LONGEST_SHOWN // 3)) for text in (old, new))
+    return f"{name} was {old}, now {new}"
+
+
+def _excerpt(text: str, start: int) -> str:
+    stop = start + LONGEST_SHOWN
+    return "…" * (start > 0) + text[start:stop] + "…" * (stop < len(text))

@@ -1,0 +1,81 @@
+"""Spreads the shards of a cache over processes of this machine or the workers of a Dask cluster."""
+
+import contextlib
+import multiprocessing
+import signal
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from ..data.errors import HeadscoreError, InputError, RunError, one_line
+from ..data.settings import WorkSettings
+from .sums import Spread
+
+SECONDS_TO_CONNECT = 10
+
+
+@contextlib.contextmanager
+def workers(settings: WorkSettings) -> Iterator[Spread]:
+    """A function like `map`, whose results come in the order of the shards, whoever makes them.
+
+    Since the caller adds them up in that order, the number of workers changes no bit of the result. Raises InputError where
+    Dask is not installed or not reached, RunError where a worker fails.
+    """
+    if settings.dask:
+        with _dask(settings.dask) as spread:
+            yield spread
+    elif settings.workers > 1:
+        with _processes(settings.workers) as spread:
+            yield spread
+    else:
+        yield map
+
+
+@contextlib.contextmanager
+def _processes(count: int) -> Iterator[Spread]:
+    # Not forked: a fork of a process with polars' threads may hang. Threads do not help, as HDF5 reads under one lock.
+    spawn = multiprocessing.get_context("spawn")
+    try:
+        with ProcessPoolExecutor(count, spawn, initializer=_leave_interrupts_to_the_parent) as pool:
+            try:
+                yield pool.map
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    except BrokenProcessPool as error:
+        raise RunError(
+            "--workers: a process ended before its time: out of memory (then use fewer), or a script that calls "
+            "headscore.score outside of `if __name__ == '__main__':`"
+        ) from error
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def _dask(address: str) -> Iterator[Spread]:
+    try:
+        from distributed import Client
+    except ModuleNotFoundError as error:
+        raise InputError("--dask: needs dask.distributed: pip install 'headscore[cluster]'") from error
+    try:
+        client = Client(address, timeout=SECONDS_TO_CONNECT, set_as_default=False)
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"--dask {address}: no Dask scheduler is reached there: {one_line(error)[:160]}") from error
+
+    def spread(work: Any, items: Iterable[Any]) -> Iterator[Any]:
+        futures = client.map(work, list(items), pure=False)
+        try:
+            for future in futures:
+                yield future.result()
+        except HeadscoreError:
+            raise
+        except Exception as error:  # whatever a worker raises, such as one that has no headscore
+            raise RunError(f"--dask {address}: a worker failed: {type(error).__name__}: {one_line(error)[:200]}") from error
+        finally:
+            client.cancel(futures)
+
+    with client:
+        yield spread
