@@ -26,7 +26,7 @@ class PromptMaker:
         if template is None and self._style is None:
             known = " or ".join(f"{style.name} ({', '.join(style.columns)})" for style in ROW_STYLES)
             raise InputError(
-                f"{source}: columns {', '.join(columns)} are of no known style: {known}; give --template FILE for others"
+                f"{source}: columns {_some(columns)} are of no known style: {known}; give --template FILE for others"
             )
         self.style = self._style.name if self._style else "other"
         if template and self._style and self._style.made not in template.columns:
@@ -71,3 +71,9 @@ def _printable(row: Row, column: str, where: str) -> str:
     """A value for a user's template: text as it is, numbers and booleans as Python writes them."""
     value = row.get(column)
     return str(value) if isinstance(value, int | float) else column_text(row, column, where)
+
+
+def _some(names: Sequence[str], most: int = 12) -> str:
+    """The first names, each cut where it is long, and how many more there are."""
+    shown = ", ".join(f"{name:.40}" for name in names[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -15,6 +15,7 @@ import headscore
 
 warnings.filterwarnings("ignore", message=".*fork.*")
 settings.register_profile("headscore", deadline=None, derandomize=True)
+settings.register_profile("long", deadline=None, derandomize=False, max_examples=5000)  # --hypothesis-profile=long
 settings.load_profile("headscore")
 
 

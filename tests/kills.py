@@ -11,13 +11,11 @@ the last kill the command runs to its end, and the cache must equal, array by ar
 
 import argparse
 import json
-import os
 import random
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -88,17 +86,11 @@ def wait(process: subprocess.Popen[bytes], seconds: float) -> None:
 
 def wait_for_temporary_files(process: subprocess.Popen[bytes], out: Path, count: int) -> None:
     """Return as soon as the `count`-th temporary file of a shard is seen; the folder is looked at without a pause."""
-    seen: set[str] = set(os.listdir(out / "shards")) if (out / "shards").exists() else set()
-    while process.poll() is None:
-        try:
-            names = {name for name in os.listdir(out / "shards") if name.endswith(TEMPORARY)} - seen
-        except FileNotFoundError:
-            time.sleep(0.001)
-            continue
-        count -= len(names)
-        seen |= names
-        if count <= 0:
-            return
+    seen = set((out / "shards").glob("*"))
+    while process.poll() is None and count > 0:
+        new = set((out / "shards").glob(f".*{TEMPORARY}")) - seen
+        count -= len(new)
+        seen |= new
 
 
 def finished(out: Path) -> dict[str, tuple[int, int]]:

@@ -1,0 +1,112 @@
+"""Damages the shards of a cache, one bit or one cut at a time, and checks that nobody is fooled by it.
+
+The suite runs a short version on a tiny cache (test_cache.py). The long version damages a copy of any cache:
+
+    python tests/damage.py CACHE --flips 200 --truncations 20
+
+A flipped bit in array data, and any truncation, must be named by `inspect --verify` and be made again by a resumed capture. A
+flipped bit elsewhere must be named or change nothing. Nothing but an InputError may be raised, and no score may change.
+"""
+
+import argparse
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+import headscore
+from headscore.data.cache import open_cache
+from headscore.data.errors import InputError
+from headscore.data.shard import ARRAYS
+
+
+@dataclass
+class Report:
+    damaged: int = 0
+    in_array_data: int = 0
+    named: int = 0
+    fooled: int = 0  # not named, though in array data, or a score that changed
+
+
+def damage(cache: Path, flips: int, truncations: int, seed: int = 0) -> Report:
+    """Damage a copy of the cache; see above."""
+    random, report, messages = np.random.default_rng(seed), Report(), []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("headscore").addHandler(handler)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            copy = open_cache(Path(shutil.copytree(cache, Path(folder) / "copy")))
+            for path, content, in_data in damages(list(copy.shards), flips, truncations, random):
+                whole, right = path.read_bytes(), headscore.score(path).raw
+                path.write_bytes(content(whole))
+                messages.clear()
+                listed = headscore.inspect(copy.path, verify=True)["damaged"]
+                named = len(listed) == 1 and path.name in listed[0]
+                made_again = not copy.is_whole(int(path.stem)) and path.name in messages[0]
+                fooled = (named != made_again) or (in_data and not named)
+                try:
+                    fooled |= not headscore.score(path).raw.equals(right)
+                except InputError as error:
+                    fooled |= path.name not in str(error)
+                path.write_bytes(whole)
+                report.damaged += 1
+                report.in_array_data += in_data
+                report.named += named
+                report.fooled += fooled
+    finally:
+        logging.getLogger("headscore").removeHandler(handler)
+    return report
+
+
+Content = Callable[[bytes], bytes]
+
+
+def damages(
+    shards: list[Path], flips: int, truncations: int, random: np.random.Generator
+) -> Iterator[tuple[Path, Content, bool]]:
+    """Which shard, what becomes of its bytes, and whether array data is hit."""
+    for _ in range(flips):
+        path = shards[int(random.integers(len(shards)))]
+        bit = int(random.integers(0, path.stat().st_size * 8))
+        yield path, lambda whole, bit=bit: flipped(whole, bit), any(bit // 8 in places for places in data_places(path))
+    for _ in range(truncations):
+        path = shards[int(random.integers(len(shards)))]
+        length = int(random.integers(0, path.stat().st_size))
+        yield path, lambda whole, length=length: whole[:length], True
+
+
+def flipped(content: bytes, bit: int) -> bytes:
+    damaged = bytearray(content)
+    damaged[bit // 8] ^= 1 << bit % 8
+    return bytes(damaged)
+
+
+def data_places(path: Path) -> list[range]:
+    """The bytes of a shard file that hold array values, checksums included."""
+    with h5py.File(path) as file:
+        arrays = [file[name].id for name in ARRAYS if name in file]
+        chunks = [array.get_chunk_info(i) for array in arrays for i in range(array.get_num_chunks())]
+        return [range(chunk.byte_offset, chunk.byte_offset + chunk.size) for chunk in chunks]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cache", type=Path)
+    parser.add_argument("--flips", type=int, default=200)
+    parser.add_argument("--truncations", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    report = damage(arguments.cache, arguments.flips, arguments.truncations, arguments.seed)
+    print(json.dumps(asdict(report)))
+    raise SystemExit(bool(report.fooled))
+
+
+if __name__ == "__main__":
+    main()
