@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import inspect as signatures
+import io
 import json
 import logging
 import sys
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from .capture.ranks import this_rank
-from .data.errors import HeadscoreError, InputError, one_line
+from .data.errors import HeadscoreError, InputError, one_line, printable
 from .data.settings import RECORD_KEY, CaptureSettings, RunSettings, ScoreSettings, WorkSettings, checked_option, option_flag
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ app = typer.Typer(
 def main() -> None:
     """Run the command line; a foreseen error is one line on stderr and exit status 2 (bad input) or 1 (failed run)."""
     debug = "--debug" in sys.argv[1:]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a path need not be text
     try:
         status = app(standalone_mode=False)
     except HeadscoreError as error:
@@ -62,8 +66,16 @@ def main() -> None:
     sys.exit(status if isinstance(status, int) else 0)
 
 
+class _PrintableFormatter(logging.Formatter):
+    """Log lines may hold text from caches and data files; tracebacks keep their lines."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """One line, with everything escaped that could drive a terminal."""
+        return printable(super().formatMessage(record))
+
+
 def _fail(message: str, status: int) -> None:
-    print(f"headscore: error: {message}", file=sys.stderr)
+    print(f"headscore: error: {printable(message)}", file=sys.stderr)
     sys.exit(status)
 
 
@@ -154,8 +166,10 @@ def _headscore(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         print(context.get_help())
         raise typer.Exit(2)
-    label = this_rank().label()
-    logging.basicConfig(format=f"{label}: %(message)s" if label else "%(message)s", level=logging.WARNING, stream=sys.stderr)
+    label = this_rank().label() if context.invoked_subcommand == "capture" else ""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_PrintableFormatter(f"{label}: %(message)s" if label else "%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("headscore").setLevel(logging.INFO)
 
 

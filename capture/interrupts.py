@@ -25,20 +25,25 @@ class Interrupts:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            handlers = {signal.SIGINT: self._on_interrupt, signal.SIGTERM: self._on_terminate}
-            self._previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+            for number, handler in ((signal.SIGINT, self._on_interrupt), (signal.SIGTERM, self._on_terminate)):
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):  # started with nohup, or not Python's to handle
+                    self._previous[number] = signal.signal(number, handler)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    @property
     def asked_to_stop(self) -> bool:
-        """Whether there was a Ctrl-C; said in the log once, here, as a signal handler must not write."""
+        """Whether there was a Ctrl-C."""
+        return self._asked
+
+    def tell(self) -> None:
+        """Say once in the log that there was a Ctrl-C; a signal handler must not write."""
         if self._asked and not self._told:
             self._told = True
             logger.warning("stopping after the shard in hand; Ctrl-C again drops it and stops at once")
-        return self._asked
 
     def _on_interrupt(self, _number: int, _frame: FrameType | None) -> None:
         if self._asked:

@@ -15,7 +15,7 @@ from . import models
 from .metadata import data_metadata, with_model
 from .ranks import Rank, this_rank
 from .resume import finished_shards, require_same_capture, start_cache
-from .samples import allowed_skips, read_prompts, tokenise_shards
+from .samples import SkipLimit, read_prompts, tokenise_shards
 from .selfcheck import self_check
 from .shards import Progress, capture_shards
 from .space import require_space
@@ -57,7 +57,7 @@ def _capture(out: Path, settings: CaptureSettings, overwrite: bool, rank: Rank, 
         return _frame([])
     metadata = data_metadata(settings, dtype, tokenizer, prompts, shards)
     kept = require_same_capture(out, metadata, overwrite)
-    require_space(out, shards, kept, settings.queries, config)
+    require_space(out, own, kept, settings, config)
 
     model = models.load_model(source, dtype, device, settings.device_map)
     samples = [sample for shard in shards for sample in shard.samples]
@@ -68,10 +68,12 @@ def _capture(out: Path, settings: CaptureSettings, overwrite: bool, rank: Rank, 
     logger.info("self-check passed: within %.1g of the model's own eager attention", worst)
 
     cache = start_cache(out, with_model(metadata, model, check), overwrite, rank)
-    allowed = allowed_skips(settings, len(prompts.drawn))
-    made = capture_shards(cache, own, model, settings, allowed, progress)
+    limit = SkipLimit(settings, len(prompts.drawn), sum(len(shard.skipped) for shard in shards))
+    made = capture_shards(cache, own, model, settings, limit, progress)
 
     lines, skipped, missing = finished_shards(out)
+    if skipped:
+        limit.check(len(skipped), skipped[0]["row"], skipped[0]["reason"])  # with those of other processes
     seconds = time.monotonic() - started
     logger.info("%d of %d shards made in %.1f s", made, len(own), seconds)
     if missing:

@@ -9,10 +9,10 @@ from ..data.errors import InputError
 # Each launcher's variables for the process's number, the number of processes, and its number on this machine. srun sets
 # SLURM_NTASKS too, but so does sbatch for a script that runs once.
 _LAUNCHERS = {
-    "torchrun or accelerate launch": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
-    "Open MPI's mpirun": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
-    "MPICH's or Intel's mpirun": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
-    "srun": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
+    "torchrun or accelerate launch": ("RANK", "WORLD_SIZE", ("LOCAL_RANK",)),
+    "Open MPI's mpirun": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", ("OMPI_COMM_WORLD_LOCAL_RANK",)),
+    "MPICH's or Intel's mpirun": ("PMI_RANK", "PMI_SIZE", ("MPI_LOCALRANKID", "SLURM_LOCALID")),  # srun may speak PMI too
+    "srun": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", ("SLURM_LOCALID",)),
 }
 
 
@@ -39,17 +39,18 @@ def this_rank(environment: Mapping[str, str] = os.environ) -> Rank:
     Where launchers are nested (srun starting torchrun) the innermost counts. Raises InputError, naming the variable, for values
     that are no rank.
     """
-    for launcher, (index, world, local) in _LAUNCHERS.items():
+    for launcher, (index, world, locals_) in _LAUNCHERS.items():
         if index in environment and world in environment:
             size = _number(environment, world, launcher, 1, None)
             found = _number(environment, index, launcher, 0, size)
-            return Rank(found, size, _number(environment, local, launcher, 0, None) if local in environment else found)
+            local = next((name for name in locals_ if name in environment), index)
+            return Rank(found, size, _number(environment, local, launcher, 0, None))
     return Rank()
 
 
 def _number(environment: Mapping[str, str], name: str, launcher: str, least: int, below: int | None) -> int:
     text = environment[name]
-    value = int(text) if text.isascii() and text.isdigit() else -1
+    value = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else -1
     if value < least or (below is not None and value >= below):
         wanted = f"a number from {least}" + (f" to {below - 1}" if below else "")
         raise InputError(f"environment variable {name}={text!r:.40}: expected {wanted}, as {launcher} sets it")

@@ -2,11 +2,12 @@
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data.errors import InputError
+from ..data.errors import InputError, RunError
 from ..data.prompts import PromptMaker
 from ..data.rows import data_file, file_sha256, read_rows, sample_rows
 from ..data.settings import CaptureSettings
@@ -71,3 +72,24 @@ def tokenise_shards(prompts: Prompts, tokenizer: Any, settings: CaptureSettings)
 def allowed_skips(settings: CaptureSettings, rows: int) -> int:
     """How many of `rows` may be left out by `--max-skipped`."""
     return math.floor(settings.max_skipped * rows + 1e-9)  # 0.29 · 100 is a little less than 29 in binary
+
+
+class SkipLimit:
+    """Counts the rows that are left out as a capture goes on, and stops it where `--max-skipped` does not allow more."""
+
+    def __init__(self, settings: CaptureSettings, rows: int, skipped: int):
+        self._allowed = allowed_skips(settings, rows)
+        self._skipped = skipped
+
+    def add(self, faulty: Sequence[Skipped]) -> None:
+        """Count more rows; RunError where there are too many now."""
+        self._skipped += len(faulty)
+        if faulty:
+            self.check(self._skipped, faulty[-1].row, faulty[-1].reason)
+
+    def check(self, skipped: int, row: int, reason: str) -> None:
+        """Raises RunError, naming a row, where `skipped` rows in all are too many."""
+        if skipped > self._allowed:
+            raise RunError(
+                f"{skipped} rows would be skipped, --max-skipped allows {self._allowed}; one of them is row {row}: {reason}"
+            )

@@ -21,6 +21,7 @@ Values = npt.NDArray[np.float32]
 # Largest differences that rounding explains, by dtype: total variation of a pattern, and of norms and entropies relative to
 # the layer's largest. Total variation does not shrink with the prompt's length, as a difference of single weights does.
 TOLERANCES = {"fp32": (1e-3, 1e-3), "fp16": (2e-2, 3e-2), "bf16": (1e-1, 1.5e-1)}
+MOST_TRIED = 8  # samples from either end, where the first give values that are not finite
 MOST_TOKENS = 512  # eager attention holds L·H·T² weights at once, so the check's prompts must not be long
 
 
@@ -30,21 +31,29 @@ def self_check(model: PreTrainedModel, samples: Sequence[Sample], dtype: str, qu
     Returns the `layers`, `heads` and `kv_heads` that were recorded, the `rows` checked and the `largest_difference` per array.
     Raises InputError where the model has no attention or cannot take the longest of all samples, and RunError, naming layer
     and array, where a difference is above the dtype's tolerance (the recorded values would be wrong for this model), or where
-    a value is not finite; with `--on-nan skip` one of the two samples may have such values.
+    a value is not finite; with `--on-nan skip` others are tried then.
     """
     by_length = sorted(samples, key=lambda sample: len(sample.ids))
-    long = next((sample for sample in reversed(by_length) if len(sample.ids) <= MOST_TOKENS), by_length[0])
-    checked = [by_length[0]] if long is by_length[0] else [by_length[0], long]
     recorder = Recorder(all_tokens=queries == "all_tokens")
-    if long is not by_length[-1]:
+    short_enough = [sample for sample in by_length if len(sample.ids) <= MOST_TOKENS] or by_length[:1]
+    if short_enough[-1] is not by_length[-1]:
         _record(model, recorder, by_length[-1:])  # can the model take it at all?
+    checked = _finite_samples(model, recorder, short_enough, dtype, on_nan)
     recorded = _record(model, recorder, checked)
-    _require_finite(recorded, checked, dtype, on_nan)
+    if not recorded.finite.all():
+        rows = " and ".join(str(sample.row) for sample in checked)
+        raise RunError(f"self-check: rows {rows}: NaN or infinite in a batch, but not alone; give a wider --dtype (bf16, fp32)")
     worst: dict[str, float] = defaultdict(float)
     for position, sample in enumerate(checked):
-        if not recorded.finite[position]:
-            continue
-        eager = _eager(model, sample, recorder.projections)
+        try:
+            eager = _eager(model, sample, recorder.projections)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise RunError(
+                    f"out of memory on {model.device} in the self-check's eager attention over {len(sample.ids)} tokens; "
+                    "lower --max-length, or use a smaller --dtype"
+                ) from error
+            raise
         for entry, layer in enumerate(recorder.layers):
             for name, values in recorded.arrays.items():
                 found = values[entry, position]
@@ -65,19 +74,29 @@ def self_check(model: PreTrainedModel, samples: Sequence[Sample], dtype: str, qu
         "layers": recorder.layers,
         "heads": recorded.arrays["last_token/attention"].shape[2],
         "kv_heads": recorder.kv_heads,
-        "rows": [sample.row for sample, finite in zip(checked, recorded.finite, strict=True) if finite],
+        "rows": [sample.row for sample in checked],
         "largest_difference": dict(worst),
     }
 
 
-def _require_finite(recorded: Recorded, checked: Sequence[Sample], dtype: str, on_nan: str) -> None:
-    faulty = [position for position, finite in enumerate(recorded.finite) if not finite]
-    if faulty and (on_nan == "stop" or len(faulty) == len(checked)):
-        at = faulty[0]
-        raise RunError(
-            f"self-check: row {checked[at].row}: {recorded.first_fault(at)}; the model overflows in {dtype}: "
-            "give a wider --dtype (bf16, fp32)"
-        )
+def _finite_samples(
+    model: PreTrainedModel, recorder: Recorder, by_length: Sequence[Sample], dtype: str, on_nan: str
+) -> list[Sample]:
+    """The shortest and the longest sample whose values are finite; RunError for one that is not, if `--on-nan` says stop."""
+    found: list[Sample] = []
+    fault = ""
+    for candidates in (by_length, by_length[::-1]):
+        for sample in candidates[:MOST_TRIED]:
+            alone = _record(model, recorder, [sample])
+            if alone.finite[0]:
+                found += [] if any(sample is other for other in found) else [sample]
+                break
+            fault = f"self-check: row {sample.row}: {alone.first_fault(0)}; the model overflows in {dtype}"
+            if on_nan == "stop":
+                raise RunError(f"{fault}: give a wider --dtype (bf16, fp32), or leave such rows out with --on-nan skip")
+    if not found:
+        raise RunError(f"{fault}, as in every other prompt that was tried: give a wider --dtype (bf16, fp32)")
+    return found
 
 
 def _record(model: PreTrainedModel, recorder: Recorder, samples: Sequence[Sample]) -> Recorded:

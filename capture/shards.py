@@ -3,13 +3,14 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from ..data.cache import SKIPPED_FILE, Cache, shard_path
-from ..data.errors import RunError
+from ..data.errors import InputError, RunError
 from ..data.metadata import Metadata
 from ..data.settings import CaptureSettings
 from ..data.shard import ARRAYS, Array, array_shapes, write_shard
@@ -17,7 +18,7 @@ from ..data.tokens import Sample, Skipped
 from .attention import Recorder, recording
 from .interrupts import Interrupts
 from .runner import Runner
-from .samples import ShardSamples
+from .samples import ShardSamples, SkipLimit
 
 logger = logging.getLogger("headscore")
 
@@ -29,19 +30,18 @@ def capture_shards(
     shards: Mapping[int, ShardSamples],
     model: PreTrainedModel,
     settings: CaptureSettings,
-    allowed_skips: int,
+    limit: SkipLimit,
     progress: Progress | None,
 ) -> int:
     """Make those of the shards (by number) that are not there whole, and return how many were made.
 
-    One is written while the next is computed, so at most two are in memory. Raises RunError where the disk refuses, the model
-    fails, or a sample gives values that are not finite (with `--on-nan skip`: where more than `allowed_skips` rows are left
-    out), and KeyboardInterrupt after a Ctrl-C; whole shards stay in any case.
+    One is written while the next is computed, so that the arrays of two at most, and the file of one, are in memory. Raises
+    RunError where the disk refuses, the model fails, or a sample gives values that are not finite (with `--on-nan skip`: where
+    that makes too many), and KeyboardInterrupt after a Ctrl-C; whole shards stay in any case.
     """
     recorder = Recorder(settings.queries == "all_tokens")
     runner = Runner(model, recorder, settings.batch_tokens, settings.batch_size)
     total, done, made = sum(len(shard.samples) for shard in shards.values()), 0, 0
-    skipped_in_all = sum(len(shard.skipped) for shard in shards.values())
     writing: Future[None] | None = None
 
     def report(samples: int) -> None:
@@ -50,30 +50,45 @@ def capture_shards(
 
     with Interrupts() as interrupts, ThreadPoolExecutor(1) as writer, recording(model, recorder), torch.inference_mode():
         for number, shard in shards.items():
-            if interrupts.asked_to_stop():
-                break
-            if not cache.is_whole(number):
-                arrays, faulty = _compute(runner, shard.samples, cache.metadata, settings.on_nan, report, interrupts)
-                skipped_in_all += len(faulty)
-                if faulty and skipped_in_all > allowed_skips:
-                    raise RunError(
-                        f"{skipped_in_all} rows would be skipped, --max-skipped allows {allowed_skips}; the last is "
-                        f"row {faulty[-1].row}: {faulty[-1].reason}"
-                    )
-                skipped = [
-                    {"row": entry.row, "reason": entry.reason}
-                    for entry in sorted((*shard.skipped, *faulty), key=lambda entry: entry.row)
-                ]
+            if interrupts.asked_to_stop:
                 _finish(writing)
-                (cache.path / SKIPPED_FILE).unlink(missing_ok=True)  # written again once the cache is complete
-                writing = writer.submit(write_shard, shard_path(cache.path, number), number, arrays, cache.metadata, skipped)
+                raise KeyboardInterrupt
+            stored = cache.skipped_in_whole(number)
+            if stored is not None:
+                limit.add(_faulty_before(shard, stored, settings.on_nan, cache, number))
+            else:
+                arrays, faulty = _compute(runner, shard.samples, cache.metadata, settings.on_nan, report, interrupts)
+                limit.add(faulty)
+                skipped = sorted((*shard.skipped, *faulty), key=lambda entry: entry.row)
+                _finish(writing)
+                writing = writer.submit(_write, cache, number, arrays, skipped)
                 made += 1
             done += len(shard.samples)
-            report(0)
+            if stored is None:  # what was there is not reported, as it would make the samples/s look higher
+                report(0)
         _finish(writing)
-    if done < total:
-        raise KeyboardInterrupt
+        report(0)
     return made
+
+
+def _faulty_before(
+    shard: ShardSamples, stored: Sequence[Mapping[str, Any]], on_nan: str, cache: Cache, number: int
+) -> list[Skipped]:
+    """The rows that a shard made before leaves out because their values were not finite."""
+    known = {entry.row for entry in shard.skipped}
+    faulty = [Skipped(entry["row"], entry["reason"]) for entry in stored if entry["row"] not in known]
+    if faulty and on_nan == "stop":
+        raise InputError(
+            f"{shard_path(cache.path, number)}: was made with --on-nan skip and leaves out row {faulty[0].row} "
+            f"({faulty[0].reason}); give --on-nan skip again, or remove the file"
+        )
+    return faulty
+
+
+def _write(cache: Cache, number: int, arrays: Mapping[str, Array], skipped: Sequence[Skipped]) -> None:
+    (cache.path / SKIPPED_FILE).unlink(missing_ok=True)  # written again once the cache is complete
+    entries = [{"row": entry.row, "reason": entry.reason} for entry in skipped]
+    write_shard(shard_path(cache.path, number), number, arrays, cache.metadata, entries)
 
 
 def _finish(writing: "Future[None] | None") -> None:
@@ -116,7 +131,7 @@ def _compute(
                 logger.warning("row %d is skipped: %s", samples[i].row, faulty[i].reason)
             finished += bool(recorded.finite[position]) or len(batch.index) == 1
         report(finished)
-        interrupts.asked_to_stop()
+        interrupts.tell()
     return (_without(arrays, sorted(faulty)) if faulty else arrays), list(faulty.values())
 
 

@@ -3,16 +3,17 @@
 import itertools
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError, one_line
+from .errors import ForeignShardError, InputError, RunError, one_line
 from .files import write_text
 from .metadata import Metadata, check_metadata, identity
-from .shard import Shard, verify_shard
+from .shard import Shard, require_plain_file, verify_shard
 
 logger = logging.getLogger("headscore")
 
@@ -59,13 +60,23 @@ class Cache:
         return sum(1 << known.index(name) for name in dict.fromkeys(names))
 
     def open_shard(self, path: Path) -> Shard:
-        """One of the cache's shards. Raises InputError where it is damaged or belongs to another capture or another place."""
+        """One of the cache's shards.
+
+        Raises InputError where it is damaged, and ForeignShardError where it belongs to another capture or another place, or
+        is no file of this folder.
+        """
+        in_folder = self.path.is_dir()
+        if not path.is_file() or (in_folder and (path.is_symlink() or path.parent.is_symlink())):
+            raise ForeignShardError(f"{path}: is not a file of this folder; remove it, or put the shard itself there")
         shard = Shard(path)
-        misplaced = self.path.is_dir() and shard_path(self.path, shard.number) != path
-        if misplaced or identity(shard.metadata) != self._identity:
-            shard.__exit__()
-            raise InputError(f"{path}: belongs to another capture, or to another place in this one")
-        return shard
+        if different := [name for name, value in identity(shard.metadata).items() if self._identity.get(name) != value]:
+            problem = f"belongs to another capture (other {', '.join(different)})"
+        elif in_folder and shard_path(self.path, shard.number) != path:
+            problem = f"is shard {shard.number}, so it belongs to another place"
+        else:
+            return shard
+        shard.__exit__()
+        raise ForeignShardError(f"{path}: {problem}; remove it, or put the right shard there")
 
     def open_shards(self) -> Iterator[Shard]:
         """Each shard in turn, opened, and closed when the next is asked for; raises as `open_shard`."""
@@ -73,18 +84,23 @@ class Cache:
             with self.open_shard(path) as shard:
                 yield shard
 
-    def is_whole(self, number: int) -> bool:
-        """Whether a shard of this capture is there, undamaged; one that is there but is not so is named in the log."""
+    def skipped_in_whole(self, number: int) -> list[dict[str, Any]] | None:
+        """The skipped rows of a shard that is there undamaged, else None; one that is there damaged is named in the log.
+
+        Raises ForeignShardError for one that is not this cache's.
+        """
         path = shard_path(self.path, number)
-        if not path.exists():
-            return False
+        if not os.path.lexists(path):
+            return None
         try:
             with self.open_shard(path) as shard:
                 verify_shard(shard)
+                return shard.skipped
+        except ForeignShardError:
+            raise
         except InputError as error:
             logger.warning("%s; it is made again", error)
-            return False
-        return True
+            return None
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
@@ -123,12 +139,17 @@ def shard_path(folder: Path, number: int) -> Path:
 def shard_files(folder: Path) -> list[Path]:
     """The files in a cache folder that have a shard's name, in the order of their numbers."""
     numbers = (int(path.stem) for path in (folder / SHARDS_FOLDER).glob("*.h5") if path.stem.isdecimal())
-    return [path for path in (shard_path(folder, number) for number in sorted(set(numbers))) if path.exists()]
+    return [path for path in (shard_path(folder, number) for number in sorted(set(numbers))) if os.path.lexists(path)]
 
 
 def read_metadata(folder: Path) -> Metadata | None:
     """The checked content of a cache folder's `cache.json`, or None where there is none."""
     path = folder / METADATA_FILE
+    if not os.path.lexists(path):
+        return None
+    require_plain_file(path)
+    if path.is_symlink():
+        raise InputError(f"{path}: is a link; a cache holds the file itself")
     try:
         if path.stat().st_size > MAX_METADATA_BYTES:
             raise InputError(f"{path}: is larger than {MAX_METADATA_BYTES} bytes, so it is not cache metadata")
@@ -141,16 +162,20 @@ def read_metadata(folder: Path) -> Metadata | None:
     return dict(metadata)
 
 
-def write_metadata(folder: Path, metadata: Metadata, *, keep_existing: bool = False) -> None:
-    """Write `cache.json`, whole or not at all; with `keep_existing` only if no process has written one yet."""
+def write_metadata(folder: Path, metadata: Metadata, *, keep_existing: bool) -> None:
+    """Write `cache.json`, whole or not at all; with `keep_existing` only if no process has written one meanwhile."""
     text = json.dumps(metadata, indent=2, ensure_ascii=False) + "\n"
+    if len(text.encode()) > MAX_METADATA_BYTES:
+        raise RunError(f"{folder / METADATA_FILE}: would be larger than {MAX_METADATA_BYTES} bytes; is a template that large?")
     write_text(folder / METADATA_FILE, text, keep_existing=keep_existing)
 
 
 def write_skipped(folder: Path, skipped: Sequence[Mapping[str, Any]]) -> bool:
     """Write `skipped.jsonl`, unless it is there: an object with `row` and `reason` per skipped row, in row order, or nothing.
 
-    It says that the cache is complete. Whether it was written here.
+    It says that the cache is complete. Returns whether this call wrote it; of several processes one does.
     """
     lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in sorted(skipped, key=lambda entry: entry["row"]))
-    return write_text(folder / SKIPPED_FILE, "".join(lines), keep_existing=True)
+    text, path = "".join(lines), folder / SKIPPED_FILE
+    changed = path.exists() and path.read_bytes() != text.encode()
+    return write_text(path, text, keep_existing=not changed)

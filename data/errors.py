@@ -13,6 +13,10 @@ class InputError(HeadscoreError):
     exit_status = 2
 
 
+class ForeignShardError(InputError):
+    """A file with a shard's name that is not this cache's shard; unlike a damaged one, it is never replaced unasked."""
+
+
 class RunError(HeadscoreError):
     """The input was fine but the work failed: out of memory, a failed self-check, a full disk (exit status 1)."""
 
@@ -20,3 +24,8 @@ class RunError(HeadscoreError):
 def one_line(error: BaseException) -> str:
     """The message of `error` folded into one line (libraries' messages often have many); its type if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def printable(text: str) -> str:
+    """`text` with everything escaped that could drive a terminal; it may come from a stranger's file."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

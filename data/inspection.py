@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from .cache import Cache, open_cache
-from .errors import InputError
+from .cache import open_cache
+from .errors import InputError, printable
 from .shard import verify_shard
 
 MOST_SKIPPED_SHOWN = 10
@@ -30,7 +30,7 @@ def inspect(cache: str | Path, *, verify: bool = False) -> dict[str, Any]:
         except InputError as error:
             damaged.append(str(error))
     metadata = opened.metadata
-    kept = (
+    keys = (
         "format_version",
         "versions",
         "model",
@@ -44,20 +44,17 @@ def inspect(cache: str | Path, *, verify: bool = False) -> dict[str, Any]:
     )
     return {
         "cache": str(opened.path),
-        **{key: metadata.get(key) for key in kept},
+        **{key: metadata.get(key) for key in keys},
         "samples": samples,
         "tokens": tokens,
-        "bytes": _size(opened),
+        "bytes": sum(path.stat().st_size for path in opened.shards),
         "shards": {"there": len(opened.shards), "planned": opened.planned, "missing": opened.missing_ranges()},
         "skipped": skipped,
+        "self_check": metadata.get("self_check"),
         "example": metadata.get("example"),
         "verified": verify,
         "damaged": damaged,
     }
-
-
-def _size(cache: Cache) -> int:
-    return sum(path.stat().st_size for path in cache.shards)
 
 
 def report(facts: dict[str, Any]) -> str:
@@ -89,7 +86,7 @@ def report(facts: dict[str, Any]) -> str:
     if facts["verified"]:
         lines += ["", f"verified  {shards['there'] - len(facts['damaged'])} shards are whole, {len(facts['damaged'])} damaged"]
     lines += [f"damaged   {line}" for line in facts["damaged"]]
-    return "\n".join(_printable(line) for line in lines)
+    return "\n".join(printable(line) for line in lines)
 
 
 def marked_lines(pieces: list[dict[str, Any]]) -> list[str]:
@@ -99,7 +96,3 @@ def marked_lines(pieces: list[dict[str, Any]]) -> list[str]:
         names = [name for name in piece["spans"] if name != "template"]
         text += f"[{'+'.join(names)}:{piece['text']}]" if names else piece["text"]
     return [f"  | {line}" for line in text.split("\n")]
-
-
-def _printable(line: str) -> str:
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

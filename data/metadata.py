@@ -1,5 +1,6 @@
 """What a cache says about itself: the content of `cache.json` and of every shard's attributes."""
 
+import json
 from typing import Any, get_args
 
 from .errors import InputError
@@ -8,6 +9,7 @@ from .templates import MAX_SPANS
 
 FORMAT = "headscore-cache"
 FORMAT_VERSION = 1
+MAX_DEPTH = 32
 LONGEST_SHOWN = 60  # characters of a value in an error message
 
 Metadata = dict[str, Any]
@@ -26,7 +28,10 @@ METADATA_SHAPE: dict[str, Any] = {  # what a reader relies on; a list has elemen
 }
 
 
-def check_metadata(metadata: Any, where: str) -> None:
+_SHARD_SHAPE: dict[str, Any] = {"shard": int, "skipped": [{"row": int, "reason": str}]}
+
+
+def check_metadata(metadata: Any, where: str, *, of_shard: bool = False) -> None:
     """Raises InputError unless `metadata` is of this format and version and has what readers rely on."""
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise InputError(f"{where}: is not a headscore cache")
@@ -35,14 +40,26 @@ def check_metadata(metadata: Any, where: str) -> None:
         newer = isinstance(version, int) and version > FORMAT_VERSION
         advice = "upgrade headscore to read it" if newer else "capture it again"
         raise InputError(f"{where}: cache format {version!r}, this headscore reads {FORMAT_VERSION}; {advice}")
-    for key, shape in METADATA_SHAPE.items():
+    for key, shape in (METADATA_SHAPE | (_SHARD_SHAPE if of_shard else {})).items():
         if not _has_shape(metadata.get(key), shape):
             raise InputError(f"{where}: its metadata has no usable '{key}'; capture it again")
+    try:
+        json.dumps(metadata, ensure_ascii=False).encode()
+        deep = _depth(metadata) > MAX_DEPTH
+    except (ValueError, RecursionError) as error:  # half a surrogate pair, which no file and no terminal takes
+        raise InputError(f"{where}: its metadata is not text that can be written; capture it again") from error
+    if deep:
+        raise InputError(f"{where}: its metadata is nested more than {MAX_DEPTH} deep")
     names, queries = metadata["span_names"], metadata["settings"]["queries"]
     if not 0 < len(names) <= MAX_SPANS or len(set(names)) < len(names):
         raise InputError(f"{where}: its metadata has no usable 'span_names'; capture it again")
     if metadata["plan"]["shards"] < 1 or queries not in get_args(QueryMode):
         raise InputError(f"{where}: its metadata has no usable 'plan' or 'settings'; capture it again")
+
+
+def _depth(value: Any) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_depth, inner), default=0)
 
 
 def _has_shape(value: Any, shape: Any) -> bool:

@@ -153,7 +153,7 @@ class ScoreSettings(_Checked):
 class WorkSettings(_Checked):
     """How the work of `headscore score` is spread; the result is the same to the last bit."""
 
-    workers: int = _option(1, "Processes of this machine that read the shards.", least=1)
+    workers: int = _option(1, "Processes of this machine that read the shards.", least=1, most=1024)
     dask: str | None = _option(None, "Address of a Dask scheduler whose workers read the shards, such as tcp://host:8786.")
 
     def __post_init__(self) -> None:

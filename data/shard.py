@@ -22,13 +22,17 @@ from .metadata import FORMAT, Metadata, check_metadata
 from .settings import QueryMode
 
 CHUNK_ITEMS = 1 << 17  # values in one chunk: large enough for fast reads, small enough for a short sample range
-BLOCK_ITEMS = 1 << 25  # values of one array that are read at once, unless a single sample has more
+BLOCK_ITEMS = 1 << 23  # values of one array that are read at once, unless a single sample has more
 ROW_SUM_TOLERANCE = 0.01  # what rounding many small weights to half precision can add up to
 
 # What a stranger's file may ask of a reader's memory.
 MAX_GZIP_RATIO = 1032  # deflate cannot expand more than this, so larger declared dims are a lie
-MAX_CHUNK_BYTES = 64 << 20
-MAX_READ_BYTES = 1 << 30  # of one array read whole, and of one sample's attention in one layer
+MAX_CHUNK_BYTES = 1 << 20
+LEAST_CHUNK_BYTES = 1 << 16  # on average, beyond one chunk for each layer
+MAX_ATTRIBUTES = 256
+MAX_ATTRIBUTE_BYTES = 16 << 20
+MAX_READ_BYTES = 256 << 20  # of one array read whole, and of one sample's attention in one layer
+MAX_HEADS = 1 << 20  # in all layers
 _FILTERS = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32)
 
 Array = npt.NDArray[Any]
@@ -91,9 +95,8 @@ def write_shard(
             _write_attribute(file, key, text)
         for name in array_names(metadata["settings"]["queries"]):
             data = np.ascontiguousarray(arrays[name], dtype=ARRAYS[name][0])
-            storage = {"chunks": _chunks(data.shape), "fletcher32": True, "compression": compression}
-            shuffle = compression is not None
-            file.create_dataset(name, data=data, **({**storage, "shuffle": shuffle} if data.size else {}))
+            filters = {"fletcher32": True, "compression": compression, "shuffle": compression is not None}
+            file.create_dataset(name, data=data, **({"chunks": _chunks(data.shape), **filters} if data.size else {}))
         names = [name.encode() for name in metadata["span_names"]]
         file["tokens/span"].attrs["names"] = np.array(names, f"S{max(map(len, names))}")
     write_bytes(path, content.getbuffer())
@@ -109,10 +112,13 @@ def _write_attribute(file: h5py.File, key: str, value: int | str) -> None:
 
 
 def _chunks(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """One layer with all its heads to a chunk, and about CHUNK_ITEMS values at most; no axis may be empty."""
-    if len(shape) == 1:
-        return (min(shape[0], CHUNK_ITEMS),)
-    return (1, shape[1], min(shape[2], max(1, CHUNK_ITEMS // shape[1])))
+    """One layer with all its heads to a chunk, and about CHUNK_ITEMS values at most; no axis may be empty.
+
+    The last axis is cut into equal parts, as HDF5 stores the last chunk at full size.
+    """
+    length, most = shape[-1], max(1, CHUNK_ITEMS // (shape[1] if len(shape) == 3 else 1))
+    part = ceil(length / ceil(length / most))
+    return (1, shape[1], part) if len(shape) == 3 else (part,)
 
 
 # ---------------------------------------------------------------------------------------------------------------- reading
@@ -136,20 +142,20 @@ class Shard:
 
     def __init__(self, path: Path):
         self.path = path
+        require_plain_file(path)
         try:
             self._file = h5py.File(path, "r")
         except OSError as error:
             raise InputError(f"{path}: is not a readable shard, or is damaged: {one_line(error)[:160]}") from error
         try:
             self.metadata = self._read_attributes()
-            check_metadata(self.metadata, str(path))
-            self.number = int(self.metadata.pop("shard"))
-            skipped = self.metadata.pop("skipped")
-            self.skipped = [{"row": int(entry["row"]), "reason": str(entry["reason"])} for entry in skipped]
+            check_metadata(self.metadata, str(path), of_shard=True)
+            self.number: int = self.metadata.pop("shard")
+            self.skipped: list[dict[str, Any]] = self.metadata.pop("skipped")
             self.names = array_names(self.metadata["settings"]["queries"])
             self._datasets = {name: self._checked_dataset(name) for name in self.names}
             self.samples, self.tokens, self.layers, self.heads = self._checked_dims()
-        except (InputError, KeyError, ValueError, TypeError, OSError, RuntimeError) as error:
+        except (InputError, ArithmeticError, LookupError, ValueError, TypeError, OSError, RuntimeError) as error:
             self._file.close()
             if isinstance(error, InputError):
                 raise
@@ -199,7 +205,11 @@ class Shard:
 
     def _read_attributes(self) -> Metadata:
         attributes: Metadata = {}
+        if len(self._file.attrs) > MAX_ATTRIBUTES:
+            raise InputError(f"{self.path}: has more than {MAX_ATTRIBUTES} attributes")
         for key in self._file.attrs:
+            if self._file.attrs.get_id(key).get_storage_size() > MAX_ATTRIBUTE_BYTES:
+                raise InputError(f"{self.path}: has an attribute of more than {MAX_ATTRIBUTE_BYTES} bytes")
             if self._file.attrs.get_id(key).dtype.kind not in "Siu":  # others would be read from an unchecked heap
                 continue
             value = self._file.attrs[key]
@@ -224,14 +234,29 @@ class Shard:
             raise InputError(f"{self.path}: '{name}' is {place.dtype} with {place.ndim} axes, not {dtype} with {len(axes)}")
         if place.size and not place.fletcher32:
             raise InputError(f"{self.path}: '{name}' has no checksums")
-        if any(layout.get_filter(i)[0] not in _FILTERS for i in range(layout.get_nfilters())):
-            raise InputError(f"{self.path}: '{name}' is stored through a filter other than shuffle, gzip and fletcher32")
+        filters = [layout.get_filter(i)[0] for i in range(layout.get_nfilters())]
+        if not set(filters) <= set(_FILTERS) or len(set(filters)) < len(filters):
+            raise InputError(f"{self.path}: '{name}' is stored through other filters than shuffle, gzip, fletcher32, once each")
         if place.nbytes > place.id.get_storage_size() * MAX_GZIP_RATIO:
             raise InputError(f"{self.path}: '{name}' declares more data than the file holds")
-        whole = place.nbytes if len(axes) == 1 else 0
-        if whole > MAX_READ_BYTES or prod(place.chunks or (0,)) * place.dtype.itemsize > MAX_CHUNK_BYTES:
-            raise InputError(f"{self.path}: '{name}' would have to be read in pieces too large for a reader's memory")
+        if place.size:
+            self._check_chunks(name, place)
         return place
+
+    def _check_chunks(self, name: str, place: h5py.Dataset) -> None:
+        """Raises InputError where the pieces that an array is stored in are too large or too many, or inflate too far."""
+        chunk_bytes = prod(place.chunks) * place.dtype.itemsize
+        across_layers = place.ndim == 3 and place.chunks[0] != 1  # would be read again for each layer
+        if (place.ndim == 1 and place.nbytes > MAX_READ_BYTES) or chunk_bytes > MAX_CHUNK_BYTES or across_layers:
+            raise InputError(f"{self.path}: '{name}' would have to be read in pieces too large for a reader's memory")
+        count = prod(ceil(length / chunk) for length, chunk in zip(place.shape, place.chunks, strict=True))
+        if count > (place.shape[0] if place.ndim == 3 else 1) + place.nbytes // LEAST_CHUNK_BYTES:
+            raise InputError(f"{self.path}: '{name}' is stored in {count} pieces, too small to be read in reasonable time")
+        stored: list[Any] = []
+        place.id.chunk_iter(stored.append)
+        # Inflating does not stop at the chunk's size, so what is stored must not be larger than it could be.
+        if len(stored) != count or any(c.filter_mask or c.size > chunk_bytes + chunk_bytes // 100 + 64 for c in stored):
+            raise InputError(f"{self.path}: '{name}' has pieces that are missing, or are not stored as they should be")
 
     def _checked_dims(self) -> tuple[int, int, int, int]:
         dims: dict[str, int] = {}
@@ -241,6 +266,8 @@ class Shard:
                 if dims.setdefault(key, length) != length:
                     raise InputError(f"{self.path}: '{name}' has {length} along {key}, other arrays have {dims[key]}")
         declared = self.metadata["dims"]
+        if dims["L"] * dims["H"] > MAX_HEADS:
+            raise InputError(f"{self.path}: has {dims['L']} layers of {dims['H']} heads, more than {MAX_HEADS} in all")
         if (dims["L"], dims["H"]) != (declared["layers"], declared["heads"]) or dims["H"] < 1:
             raise InputError(f"{self.path}: arrays of {dims['L']} layers and {dims['H']} heads, not as its metadata says")
         layers = self.read("layers/index").tolist()
@@ -249,15 +276,24 @@ class Shard:
         return dims["n"], dims["t"], dims["L"], dims["H"]
 
 
+def require_plain_file(path: Path) -> None:
+    """Raises InputError for what is there but is no regular file: reading a pipe or a device might never end."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: is not a regular file")
+
+
 def verify_shard(shard: Shard) -> None:
     """Read every array of a shard and check it: checksums, offsets, finite values, and pattern rows that sum to 1.
 
     Raises InputError for the first thing that is wrong.
     """
-    if (np.diff(shard.read("samples/row")) <= 0).any():
-        raise InputError(f"{shard.path}: 'samples/row' does not rise")
-    for name in ("tokens/id", "tokens/span"):
-        shard.read(name)
+    rows = shard.read("samples/row")
+    if (np.diff(rows) <= 0).any() or rows.min(initial=0) < 0:
+        raise InputError(f"{shard.path}: 'samples/row' does not rise from 0 or more")
+    if shard.read("tokens/id").min(initial=0) < 0:
+        raise InputError(f"{shard.path}: 'tokens/id' holds negative ids")
+    if shard.read("tokens/span").max(initial=0) >> len(shard.metadata["span_names"]):
+        raise InputError(f"{shard.path}: 'tokens/span' marks spans that have no name")
     per_head = [name for name in shard.names if ARRAYS[name][1][:2] == ("L", "H")]
     for block, name, layer in itertools.product(shard.blocks(), per_head, range(shard.layers)):
         values = shard.read(name, layer, block)

@@ -1,7 +1,7 @@
 """Sums of the signals over samples: made shard by shard, and merged into the means of a whole cache."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -38,7 +38,8 @@ Spread = Callable[[Callable[[Path], SignalSums], Iterable[Path]], Iterator[Signa
 def cache_sums(cache: Cache, choice: SignalChoice, spread: Spread) -> SignalSums:
     """The sums over all shards, merged in their order. Raises InputError as `shard_sums`, and where there is no sample."""
     merged: SignalSums | None = None
-    for sums in spread(partial(shard_sums, cache, choice), cache.shards):
+    alone = replace(cache, shards=())  # a worker is sent one path at a time
+    for sums in spread(partial(shard_sums, alone, choice), cache.shards):
         merged = merged + sums if merged else sums
     if merged is None or not merged.samples:
         raise InputError(f"{cache.path}: holds no samples")

@@ -2,7 +2,9 @@
 
 import contextlib
 import multiprocessing
+import queue
 import signal
+import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -60,10 +62,7 @@ def _dask(address: str) -> Iterator[Spread]:
         from distributed import Client
     except ModuleNotFoundError as error:
         raise InputError("--dask: needs dask.distributed: pip install 'headscore[cluster]'") from error
-    try:
-        client = Client(address, timeout=SECONDS_TO_CONNECT, set_as_default=False)
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"--dask {address}: no Dask scheduler is reached there: {one_line(error)[:160]}") from error
+    client = _connected(Client, address)
 
     def spread(work: Any, items: Iterable[Any]) -> Iterator[Any]:
         futures = client.map(work, list(items), pure=False)
@@ -79,3 +78,28 @@ def _dask(address: str) -> Iterator[Spread]:
 
     with client:
         yield spread
+
+
+def _connected(client: Any, address: str) -> Any:
+    """A client of the scheduler at `address`, once it has a worker.
+
+    Connecting is left to a thread, as it would wait for ever for something that takes connections but never answers.
+    """
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def connect() -> None:
+        try:
+            made = client(address, timeout=SECONDS_TO_CONNECT, set_as_default=False)
+            made.wait_for_workers(1, timeout=SECONDS_TO_CONNECT)
+            answers.put(made)
+        except Exception as error:  # told below
+            answers.put(error)
+
+    threading.Thread(target=connect, daemon=True).start()
+    try:
+        answer = answers.get(timeout=3 * SECONDS_TO_CONNECT)
+    except queue.Empty:
+        answer = TimeoutError("no answer")
+    if isinstance(answer, Exception):
+        raise InputError(f"--dask {address}: no Dask scheduler with workers is reached there: {one_line(answer)[:160]}")
+    return answer

@@ -117,7 +117,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         killed, whole = Path(folder) / "killed", Path(folder) / "whole"
         report = kill_again_and_again(arguments.options, killed, arguments.kills, arguments.seconds, arguments.seed)
-        start(arguments.options, whole).wait()
+        if start(arguments.options, whole).wait():
+            raise RuntimeError("the uninterrupted capture failed")
         different = differing_arrays(killed, whole)
     print(json.dumps(asdict(report) | {"differing_arrays": len(different)}))
     sys.exit(bool(different or report.made_twice))

@@ -1,8 +1,10 @@
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,7 +161,7 @@ HOSTILE: dict[str, tuple[Callable[[h5py.File], None], str]] = {
     "huge dims": (huge, "'tokens/id' declares more data than the file holds"),
     "huge chunks": (large_chunks, "'tokens/id' would have to be read in pieces too large"),
     "huge in one piece": (large_whole, "'tokens/id' would have to be read in pieces too large"),
-    "another filter": (other_filter, "'tokens/id' is stored through a filter other than shuffle, gzip and fletcher32"),
+    "another filter": (other_filter, "'tokens/id' is stored through other filters than shuffle, gzip, fletcher32, once each"),
     "missing array": (lambda f: f.__delitem__("tokens/id"), "'tokens/id' is missing"),
     "missing group": (lambda f: f.__delitem__("layers"), "'layers/index' is missing"),
     "wrong dtype": (lambda f: replace(f, "tokens/id", np.zeros(6)), "'tokens/id' is float64 with 1 axes, not int32"),
@@ -243,13 +245,88 @@ def test_any_flipped_bit_of_a_small_shard_is_named_or_harmless(tmp_path_factory:
 
 def test_a_shard_of_another_capture_or_place_is_refused(cache: Path, last_token_cache: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(cache, tmp_path / "copy")
-    for stranger in (shard_path(last_token_cache, 0), shard_path(cache, 2)):
+    another = r"00001\.h5: belongs to another capture \(other plan, .*settings queries.*\); remove it"
+    for stranger, why in ((shard_path(last_token_cache, 0), another), (shard_path(cache, 2), r"00001\.h5: is shard 2, so")):
         shutil.copy(stranger, shard_path(copy, 1))
-        with pytest.raises(InputError, match=r"00001\.h5: belongs to another capture, or to another place"):
+        with pytest.raises(InputError, match=why):
             headscore.score(copy)
-        with pytest.raises(InputError, match="belongs to another capture"):
+        with pytest.raises(InputError, match=why):
             headscore.scan_cache(copy).collect()
-        assert "belongs to another" in headscore.inspect(copy)["damaged"][0]
+        assert re.search(why, headscore.inspect(copy)["damaged"][0])
+
+
+def test_only_plain_files_of_the_folder_are_read(cache: Path, tmp_path: Path) -> None:
+    """A pipe would make a reader wait for ever, a device never end, and a link lead out of the folder."""
+    places: list[tuple[str, Callable[[Path], None]]] = [
+        ("shards/00001.h5", os.mkfifo),
+        ("shards/00001.h5", Path.mkdir),
+        ("shards/00001.h5", lambda path: path.symlink_to(shard_path(cache, 1))),
+        ("shards", lambda path: path.symlink_to(cache / "shards")),
+        ("cache.json", os.mkfifo),
+        ("cache.json", lambda path: path.symlink_to("/dev/zero")),
+        ("cache.json", lambda path: path.symlink_to(cache / "cache.json")),
+    ]
+    for number, (name, make) in enumerate(places):
+        copy = shutil.copytree(cache, tmp_path / str(number))
+        shutil.rmtree(copy / name) if (copy / name).is_dir() else (copy / name).unlink()
+        make(copy / name)
+        with pytest.raises(InputError, match=r"is not a file of this folder|is not a regular file|is a link"):
+            headscore.score(copy)
+
+
+HOSTILE_METADATA = {
+    "a number without end": ("skipped", '[{"row": 1e999, "reason": "x"}]', "has no usable 'skipped'"),
+    "a shard without end": ("shard", "1e999", "has no usable 'shard'"),
+    "a shard that is no number": ("shard", "true", "has no usable 'shard'"),
+    "half a surrogate pair": ("versions", '{"torch": "\\ud800"}', "is not text that can be written"),
+    "deep nesting": ("versions", '{"a": ' + "[" * 400 + "]" * 400 + "}", "nested more than 32 deep"),
+    "deeper nesting": ("versions", '{"a": ' + "[" * 40_000 + "]" * 40_000 + "}", "damaged, or not a shard"),
+    "many heads": ("dims", '{"layers": 1, "heads": 1e3}', "has no usable 'dims'"),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE_METADATA)
+def test_hostile_metadata_is_refused(tmp_path: Path, what: str) -> None:
+    key, value, message = HOSTILE_METADATA[what]
+    cache = write_cache(tmp_path, **BY_HAND)
+    change(cache, lambda file: file.attrs.__setitem__(key, np.bytes_(value)))
+    with pytest.raises(InputError) as error:
+        headscore.score(cache)
+    assert message in str(error.value) and "00000.h5" in str(error.value)
+
+
+def test_too_many_heads_or_attributes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = write_cache(tmp_path, **BY_HAND)
+    monkeypatch.setattr("headscore.data.shard.MAX_HEADS", 1)
+    with pytest.raises(InputError, match="has 1 layers of 2 heads, more than 1 in all"):
+        headscore.score(cache)
+    monkeypatch.undo()
+    change(cache, lambda file: [file.attrs.__setitem__(f"a{i}", i) for i in range(300)] and None)
+    with pytest.raises(InputError, match="has more than 256 attributes"):
+        headscore.score(cache)
+
+
+def bomb(file: h5py.File) -> None:
+    """A chunk that inflates to 64 MB, stored as 24 bytes of token ids."""
+    del file["tokens/id"]
+    data = file.create_dataset("tokens/id", (6,), "int32", chunks=(6,), fletcher32=True, compression="gzip")
+    data.id.write_direct_chunk((0,), zlib.compress(bytes(64 << 20)) + bytes(4), filter_mask=0)
+
+
+def dust(file: h5py.File) -> None:
+    """A piece for every value."""
+    del file["last_token/attention"]
+    file.create_dataset("last_token/attention", data=np.zeros((1, 2, 6), "f2"), chunks=(1, 1, 1), fletcher32=True)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"), [(bomb, "not stored as they should be"), (dust, "is stored in 12 pieces, too small")]
+)
+def test_bombs_and_dust_are_refused(tmp_path: Path, make: Callable[[h5py.File], None], message: str) -> None:
+    cache = write_cache(tmp_path, **BY_HAND)
+    change(cache, make)
+    with pytest.raises(InputError, match=message):
+        headscore.score(cache)
 
 
 @pytest.mark.parametrize(

@@ -181,7 +181,8 @@ def test_extreme_files(tmp_path: Path, what: str) -> None:
 
 
 def test_every_skipped_row_is_listed_in_the_cache(llama: Path, tmp_path: Path) -> None:
-    rows = [*tiny.arc_rows()[:20], question(""), question("\u200b \n"), question("x " * 2000), question("👩‍👩‍👧‍👦 ؟")]
+    odd = ["👩‍👩‍👧‍👦 ؟", "مَا هُوَ أَكْبَرُ كَوْكَبٍ؟", "\u202eright to left\u202c?", "a\x00b\x1b[31m?", "\ufeffe\u0301\u2028?"]
+    rows = [*tiny.arc_rows()[:20], question(""), question("\u200b \n"), question("x " * 2000), *map(question, odd)]
     (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
     headscore.capture(tmp_path / "c", model=str(llama), data=str(tmp_path / "d.jsonl"), max_skipped=0.5)
     listed = [json.loads(line) for line in (tmp_path / "c" / "skipped.jsonl").read_text().splitlines()]

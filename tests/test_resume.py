@@ -60,13 +60,60 @@ def test_whole_shards_are_kept_and_damaged_ones_named_and_made_again(
     assert_same(arrays_of(cache), arrays_of(copy), exactly=True)
 
 
-def test_a_shard_of_another_capture_is_named_and_made_again(
-    llama: Path, cache: Path, last_token_cache: Path, copy: Path, caplog: pytest.LogCaptureFixture
+def test_a_shard_of_another_capture_is_never_replaced_unasked(
+    llama: Path, cache: Path, last_token_cache: Path, copy: Path
 ) -> None:
     shutil.copy(shard_path(last_token_cache, 0), shard_path(copy, 1))
-    again(llama, copy)
-    assert "00001.h5: belongs to another capture" in caplog.text
+    with pytest.raises(InputError, match=r"00001\.h5: belongs to another capture \(other plan, "):
+        again(llama, copy)
+    assert shard_path(copy, 1).read_bytes() == shard_path(last_token_cache, 0).read_bytes()
+    again(llama, copy, overwrite=True)
     assert_same(arrays_of(cache), arrays_of(copy), exactly=True)
+
+
+def test_a_cache_json_that_contradicts_its_shards_is_told_apart(llama: Path, cache: Path, copy: Path) -> None:
+    changed = (copy / "cache.json").read_text().replace('"seed": 7', '"seed": 5')
+    (copy / "cache.json").write_text(changed)
+    with pytest.raises(InputError, match=r"does not agree with the shards beside it \(settings seed was 5, now 7\).*remove"):
+        again(llama, copy)
+    (copy / "cache.json").unlink()
+    again(llama, copy)
+    assert_same(arrays_of(cache), arrays_of(copy), exactly=True)
+
+
+def test_shards_that_nobody_can_read_are_not_replaced_unasked(llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "c" / "shards").mkdir(parents=True)
+    shard_path(tmp_path / "c", 0).write_bytes(b"precious")
+    with pytest.raises(InputError, match=r"has shards but no cache\.json; and no shard is readable"):
+        again(llama, tmp_path / "c")
+    assert shard_path(tmp_path / "c", 0).read_bytes() == b"precious"
+    again(llama, tmp_path / "c", overwrite=True)
+    assert headscore.inspect(tmp_path / "c", verify=True)["damaged"] == []
+
+
+def test_another_capture_that_starts_at_the_same_moment_is_noticed(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its cache.json appears after this process has looked and before it writes its own."""
+    from headscore.capture import resume
+
+    again(llama, tmp_path / "other", seed=8)
+    real = resume.write_metadata
+
+    def late(out: Path, *arguments: Any, **options: Any) -> None:
+        shutil.copy(tmp_path / "other" / "cache.json", out / "cache.json")
+        real(out, *arguments, **options)
+
+    monkeypatch.setattr(resume, "write_metadata", late)
+    with pytest.raises(InputError, match="another capture has just been started there: settings seed was 8, now 7"):
+        again(llama, tmp_path / "c")
+    assert not list((tmp_path / "c").rglob("*.h5"))
+
+
+def test_a_changed_skipped_jsonl_is_written_again(llama: Path, cache: Path, copy: Path) -> None:
+    (copy / "skipped.jsonl").write_text("garbage\n")
+    again(llama, copy)
+    assert (copy / "skipped.jsonl").read_bytes() == (cache / "skipped.jsonl").read_bytes()
 
 
 def test_a_finished_capture_is_left_alone(llama: Path, copy: Path) -> None:
@@ -178,11 +225,38 @@ def test_values_that_are_not_finite_name_the_row_and_stop(
     poison(monkeypatch, {length})
     with pytest.raises(RunError, match=rf"row {row} \(sample \d of its shard\): NaN or infinite 'last_token/output_norm' from"):
         again(llama, tmp_path / "c")
-    with pytest.raises(RunError, match=rf"--max-skipped allows 0; the last is row {row}"):
+    with pytest.raises(RunError, match=rf"1 rows would be skipped, --max-skipped allows 0; one of them is row {row}"):
         again(llama, tmp_path / "c", on_nan="skip")
     monkeypatch.undo()
     again(llama, tmp_path / "c")
     assert_same(arrays_of(cache), arrays_of(tmp_path / "c"), exactly=True)
+
+
+def test_the_limit_of_skipped_rows_holds_across_resumes_and_ranks(
+    llama: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = arrays_of(cache)
+    lengths = found["lengths"].tolist()
+    alone = [n for n in sorted(lengths)[2:-2] if lengths.count(n) == 1]
+    first, last = (next(n for n in part if n in alone) for part in (lengths[:10], lengths[10:20]))
+    poison(monkeypatch, {first, last})
+    for _ in range(2):
+        with pytest.raises(RunError, match="2 rows would be skipped, --max-skipped allows 1"):
+            again(llama, tmp_path / "c", on_nan="skip", max_skipped=0.05)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    again(llama, tmp_path / "d", on_nan="skip", max_skipped=0.05)
+    monkeypatch.setenv("RANK", "1")
+    for _ in range(2):
+        with pytest.raises(RunError, match="2 rows would be skipped, --max-skipped allows 1"):
+            again(llama, tmp_path / "d", on_nan="skip", max_skipped=0.05)
+    assert not (tmp_path / "d" / "skipped.jsonl").exists()
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name)
+    again(llama, tmp_path / "c", on_nan="skip", max_skipped=0.1)
+    assert headscore.inspect(tmp_path / "c", verify=True)["samples"] == 22
+    with pytest.raises(InputError, match=r"was made with --on-nan skip and leaves out row \d+ .*; give --on-nan skip again"):
+        again(llama, tmp_path / "c", max_skipped=0.1)
 
 
 def test_values_that_are_not_finite_may_be_skipped_and_are_listed(
@@ -215,7 +289,7 @@ def test_padding_that_spoils_a_sample_costs_only_a_second_run(
 def test_a_model_that_overflows_is_told_by_the_self_check(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     poison(monkeypatch, set(range(1000)))
     for on_nan in ("stop", "skip"):
-        with pytest.raises(RunError, match=r"self-check: row \d+: NaN or infinite .*overflows in fp32: give a wider --dtype"):
+        with pytest.raises(RunError, match=r"self-check: row \d+: NaN or infinite .*overflows in fp32.*: give a wider --dtype"):
             again(llama, tmp_path / "c", on_nan=on_nan)
 
 
@@ -308,7 +382,7 @@ def test_an_interrupted_capture_finishes_or_drops_its_shard(
         "real = attention.Recorder.take\n"
         "def take(recorder):\n"
         "    batches.append(1)\n"
-        "    if len(batches) == 2:\n"  # the first is the self-check's
+        "    if len(batches) == 4:\n"  # the first are the self-check's
         "        [os.kill(os.getpid(), getattr(signal, name)) for name in signals]\n"
         "    return real(recorder)\n"
         "attention.Recorder.take = take\n"

@@ -66,7 +66,7 @@ def write_cache(folder: Path, rows: np.ndarray, out: np.ndarray, span: list[int]
         "all_tokens/attention": rows[:, ::-1],
         "all_tokens/entropy": out + 3,
     }
-    cache_format.write_metadata(folder, made)
+    cache_format.write_metadata(folder, made, keep_existing=False)
     write_shard(cache_format.shard_path(folder, 0), 0, arrays, made, [])
     return folder
 
@@ -352,7 +352,7 @@ def test_what_a_cache_cannot_give_is_refused(cache: Path, last_token_cache: Path
 
 def test_an_incomplete_cache_says_what_is_missing(cache: Path, tmp_path: Path) -> None:
     made = json.loads((cache / "cache.json").read_text())
-    cache_format.write_metadata(tmp_path, made)
+    cache_format.write_metadata(tmp_path, made, keep_existing=False)
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "00001.h5").write_bytes(open_cache(cache).shards[1].read_bytes())
     with pytest.raises(InputError, match="2 of 3 shards are missing; run the same `headscore capture` command again"):

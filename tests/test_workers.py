@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -66,14 +67,19 @@ def test_a_damaged_shard_is_named_whoever_reads_it(cache: Path, tmp_path: Path) 
 
 
 def test_bad_ways_to_spread_are_refused(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="--workers: 0 is not a number of at least 1"):
+    with pytest.raises(InputError, match="--workers: 0 is not between 1 and 1024"):
         headscore.score(cache, workers=0)
     with pytest.raises(InputError, match="--workers: is for processes of this machine; leave it out with --dask"):
         headscore.score(cache, workers=2, dask="tcp://127.0.0.1:1")
     for address in ("tcp://127.0.0.1:1", "nonsense://x"):
         monkeypatch.setattr("headscore.score.workers.SECONDS_TO_CONNECT", 1)
-        with pytest.raises(InputError, match=f"--dask {address}: no Dask scheduler is reached there"):
+        with pytest.raises(InputError, match=f"--dask {address}: no Dask scheduler with workers is reached"):
             headscore.score(cache, dask=address)
+    with socket.socket() as silent:  # takes connections, but never answers
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        with pytest.raises(InputError, match="no Dask scheduler with workers is reached there"):
+            headscore.score(cache, dask=f"tcp://127.0.0.1:{silent.getsockname()[1]}")
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(InputError, match=r"needs dask.distributed: pip install 'headscore\[cluster\]'"):
         headscore.score(cache, dask="tcp://127.0.0.1:1")
