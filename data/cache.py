@@ -13,7 +13,7 @@ from typing import Any
 from .errors import ForeignShardError, InputError, RunError, one_line
 from .files import write_text
 from .metadata import Metadata, check_metadata, identity
-from .shard import Shard, require_plain_file, verify_shard
+from .reader import Shard, require_plain_file, verify_shard
 
 logger = logging.getLogger("headscore")
 

@@ -26,6 +26,11 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def typed_line(error: BaseException) -> str:
+    """The type of `error` and at most 300 characters of its message, in one line."""
+    return f"{type(error).__name__}: {one_line(error)[:300]}"
+
+
 def printable(text: str) -> str:
     """`text` with everything escaped that could drive a terminal; it may come from a stranger's file."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -5,7 +5,7 @@ from typing import Any
 
 from .cache import open_cache
 from .errors import InputError, printable
-from .shard import verify_shard
+from .reader import verify_shard
 
 MOST_SKIPPED_SHOWN = 10
 HOW_TO_COMPLETE = "the same `headscore capture` command makes them"

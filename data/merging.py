@@ -10,7 +10,8 @@ from .cache import METADATA_FILE, Cache, open_cache, shard_path, write_metadata,
 from .errors import InputError
 from .files import output_folder, remove_leftovers, write_bytes
 from .metadata import differences
-from .shard import ARRAYS, Shard, verify_shard
+from .reader import Shard, verify_shard
+from .shard import ARRAYS
 
 logger = logging.getLogger("headscore")
 

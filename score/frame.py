@@ -10,8 +10,8 @@ from polars.io.plugins import register_io_source
 
 from ..data.cache import Cache, open_cache
 from ..data.errors import InputError
+from ..data.reader import Block, Shard
 from ..data.settings import HeadOutput, QueryMode, ScoreSettings
-from ..data.shard import Block, Shard
 from .signals import SIGNALS, SignalChoice, block_signals
 
 SCHEMA: dict[str, Any] = {

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data.errors import InputError
-from ..data.shard import Block, Shard
+from ..data.reader import Block, Shard
 
 Float = npt.NDArray[np.floating[Any]]
 Offsets = npt.NDArray[np.int64]

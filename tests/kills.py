@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ import numpy as np
 
 from headscore.data.cache import open_cache, shard_files
 from headscore.data.files import TEMPORARY
-from headscore.data.shard import Shard, verify_shard
+from headscore.data.reader import Shard, verify_shard
 
 
 @dataclass
@@ -43,7 +44,7 @@ def kill_again_and_again(options: list[str], out: Path, kills: int, seconds: flo
     randomly = random.Random(seed)
     report = Report()
     for number in range(kills):
-        before = finished(out)
+        before, left = finished(out), set(out.rglob(f"*{TEMPORARY}"))
         process = start(options, out)
         if number % 2:
             wait_for_temporary_files(process, out, randomly.randint(1, 3))
@@ -54,7 +55,7 @@ def kill_again_and_again(options: list[str], out: Path, kills: int, seconds: flo
         process.send_signal(signal.SIGKILL)
         process.wait()
         report.kills += 1
-        report.while_writing += bool(list(out.rglob(f"*{TEMPORARY}")))
+        report.while_writing += bool(set(out.rglob(f"*{TEMPORARY}")) - left)
         after = finished(out)
         report.before_first_shard += not after
         report.made_twice += sum(after.get(name) != file for name, file in before.items())
@@ -67,8 +68,8 @@ def kill_again_and_again(options: list[str], out: Path, kills: int, seconds: flo
     after = finished(out)
     report.made_twice += sum(after[name] != file for name, file in before.items())
     report.shards = len(after)
-    if left := [path for path in out.rglob("*") if path.name.endswith(TEMPORARY)]:
-        raise RuntimeError(f"left behind: {left}")
+    if behind := list(out.rglob(f"*{TEMPORARY}")):
+        raise RuntimeError(f"left behind: {behind}")
     return report
 
 
@@ -85,9 +86,10 @@ def wait(process: subprocess.Popen[bytes], seconds: float) -> None:
 
 
 def wait_for_temporary_files(process: subprocess.Popen[bytes], out: Path, count: int) -> None:
-    """Return as soon as the `count`-th temporary file of a shard is seen; the folder is looked at without a pause."""
+    """Return as soon as the `count`-th temporary file of a shard is seen; the folder is looked at all the time."""
     seen = set((out / "shards").glob("*"))
     while process.poll() is None and count > 0:
+        time.sleep(0.0003)
         new = set((out / "shards").glob(f".*{TEMPORARY}")) - seen
         count -= len(new)
         seen |= new

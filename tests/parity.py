@@ -8,7 +8,7 @@ import numpy as np
 from eager import EagerModel
 
 from headscore.data.cache import open_cache
-from headscore.data.shard import Shard
+from headscore.data.reader import Shard
 
 
 def largest_differences(cache: Path, eager: EagerModel) -> dict[str, float]:

@@ -20,7 +20,8 @@ from test_score import BY_HAND, metadata, write_cache
 import headscore
 from headscore.data.cache import open_cache, read_metadata, shard_path
 from headscore.data.errors import InputError, RunError
-from headscore.data.shard import ARRAYS, Shard, verify_shard, write_shard
+from headscore.data.reader import Shard, verify_shard
+from headscore.data.shard import ARRAYS, write_shard
 
 LAYERS, HEADS = 2, 3
 
@@ -203,8 +204,8 @@ def test_hostile_and_broken_shards_are_refused(tmp_path: Path, what: str) -> Non
 
 def test_a_sample_too_large_to_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = write_cache(tmp_path, **BY_HAND)
-    monkeypatch.setattr("headscore.data.shard.MAX_READ_BYTES", 15)  # the longest has 4 tokens, 2 heads, 2 bytes
-    monkeypatch.setattr("headscore.data.shard.Shard._checked_dataset", lambda shard, name: shard._file[name])
+    monkeypatch.setattr("headscore.data.reader.MAX_READ_BYTES", 15)  # the longest has 4 tokens, 2 heads, 2 bytes
+    monkeypatch.setattr("headscore.data.reader.Shard._checked_dataset", lambda shard, name: shard._file[name])
     with pytest.raises(InputError, match="has a sample of more tokens than can be read at once"):
         headscore.score(cache)
 
@@ -297,7 +298,7 @@ def test_hostile_metadata_is_refused(tmp_path: Path, what: str) -> None:
 
 def test_too_many_heads_or_attributes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = write_cache(tmp_path, **BY_HAND)
-    monkeypatch.setattr("headscore.data.shard.MAX_HEADS", 1)
+    monkeypatch.setattr("headscore.data.reader.MAX_HEADS", 1)
     with pytest.raises(InputError, match="has 1 layers of 2 heads, more than 1 in all"):
         headscore.score(cache)
     monkeypatch.undo()

@@ -15,7 +15,8 @@ from headscore.capture import attention, shards
 from headscore.capture.batches import batch_count, longest_first
 from headscore.data.cache import open_cache
 from headscore.data.errors import InputError, RunError
-from headscore.data.shard import ARRAYS, Shard
+from headscore.data.reader import Shard
+from headscore.data.shard import ARRAYS
 
 
 def arrays_of(cache: Path) -> dict[str, np.ndarray]:

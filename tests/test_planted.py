@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 import headscore
 from headscore.data.cache import open_cache
-from headscore.data.shard import Shard
+from headscore.data.reader import Shard
 
 HEADS, HEAD_DIM = 4, 8
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from test_capture import arrays_of, assert_same
-from test_resume import OPTIONS, again, inodes
+from test_resume import OPTIONS, again, files_of
 
 import headscore
 from headscore.capture.models import resolve_device
@@ -95,13 +95,13 @@ def test_ranks_make_their_share_and_the_last_one_sums_up(
     assert [path.name for path in open_cache(tmp_path / "c").shards] == ["00001.h5"]
     assert "2 of 3 shards are still to be made by other processes" in caplog.text and "complete" not in caplog.text
     assert not (tmp_path / "c" / "skipped.jsonl").exists()
-    kept = inodes(tmp_path / "c")["00001.h5"]
+    kept = files_of(tmp_path / "c")["00001.h5"]
     as_rank(monkeypatch, 0, 3)  # another world size
     again(llama, tmp_path / "c")
     as_rank(monkeypatch, 2, 3)
     again(llama, tmp_path / "c")
     assert caplog.text.count("complete: 24 samples") == 1
-    assert inodes(tmp_path / "c")["00001.h5"] == kept
+    assert files_of(tmp_path / "c")["00001.h5"] == kept
     assert_same(arrays_of(cache), arrays_of(tmp_path / "c"), exactly=True)
     as_rank(monkeypatch, 5, 6)
     assert again(llama, tmp_path / "c") is None and "none of them for this process" in caplog.text
@@ -114,11 +114,11 @@ def test_overwriting_removes_only_the_own_share(
     again(llama, tmp_path / "c", seed=8, shard_size=4)
     as_rank(monkeypatch, 0, 2)
     again(llama, tmp_path / "c", overwrite=True)
-    made = inodes(tmp_path / "c")
+    made = files_of(tmp_path / "c")
     assert sorted(made) == ["00000.h5", "00001.h5", "00002.h5"], "beyond the plan, and its own, old shards are gone"
     as_rank(monkeypatch, 1, 2)
     again(llama, tmp_path / "c", overwrite=True)
-    after = inodes(tmp_path / "c")
+    after = files_of(tmp_path / "c")
     assert {name for name in made if made[name] == after[name]} == {"00000.h5", "00002.h5"}
     assert_same(arrays_of(cache), arrays_of(tmp_path / "c"), exactly=True)
 
@@ -138,7 +138,7 @@ def test_torchrun_then_other_world_sizes_give_the_same_cache(llama: Path, small_
     for label in ("rank 0 of 2: 4 of 4 shards made", "rank 1 of 2: 4 of 4 shards made"):
         assert label in done.stderr
     assert_same(arrays_of(small_shards), arrays_of(out), exactly=True)
-    kept = inodes(out)
+    kept = files_of(out)
     for number in (1, 4, 5):
         shard_path(out, number).unlink()
     ranks = [
@@ -146,7 +146,7 @@ def test_torchrun_then_other_world_sizes_give_the_same_cache(llama: Path, small_
         for i in (0, 1)
     ]
     assert [rank.wait() for rank in ranks] == [0, 0]
-    after = inodes(out)
+    after = files_of(out)
     assert {name for name in kept if after[name] != kept[name]} == {"00001.h5", "00004.h5", "00005.h5"}
     assert_same(arrays_of(small_shards), arrays_of(out), exactly=True)
 
@@ -184,10 +184,10 @@ def test_merged_shards_are_the_cache(cache: Path, parts: list[Path], tmp_path: P
 
 def test_merging_adds_to_what_is_there(cache: Path, parts: list[Path], tmp_path: Path) -> None:
     assert headscore.merge([shard_path(parts[1], 2)], tmp_path / "m").missing_ranges() == "0-1"
-    kept = inodes(tmp_path / "m")
+    kept = files_of(tmp_path / "m")
     assert headscore.merge([parts[0], parts[0]], tmp_path / "m").missing_ranges() == "1"
     assert headscore.merge([cache], tmp_path / "m").missing == 0
-    assert inodes(tmp_path / "m")["00002.h5"] == kept["00002.h5"]
+    assert files_of(tmp_path / "m")["00002.h5"] == kept["00002.h5"]
     assert_same(arrays_of(cache), arrays_of(tmp_path / "m"), exactly=True)
 
 
@@ -217,7 +217,8 @@ def test_what_does_not_belong_together_is_not_merged(llama: Path, cache: Path, p
 
 def rewritten(shard: Path, path: Path) -> Path:
     """A whole shard of the same capture with one value changed."""
-    from headscore.data.shard import Shard, write_shard
+    from headscore.data.reader import Shard
+    from headscore.data.shard import write_shard
 
     with Shard(shard) as whole:
         arrays: dict[str, Any] = {name: whole.read(name) for name in whole.names}

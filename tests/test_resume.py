@@ -23,7 +23,8 @@ from headscore.capture import attention, space
 from headscore.data import files
 from headscore.data.cache import open_cache, shard_path
 from headscore.data.errors import InputError, RunError
-from headscore.data.shard import Shard, shard_bytes
+from headscore.data.reader import Shard
+from headscore.data.shard import shard_bytes
 
 OPTIONS: dict[str, Any] = {"max_samples": 24, "shard_size": 10, "queries": "all_tokens", "seed": 7}  # as the cache fixture
 
@@ -37,8 +38,9 @@ def copy(cache: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(cache, tmp_path / "copy"))
 
 
-def inodes(cache: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_ino for path in (cache / "shards").iterdir()}
+def files_of(cache: Path) -> dict[str, tuple[int, int]]:
+    """Which file each shard is: inodes alone may be used again."""
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in (cache / "shards").iterdir()}
 
 
 # ---------------------------------------------------------------------------------------------------------- what is kept
@@ -47,7 +49,7 @@ def inodes(cache: Path) -> dict[str, int]:
 def test_whole_shards_are_kept_and_damaged_ones_named_and_made_again(
     llama: Path, cache: Path, copy: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    before = inodes(copy)
+    before = files_of(copy)
     damaged = bytearray(shard_path(copy, 1).read_bytes())
     damaged[len(damaged) // 2] ^= 4
     shard_path(copy, 1).write_bytes(damaged)
@@ -55,7 +57,7 @@ def test_whole_shards_are_kept_and_damaged_ones_named_and_made_again(
     again(llama, copy)
     named = [record.message for record in caplog.records if "it is made again" in record.message]
     assert len(named) == 2 and "00001.h5" in named[0] and "00002.h5" in named[1]
-    after = inodes(copy)
+    after = files_of(copy)
     assert {name for name in before if after[name] == before[name]} == {"00000.h5"}, "a whole shard was made twice"
     assert_same(arrays_of(cache), arrays_of(copy), exactly=True)
 
@@ -129,11 +131,11 @@ def test_a_lost_or_damaged_cache_json_is_written_again_from_a_shard(
     (copy / "cache.json").unlink()
     if content is not None:
         (copy / "cache.json").write_bytes(content)
-    before = inodes(copy)
+    before = files_of(copy)
     with pytest.raises(InputError, match="settings seed was 7, now 8"):
         again(llama, copy, seed=8)
     again(llama, copy)
-    assert inodes(copy) == before
+    assert files_of(copy) == before
     assert (copy / "cache.json").read_bytes() == (cache / "cache.json").read_bytes()
 
 
@@ -358,9 +360,9 @@ def test_a_disk_that_fills_up_keeps_whole_shards(
     monkeypatch.undo()
     left = sorted(path.name for path in (tmp_path / "c" / "shards").iterdir())
     assert left == ["00000.h5"]
-    kept = inodes(tmp_path / "c")
+    kept = files_of(tmp_path / "c")
     again(llama, tmp_path / "c")
-    assert inodes(tmp_path / "c")["00000.h5"] == kept["00000.h5"]
+    assert files_of(tmp_path / "c")["00000.h5"] == kept["00000.h5"]
     assert_same(arrays_of(cache), arrays_of(tmp_path / "c"), exactly=True)
 
 

@@ -19,7 +19,8 @@ import headscore
 from headscore.data import cache as cache_format
 from headscore.data.cache import open_cache
 from headscore.data.errors import InputError
-from headscore.data.shard import Shard, write_shard
+from headscore.data.reader import Shard
+from headscore.data.shard import write_shard
 from headscore.score.fuse import ranked
 from headscore.score.normalize import NORM_MODES
 from headscore.score.signals import negative_entropy, span_mass

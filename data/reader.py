@@ -1,0 +1,211 @@
+"""Reads a shard as untrusted input: an array is opened only after its links, layout, dtype and dims have been checked."""
+
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import ceil, prod
+from pathlib import Path
+from typing import Any, Self
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from .errors import InputError, one_line
+from .metadata import FORMAT, Metadata, check_metadata
+from .shard import ARRAYS, Array, array_names
+
+BLOCK_ITEMS = 1 << 23  # values of one array that are read at once, unless a single sample has more
+ROW_SUM_TOLERANCE = 0.01  # what rounding many small weights to half precision can add up to
+
+# What a stranger's file may ask of a reader's memory.
+MAX_GZIP_RATIO = 1032  # deflate cannot expand more than this, so larger declared dims are a lie
+MAX_CHUNK_BYTES = 1 << 20
+LEAST_CHUNK_BYTES = 1 << 16  # on average, beyond one chunk for each layer
+MAX_ATTRIBUTES = 256
+MAX_ATTRIBUTE_BYTES = 16 << 20
+MAX_READ_BYTES = 256 << 20  # of one array read whole, and of one sample's attention in one layer
+MAX_HEADS = 1 << 20  # in all layers
+_FILTERS = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive samples of a shard: where they and their tokens stand, and `offsets` [b+1], the token starts in the block."""
+
+    samples: slice
+    tokens: slice
+    offsets: npt.NDArray[np.int64]
+
+
+class Shard:
+    """One open shard file: its metadata, its dims, and its arrays read on demand.
+
+    `samples`, `tokens`, `layers`, `heads` are its dims. Use it as a context manager. Raises InputError for a file that is not
+    a shard of this format, or that is damaged or unsafe to read.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        require_plain_file(path)
+        try:
+            self._file = h5py.File(path, "r")
+        except OSError as error:
+            raise InputError(f"{path}: is not a readable shard, or is damaged: {one_line(error)[:160]}") from error
+        try:
+            self.metadata = self._read_attributes()
+            check_metadata(self.metadata, str(path), of_shard=True)
+            self.number: int = self.metadata.pop("shard")
+            self.skipped: list[dict[str, Any]] = self.metadata.pop("skipped")
+            self.names = array_names(self.metadata["settings"]["queries"])
+            self._datasets = {name: self._checked_dataset(name) for name in self.names}
+            self.samples, self.tokens, self.layers, self.heads = self._checked_dims()
+        except (InputError, ArithmeticError, LookupError, ValueError, TypeError, OSError, RuntimeError) as error:
+            self._file.close()
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{path}: is damaged, or not a shard: {one_line(error)[:160]}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def read(self, name: str, layer: int | None = None, block: Block | None = None) -> Array:
+        """An array of ARRAYS by its name, whole, for one layer, or for the samples of a block; checksums are verified.
+
+        Raises InputError where the shard has no such array or its data is damaged.
+        """
+        if name not in self._datasets:
+            raise InputError(f"{self.path}: has no '{name}': it was captured with --queries last_token")
+        axes = ARRAYS[name][1]
+        parts = {"n": block.samples, "t": block.tokens} if block else {}
+        index = tuple(layer if axis == "L" and layer is not None else parts.get(axis, slice(None)) for axis in axes)
+        try:
+            return np.asarray(self._datasets[name][index])
+        except OSError as error:
+            raise InputError(f"{self.path}: '{name}' cannot be read, most likely as its checksum does not match") from error
+
+    def offsets(self) -> npt.NDArray[np.int64]:
+        """Where each sample's tokens start, int64 [n+1]; checked to begin at 0, to rise, and to end at `tokens`."""
+        offsets = self.read("samples/offset")
+        if offsets[0] != 0 or offsets[-1] != self.tokens or (offsets[1:] <= offsets[:-1]).any():
+            raise InputError(f"{self.path}: 'samples/offset' does not divide the {self.tokens} tokens into samples")
+        if np.diff(offsets).max(initial=0) * self.heads * 2 > MAX_READ_BYTES:
+            raise InputError(f"{self.path}: 'samples/offset' has a sample of more tokens than can be read at once")
+        return offsets
+
+    def blocks(self) -> Iterator[Block]:
+        """The samples in blocks of bounded size, so that a reader's memory is bounded however large the shard is."""
+        offsets = self.offsets()
+        start = 0
+        while start < self.samples:
+            most_samples = max(1, BLOCK_ITEMS // (8 * self.layers * self.heads))
+            end = int(np.searchsorted(offsets, offsets[start] + BLOCK_ITEMS // self.heads, side="right")) - 1
+            stop = min(max(start + 1, end), start + most_samples, self.samples)
+            tokens = slice(int(offsets[start]), int(offsets[stop]))
+            yield Block(slice(start, stop), tokens, offsets[start : stop + 1] - offsets[start])
+            start = stop
+
+    def _read_attributes(self) -> Metadata:
+        attributes: Metadata = {}
+        if len(self._file.attrs) > MAX_ATTRIBUTES:
+            raise InputError(f"{self.path}: has more than {MAX_ATTRIBUTES} attributes")
+        for key in self._file.attrs:
+            if self._file.attrs.get_id(key).get_storage_size() > MAX_ATTRIBUTE_BYTES:
+                raise InputError(f"{self.path}: has an attribute of more than {MAX_ATTRIBUTE_BYTES} bytes")
+            if self._file.attrs.get_id(key).dtype.kind not in "Siu":  # others would be read from an unchecked heap
+                continue
+            value = self._file.attrs[key]
+            text = value.decode() if isinstance(value, bytes) else int(value)
+            attributes[key] = json.loads(text) if isinstance(text, str) and key != "format" else text
+        if attributes.get("format") != FORMAT:
+            raise InputError(f"{self.path}: is not a shard of a headscore cache")
+        return attributes
+
+    def _checked_dataset(self, name: str) -> h5py.Dataset:
+        """The dataset of that name, once every link to it and its layout are known to stay inside this file."""
+        place: h5py.Group = self._file
+        for part in name.split("/"):
+            if not isinstance(place, h5py.Group) or not isinstance(place.get(part, getlink=True), h5py.HardLink):
+                raise InputError(f"{self.path}: '{name}' is missing or is not a plain array of this file")
+            place = place[part]
+        dtype, axes = ARRAYS[name]
+        layout = place.id.get_create_plist() if isinstance(place, h5py.Dataset) else None
+        if layout is None or layout.get_external_count() or layout.get_layout() == h5py.h5d.VIRTUAL:
+            raise InputError(f"{self.path}: '{name}' is not a plain array of this file")
+        if place.dtype != np.dtype(dtype) or place.ndim != len(axes):
+            raise InputError(f"{self.path}: '{name}' is {place.dtype} with {place.ndim} axes, not {dtype} with {len(axes)}")
+        if place.size and not place.fletcher32:
+            raise InputError(f"{self.path}: '{name}' has no checksums")
+        filters = [layout.get_filter(i)[0] for i in range(layout.get_nfilters())]
+        if not set(filters) <= set(_FILTERS) or len(set(filters)) < len(filters):
+            raise InputError(f"{self.path}: '{name}' is stored through other filters than shuffle, gzip, fletcher32, once each")
+        if place.nbytes > place.id.get_storage_size() * MAX_GZIP_RATIO:
+            raise InputError(f"{self.path}: '{name}' declares more data than the file holds")
+        if place.size:
+            self._check_chunks(name, place)
+        return place
+
+    def _check_chunks(self, name: str, place: h5py.Dataset) -> None:
+        """Raises InputError where the pieces that an array is stored in are too large or too many, or inflate too far."""
+        chunk_bytes = prod(place.chunks) * place.dtype.itemsize
+        across_layers = place.ndim == 3 and place.chunks[0] != 1  # would be read again for each layer
+        if (place.ndim == 1 and place.nbytes > MAX_READ_BYTES) or chunk_bytes > MAX_CHUNK_BYTES or across_layers:
+            raise InputError(f"{self.path}: '{name}' would have to be read in pieces too large for a reader's memory")
+        count = prod(ceil(length / chunk) for length, chunk in zip(place.shape, place.chunks, strict=True))
+        if count > (place.shape[0] if place.ndim == 3 else 1) + place.nbytes // LEAST_CHUNK_BYTES:
+            raise InputError(f"{self.path}: '{name}' is stored in {count} pieces, too small to be read in reasonable time")
+        stored: list[Any] = []
+        place.id.chunk_iter(stored.append)
+        # Inflating does not stop at the chunk's size, so what is stored must not be larger than it could be.
+        if len(stored) != count or any(c.filter_mask or c.size > chunk_bytes + chunk_bytes // 100 + 64 for c in stored):
+            raise InputError(f"{self.path}: '{name}' has pieces that are missing, or are not stored as they should be")
+
+    def _checked_dims(self) -> tuple[int, int, int, int]:
+        dims: dict[str, int] = {}
+        for name in self.names:
+            for axis, length in zip(ARRAYS[name][1], self._datasets[name].shape, strict=True):
+                key, length = ("n", length - 1) if axis == "n+1" else (axis, length)
+                if dims.setdefault(key, length) != length:
+                    raise InputError(f"{self.path}: '{name}' has {length} along {key}, other arrays have {dims[key]}")
+        declared = self.metadata["dims"]
+        if dims["L"] * dims["H"] > MAX_HEADS:
+            raise InputError(f"{self.path}: has {dims['L']} layers of {dims['H']} heads, more than {MAX_HEADS} in all")
+        if (dims["L"], dims["H"]) != (declared["layers"], declared["heads"]) or dims["H"] < 1:
+            raise InputError(f"{self.path}: arrays of {dims['L']} layers and {dims['H']} heads, not as its metadata says")
+        layers = self.read("layers/index").tolist()
+        if layers != self.metadata["layers"] or layers != sorted(set(layers)) or not layers:
+            raise InputError(f"{self.path}: 'layers/index' is not as its metadata says")
+        return dims["n"], dims["t"], dims["L"], dims["H"]
+
+
+def require_plain_file(path: Path) -> None:
+    """Raises InputError for what is there but is no regular file: reading a pipe or a device might never end."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: is not a regular file")
+
+
+def verify_shard(shard: Shard) -> None:
+    """Read every array of a shard and check it: checksums, offsets, finite values, and pattern rows that sum to 1.
+
+    Raises InputError for the first thing that is wrong.
+    """
+    rows = shard.read("samples/row")
+    if (np.diff(rows) <= 0).any() or rows.min(initial=0) < 0:
+        raise InputError(f"{shard.path}: 'samples/row' does not rise from 0 or more")
+    if shard.read("tokens/id").min(initial=0) < 0:
+        raise InputError(f"{shard.path}: 'tokens/id' holds negative ids")
+    if shard.read("tokens/span").max(initial=0) >> len(shard.metadata["span_names"]):
+        raise InputError(f"{shard.path}: 'tokens/span' marks spans that have no name")
+    per_head = [name for name in shard.names if ARRAYS[name][1][:2] == ("L", "H")]
+    for block, name, layer in itertools.product(shard.blocks(), per_head, range(shard.layers)):
+        values = shard.read(name, layer, block)
+        if not np.isfinite(values).all() or values.min(initial=0) < 0:
+            raise InputError(f"{shard.path}: '{name}' holds values that are negative or not finite")
+        if name.endswith("attention"):
+            sums = np.add.reduceat(values, block.offsets[:-1], axis=1, dtype=np.float32)
+            if np.abs(sums - 1).max() > ROW_SUM_TOLERANCE:
+                raise InputError(f"{shard.path}: '{name}' holds rows that do not sum to 1")
