@@ -5,11 +5,8 @@ import errno
 import inspect as signatures
 import io
 import json
-import logging
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -18,6 +15,7 @@ import typer
 from .capture.ranks import this_rank
 from .data.errors import HeadscoreError, InputError, one_line, printable
 from .data.settings import RECORD_KEY, CaptureSettings, RunSettings, ScoreSettings, WorkSettings, checked_option, option_flag
+from .terminal import progress, show_log
 
 if TYPE_CHECKING:
     from .score.pipeline import Scores
@@ -64,14 +62,6 @@ def main() -> None:
     if status == INTERRUPTED:  # typer makes it of Ctrl-C
         _fail("interrupted; the same command continues where it stopped", INTERRUPTED)
     sys.exit(status if isinstance(status, int) else 0)
-
-
-class _PrintableFormatter(logging.Formatter):
-    """Log lines may hold text from caches and data files; tracebacks keep their lines."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        """One line, with everything escaped that could drive a terminal."""
-        return printable(super().formatMessage(record))
 
 
 def _fail(message: str, status: int) -> None:
@@ -166,11 +156,7 @@ def _headscore(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         print(context.get_help())
         raise typer.Exit(2)
-    label = this_rank().label() if context.invoked_subcommand == "capture" else ""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_PrintableFormatter(f"{label}: %(message)s" if label else "%(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logging.getLogger("headscore").setLevel(logging.INFO)
+    show_log(this_rank().label() if context.invoked_subcommand == "capture" else "")
 
 
 @app.command()
@@ -184,8 +170,8 @@ def run(config: Path | None, debug: bool, **options: Any) -> None:
     """Capture and score in one go; with no arguments, the default model on the shipped questions."""
     from .pipeline import run as library_run
 
-    with _progress("capturing") as progress:
-        scores = library_run(progress=progress, **options)
+    with progress("capturing", alone=this_rank().world == 1) as show:
+        scores = library_run(progress=show, **options)
     _print_scores(scores, options["out"])
 
 
@@ -200,8 +186,8 @@ def capture(config: Path | None, debug: bool, **options: Any) -> None:
     """Run the model once over a data file and store what the scores need."""
     from .capture.pipeline import capture as library_capture
 
-    with _progress("capturing") as progress:
-        library_capture(progress=progress, **options)
+    with progress("capturing", alone=this_rank().world == 1) as show:
+        library_capture(progress=show, **options)
 
 
 @app.command()
@@ -262,49 +248,6 @@ def version() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------- output
-
-
-@contextmanager
-def _progress(doing: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on a terminal, else, and for each of several processes, a log line every ten seconds; with time left."""
-    if sys.stderr.isatty() and this_rank().world == 1:
-        from rich.console import Console
-        from rich.logging import RichHandler
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        console = Console(stderr=True)
-        columns = (
-            TextColumn(doing),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[speed]}"),
-            TimeRemainingColumn(),
-        )
-        logging.getLogger().handlers = [RichHandler(console=console, show_path=False, show_level=False, show_time=False)]
-        with Progress(*columns, console=console) as bar:
-            task = bar.add_task(doing, total=None, speed="", visible=False)
-            start: list[float] = []
-
-            def show(done: int, total: int) -> None:
-                start[:] = start or [time.monotonic(), done]
-                rate = (done - start[1]) / max(time.monotonic() - start[0], 1e-9)
-                bar.update(task, completed=done, total=total, speed=f"{rate:.1f} samples/s", visible=True)
-
-            yield show
-        return
-    first: list[float] = []
-    last = [time.monotonic()]
-
-    def log(done: int, total: int) -> None:
-        now = time.monotonic()
-        first[:] = first or [now, done]
-        if now - last[0] >= 10 and done > first[1]:
-            last[0] = now
-            rate = (done - first[1]) / (now - first[0])
-            left = (total - done) / rate
-            logging.getLogger("headscore").info("%s %d/%d samples, %.1f samples/s, %.0f s left", doing, done, total, rate, left)
-
-    yield log
 
 
 def _print_scores(scores: "Scores", out: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import polars as pl
 import pytest
 import tiny
@@ -439,3 +441,37 @@ def test_a_failed_run_has_exit_status_1(run_cli: Cli, llama: Path, tmp_path: Pat
     monkeypatch.setattr(attention.reductions, "_masked", lambda logits, seen, mask: logits)
     status, _, err = run_cli("capture", "--model", llama, "--out", tmp_path / "c", "--max-samples", 3)
     assert status == 1 and err.splitlines()[-1].startswith("headscore: error: self-check failed")
+
+
+def test_errors_and_log_lines_escape_what_could_drive_a_terminal(
+    run_cli: Cli, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's own would take the place of the command line's
+    copy = shutil.copytree(cache, tmp_path / "copy")
+    for path in (copy / "cache.json", *copy.glob("shards/*.h5")):
+        if path.suffix == ".json":
+            path.write_text(path.read_text().replace('"choices"', '"\\u001b]0;x\\u0007"'))
+        else:
+            with h5py.File(path, "r+", libver=("v110", "v110")) as file:
+                names = json.loads(file.attrs["span_names"])
+                file.attrs["span_names"] = np.bytes_(json.dumps([names[0], "\x1b]0;x\x07", *names[2:]]))
+    status, _, err = run_cli("score", copy, "--out", tmp_path / "r", "--task-span", "choices")
+    assert status == 2 and "\x1b" not in err and "\\x1b]0;x\\x07" in err
+    shard_path(copy, 1).unlink()
+    status, _, err = run_cli("score", copy, "--out", tmp_path / "\x1b[31m", "--partial")
+    assert status == 0 and "\x1b" not in err and "\\x1b[31m" in err
+
+
+def test_progress_is_told_in_lines_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from headscore import terminal
+
+    clock = iter(range(0, 1000, 4))
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(clock))
+    caplog.set_level("INFO")
+    with terminal.progress("capturing", alone=False) as show:
+        for done in range(100, 120):  # what was there before does not count for the speed
+            show(done, 120)
+    lines = [record.message for record in caplog.records]
+    assert len(lines) == 6 and lines[0] == "capturing 102/120 samples, 0.2 samples/s, 72 s left"

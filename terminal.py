@@ -1,0 +1,80 @@
+"""What the user sees while work goes on: log lines and progress, on a terminal and elsewhere."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from .data.errors import printable
+
+SECONDS_BETWEEN_LINES = 10
+
+Show = Callable[[int, int], None]
+logger = logging.getLogger("headscore")
+
+
+class _OneLine(logging.Formatter):
+    """A message in one line, with what could drive a terminal escaped: it may hold text from caches and data files."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
+
+
+def show_log(label: str) -> None:
+    """Send headscore's log lines to stderr, each after `label` if there is one."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine(f"{label}: %(message)s" if label else "%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logger.setLevel(logging.INFO)
+
+
+@contextmanager
+def progress(doing: str, alone: bool) -> Iterator[Show]:
+    """What to call with (samples done, samples in all): it shows them with the samples/s and the time left.
+
+    A bar on a terminal; elsewhere, and where this process is not `alone` on its terminal, a log line every ten seconds.
+    """
+    if alone and sys.stderr.isatty():
+        with _bar(doing) as show:
+            yield show
+    else:
+        yield _lines(doing)
+
+
+@contextmanager
+def _bar(doing: str) -> Iterator[Show]:
+    from rich.console import Console
+    from rich.logging import RichHandler
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"), TimeRemainingColumn())
+    handler = RichHandler(console=console, show_path=False, show_level=False, show_time=False)
+    handler.setFormatter(_OneLine("%(message)s"))
+    logging.getLogger().handlers = [handler]
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(doing, total=None, speed="", visible=False)
+        start: list[float] = []
+
+        def show(done: int, total: int) -> None:
+            start[:] = start or [time.monotonic(), done]
+            rate = (done - start[1]) / max(time.monotonic() - start[0], 1e-9)
+            bar.update(task, completed=done, total=total, speed=f"{rate:.1f} samples/s", visible=True)
+
+        yield show
+
+
+def _lines(doing: str) -> Show:
+    first: list[float] = []
+    last = [time.monotonic()]
+
+    def show(done: int, total: int) -> None:
+        now = time.monotonic()
+        first[:] = first or [now, done]
+        if now - last[0] >= SECONDS_BETWEEN_LINES and done > first[1]:
+            last[0] = now
+            rate = (done - first[1]) / (now - first[0])
+            logger.info("%s %d/%d samples, %.1f samples/s, %.0f s left", doing, done, total, rate, (total - done) / rate)
+
+    return show
