@@ -14,12 +14,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from ..data.errors import InputError
 from . import reductions
+from .prefixes import SharedPrefix
 
 NAME = "headscore_recording"
 # Arguments that change the softmax in ways that SDPA, and so this function, does not compute.
@@ -88,6 +90,10 @@ def output_weight(projection: Any) -> Tensor:
     return weight.detach().T if type(projection).__name__ == "Conv1D" else weight.detach()
 
 
+class NoAttentionError(Exception):
+    """The model ran, but no attention layer was heard of."""
+
+
 @dataclass(frozen=True)
 class Recorded:
     """What was recorded of a batch, on the host: `arrays` [L,B,H,T] or [L,B,H] by their names in the cache.
@@ -108,6 +114,15 @@ class Recorded:
         return "no fault"
 
 
+@dataclass(frozen=True)
+class Prefix:
+    """A prefix that was run once for many prompts: its tokens, its keys and values, and its sums by layer and array name."""
+
+    tokens: int
+    kv_cache: SharedPrefix
+    sums: dict[int, dict[str, Tensor]]
+
+
 class Recorder:
     """The listener that reduces each layer at once and hands a whole batch to the host in one go.
 
@@ -118,21 +133,23 @@ class Recorder:
     def __init__(self, all_tokens: bool):
         self._all_tokens = all_tokens
         self._lengths = torch.empty(0, dtype=torch.long)
+        self._prefix: Prefix | None = None
         self._factors: dict[int, Tensor] = {}
         self._found: dict[str, list[Tensor]] = {}
+        self._sums: dict[int, dict[str, Tensor]] = {}
         self.layers: list[int] = []
         self.kv_heads = 0
         self.projections: dict[int, nn.Module] = {}
 
-    def start(self, lengths: Tensor) -> None:
-        """Begin a batch whose samples have `lengths` [B] real tokens."""
-        self._lengths = lengths
-        self._found = {}
+    def start(self, lengths: Tensor, prefix: Prefix | None = None) -> None:
+        """Begin a batch whose samples have `lengths` [B] real tokens, after those of the prefix."""
+        self._lengths, self._prefix = lengths, prefix
+        self._found, self._sums = {}, {}
         self.layers = []
 
     def clear(self) -> None:
         """Let go of what a failed batch holds."""
-        self._found = {}
+        self._found, self._sums = {}, {}
 
     def __call__(self, module: nn.Module, query: Tensor, key: Tensor, z: Tensor, scaling: float, mask: Tensor | None) -> None:
         """Reduce one layer of the current batch; arguments as for Listener."""
@@ -142,24 +159,46 @@ class Recorder:
         self.kv_heads = key.shape[1]
         outputs = reductions.output_norms(z)
         results = reductions.result_norms(z, self._result_factors(layer, module, z))
+        sums = {
+            "all_tokens/output_norm": reductions.sum_over_tokens(outputs, lengths),
+            "all_tokens/result_norm": reductions.sum_over_tokens(results, lengths),
+        }
+        if self._all_tokens:
+            attention, entropy = reductions.all_token_patterns(query, key, lengths, scaling, mask)
+            sums |= {"all_tokens/attention": attention, "all_tokens/entropy": entropy}
+        self._sums[layer] = sums
         found = {
             "last_token/attention": reductions.last_token_patterns(query, key, lengths, scaling, mask).half(),
             "last_token/output_norm": reductions.at_last_token(outputs, lengths),
             "last_token/result_norm": reductions.at_last_token(results, lengths),
-            "all_tokens/output_norm": reductions.mean_over_tokens(outputs, lengths),
-            "all_tokens/result_norm": reductions.mean_over_tokens(results, lengths),
+            **{name: self._mean(layer, name, values) for name, values in sums.items()},
         }
-        if self._all_tokens:
-            attention, entropy = reductions.all_token_patterns(query, key, lengths, scaling, mask)
-            found |= {"all_tokens/attention": attention.half(), "all_tokens/entropy": entropy}
         for name, values in found.items():
             self._found.setdefault(name, []).append(values)
 
+    def take_prefix(self, kv_cache: Cache) -> Prefix:
+        """What was just run, a batch of one, as a prefix."""
+        prefix = Prefix(int(self._lengths[0]), SharedPrefix(kv_cache.layers), self._sums)
+        self.clear()
+        return prefix
+
+    def _mean(self, layer: int, name: str, sums: Tensor) -> Tensor:
+        """The mean over all tokens of a sample, those of the prefix included, of what was summed over the rest of them."""
+        total = self._lengths.to(sums.device)
+        if self._prefix:
+            before = self._prefix.sums[layer][name]
+            sums[..., : before.shape[-1]] += before  # a key's sums are [1,H,P], a head's [1,H]
+            total = total + self._prefix.tokens
+        means = sums / total.view(-1, *[1] * (sums.ndim - 1))
+        return means.half() if name.endswith("attention") else means
+
     def take(self) -> Recorded:
         """What was recorded of the batch, in the order of `layers`."""
+        if not self._found:
+            raise NoAttentionError
         device = next(iter(self._found.values()))[0].device  # layers may lie on several devices
         stacked = {name: torch.stack([v.to(device) for v in values]) for name, values in self._found.items()}
-        self._found = {}
+        self.clear()
         # All values are at least 0, so that one pass for the largest tells NaN and infinity too.
         largest = torch.stack([v.amax(dim=(0, *range(2, v.ndim))).float() for v in stacked.values()])
         finite = torch.isfinite(largest).all(0)

@@ -11,9 +11,12 @@ from ..data.tokens import Sample
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples run together: `index` is where each stands in its shard, `ids` [B,T] is padded on the right, `lengths` [B]."""
+    """Samples run together: `ids` [B,T] is padded on the right, `lengths` [B] are the real tokens.
 
-    index: list[int]
+    index: the numbers of the samples of each row in their shard, several where they are the same.
+    """
+
+    index: list[list[int]]
     ids: Tensor
     lengths: Tensor
 
@@ -29,10 +32,13 @@ def batch_count(longest: int, batch_tokens: int, batch_size: int | None) -> int:
     return min(count, batch_size or count)
 
 
-def pad(samples: Sequence[Sample], index: list[int]) -> Batch:
-    """The batch of `samples[i] for i in index`. Padding is token 0: causal attention never lets a real token see it."""
-    lengths = torch.tensor([len(samples[i].ids) for i in index])
+def pad(samples: Sequence[Sample], index: list[list[int]], skip: int = 0) -> Batch:
+    """The batch of the samples in `index` without their first `skip` tokens.
+
+    Padding is token 0: causal attention never lets a real token see it.
+    """
+    lengths = torch.tensor([len(samples[same[0]].ids) - skip for same in index])
     ids = torch.zeros((len(index), int(lengths.max())), dtype=torch.long)
-    for row, i in enumerate(index):
-        ids[row, : lengths[row]] = torch.from_numpy(samples[i].ids)
+    for row, same in enumerate(index):
+        ids[row, : lengths[row]] = torch.from_numpy(samples[same[0]].ids[skip:])
     return Batch(index, ids, lengths)

@@ -50,7 +50,7 @@ def with_model(metadata: Metadata, model: PreTrainedModel, check: dict[str, Any]
         "model": metadata["model"] | kind,
         "dims": {"layers": len(check["layers"]), "heads": check["heads"], "kv_heads": check["kv_heads"]},
         "layers": check["layers"],
-        "self_check": {name: check[name] for name in ("rows", "largest_difference")},
+        "self_check": {name: check[name] for name in ("rows", "largest_difference", "shared_prefixes")},
     }
 
 

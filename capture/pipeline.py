@@ -63,13 +63,13 @@ def _capture(out: Path, settings: CaptureSettings, overwrite: bool, rank: Rank, 
     samples = [sample for shard in shards for sample in shard.samples]
     models.require_same_vocabulary(source, model, max(int(sample.ids.max()) for sample in samples))
     logger.info("%s: %s on %s", settings.model, dtype, "several devices" if settings.device_map else device)
-    check = self_check(model, samples, dtype, settings.queries, settings.on_nan)
+    check = self_check(model, samples, dtype, settings)
     worst = max(check["largest_difference"].values())
     logger.info("self-check passed: within %.1g of the model's own eager attention", worst)
 
     cache = start_cache(out, with_model(metadata, model, check), overwrite, rank)
     limit = SkipLimit(settings, len(prompts.drawn), sum(len(shard.skipped) for shard in shards))
-    made = capture_shards(cache, own, model, settings, limit, progress)
+    made = capture_shards(cache, own, model, settings, limit, progress, share=check["shared_prefixes"])
 
     lines, skipped, missing = finished_shards(out)
     if skipped:

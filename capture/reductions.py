@@ -7,20 +7,22 @@ sample's real tokens are its first `lengths[b]`. All results are float32 whateve
 import torch
 from torch import Tensor
 
+LEAST_LOGIT = -200.0  # below the largest; its exponential is 0 in float32
 BLOCK_BYTES = 64 << 20  # what one block of attention logits may take in `all_token_patterns`
 
 
 def last_token_patterns(query: Tensor, key: Tensor, lengths: Tensor, scaling: float, mask: Tensor | None) -> Tensor:
     """The pattern row of each sample's last real token: softmax(q_last Kᵀ · scaling) over keys up to that token.
 
-    query [B,H,T,D], key [B,G,T,D], lengths [B], mask None or [B or 1, H or 1, T, T] (boolean: True is attended; float:
-    added to the logits) -> [B,H,T]; each row sums to 1 and is exactly 0 after the last real token.
+    query [B,H,T,D], key [B,G,P+T,D] whose first P are those of a shared prefix, lengths [B] of the real queries, mask None or
+    [B or 1, H or 1, T, P+T] (boolean: True is attended; float: added to the logits) -> [B,H,P+T]; each row sums to 1 and is
+    exactly 0 after the last real token.
     """
     last = lengths - 1
     each = torch.arange(len(last), device=query.device)
     row_mask = None if mask is None else mask.expand(len(last), -1, -1, -1)[each, :, last]
-    keys = torch.arange(key.shape[2], device=key.device)
-    seen = (keys <= last[:, None])[:, None]  # [B,1,T]
+    keys = torch.arange(key.shape[2], device=key.device) - (key.shape[2] - query.shape[2])
+    seen = (keys <= last[:, None])[:, None]  # [B,1,P+T]
     logits = _grouped_logits(query[each, :, last].unsqueeze(2), key, scaling).squeeze(2)
     return _masked(logits, seen, row_mask).softmax(-1)
 
@@ -28,28 +30,34 @@ def last_token_patterns(query: Tensor, key: Tensor, lengths: Tensor, scaling: fl
 def all_token_patterns(
     query: Tensor, key: Tensor, lengths: Tensor, scaling: float, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Mean pattern and mean row entropy over all query positions, computed in blocks of queries.
+    """The patterns and the row entropies, summed over all real query positions, computed in blocks of queries.
 
-    Arguments as for `last_token_patterns` -> mean attention to each key [B,H,T] (sums to 1) and mean entropy in nats [B,H]
-    (between 0 and ln T; 0 ln 0 is 0; a sample of one token has entropy 0). Memory is bounded by BLOCK_BYTES per temporary
-    whatever T, once one query row of the batch fits.
+    Arguments as for `last_token_patterns` -> sum of the attention to each key [B,H,P+T] (in all: `lengths`) and of the
+    entropies in nats [B,H] (0 ln 0 is 0; a row over one token has entropy 0). Memory is bounded by BLOCK_BYTES per temporary
+    whatever T, once one query row of the batch fits. With l the logits less their largest: H = ln Σ eˡ − Σ l eˡ / Σ eˡ.
     """
     batch, heads, tokens, _ = query.shape
-    weights = _mean_weights(lengths, tokens)
-    attention = query.new_zeros((batch, heads, tokens), dtype=torch.float32)
+    past = key.shape[2] - tokens
+    attention = query.new_zeros((batch, heads, past + tokens), dtype=torch.float32)
     entropy = query.new_zeros((batch, heads), dtype=torch.float32)
-    block = max(1, BLOCK_BYTES // (4 * batch * heads * tokens))
+    positions = torch.arange(tokens, device=query.device)
+    real = positions < lengths[:, None]  # [B,T]
+    query = torch.where(real[:, None, :, None], query, 0)  # what stands at padding may be NaN
+    block = max(1, BLOCK_BYTES // (4 * batch * heads * (past + tokens)))
     for start in range(0, tokens, block):
         stop = min(start + block, tokens)
-        rows = torch.arange(start, stop, device=query.device)
-        seen = torch.arange(stop, device=query.device) <= rows[:, None]  # keys after the block are seen by none of it
-        block_mask = None if mask is None else mask[:, :, start:stop, :stop]
-        logits = _grouped_logits(query[:, :, start:stop], key[:, :, :stop], scaling)
-        patterns = _masked(logits, seen, block_mask).softmax(-1)
-        weight = weights[:, None, start:stop, None]
-        patterns = torch.where(weight > 0, patterns, 0)  # what stands at padding may be NaN
-        attention[:, :, :stop] += (patterns * weight).sum(2)
-        entropy += (torch.special.entr(patterns).sum(-1, keepdim=True) * weight).sum((2, 3))
+        rows = positions[start:stop, None]
+        keys = torch.arange(past + stop, device=query.device) - past  # keys after the block are seen by none of it
+        seen = ((keys <= rows) & (keys < lengths[:, None, None]))[:, None]  # [B,1,Q,P+T]
+        block_mask = None if mask is None else mask[:, :, start:stop, : past + stop]
+        logits = _grouped_logits(query[:, :, start:stop], key[:, :, : past + stop], scaling)
+        logits = _masked(logits, seen, block_mask, torch.finfo(torch.float32).min)  # -inf in a whole row would give NaN
+        logits = (logits - logits.amax(-1, keepdim=True)).clamp_(min=LEAST_LOGIT)
+        weights = logits.exp()
+        sums = weights.sum(-1)
+        counted = real[:, None, start:stop]
+        attention[:, :, : past + stop] += torch.matmul((counted / sums).unsqueeze(2), weights).squeeze(2)
+        entropy += ((sums.log() - (weights * logits).sum(-1) / sums) * counted).sum(-1)
     return attention, entropy
 
 
@@ -78,16 +86,10 @@ def at_last_token(values: Tensor, lengths: Tensor) -> Tensor:
     return values[torch.arange(len(lengths), device=values.device), lengths - 1]
 
 
-def mean_over_tokens(values: Tensor, lengths: Tensor) -> Tensor:
-    """The mean over each sample's real tokens: [B,T,H] -> [B,H]; what stands at padding is not read."""
-    weights = _mean_weights(lengths, values.shape[1])[:, :, None]
-    return torch.where(weights > 0, values * weights, 0).sum(1)
-
-
-def _mean_weights(lengths: Tensor, tokens: int) -> Tensor:
-    """1/length at a sample's real tokens and 0 at its padding: [B,T]."""
-    real = torch.arange(tokens, device=lengths.device) < lengths[:, None]
-    return real / lengths[:, None].float()
+def sum_over_tokens(values: Tensor, lengths: Tensor) -> Tensor:
+    """The sum over each sample's real tokens: [B,T,H] -> [B,H]; what stands at padding is not read."""
+    real = torch.arange(values.shape[1], device=lengths.device) < lengths[:, None]
+    return torch.where(real[:, :, None], values, 0).sum(1)
 
 
 def _grouped_logits(query: Tensor, key: Tensor, scaling: float) -> Tensor:
@@ -97,10 +99,10 @@ def _grouped_logits(query: Tensor, key: Tensor, scaling: float) -> Tensor:
     return logits.unflatten(2, (-1, query.shape[2])).flatten(1, 2)
 
 
-def _masked(logits: Tensor, seen: Tensor, mask: Tensor | None) -> Tensor:
-    """The logits with what may not be attended set to -inf; `seen` and a boolean `mask` are True where attending is allowed."""
+def _masked(logits: Tensor, seen: Tensor, mask: Tensor | None, fill: float = -torch.inf) -> Tensor:
+    """The logits with `fill` where there is no attending; `seen` and a boolean `mask` are True where there may be."""
     if mask is not None and mask.dtype == torch.bool:
         seen = seen & mask
     elif mask is not None:
         logits = logits + mask
-    return logits.masked_fill(~seen, -torch.inf)
+    return logits.masked_fill(~seen, fill)

@@ -1,5 +1,6 @@
 """Compares what is recorded with the model's own eager attention before any work is done."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,10 +12,14 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..data.errors import InputError, RunError, one_line
+from ..data.settings import CaptureSettings
 from ..data.tokens import Sample
-from .attention import Recorded, Recorder, output_weight, recording
-from .batches import pad
+from .attention import NoAttentionError, Recorded, Recorder, output_weight, recording
 from .models import is_out_of_memory
+from .prefixes import Group
+from .runner import ModelError, Runner
+
+logger = logging.getLogger("headscore")
 
 Values = npt.NDArray[np.float32]
 
@@ -25,38 +30,62 @@ MOST_TRIED = 8  # samples from either end, where the first give values that are 
 MOST_TOKENS = 512  # eager attention holds L·H·T² weights at once, so the check's prompts must not be long
 
 
-def self_check(model: PreTrainedModel, samples: Sequence[Sample], dtype: str, queries: str, on_nan: str) -> dict[str, Any]:
-    """Run two of `samples`, a short and a long one, padded in one batch, and one at a time through eager attention.
+def self_check(model: PreTrainedModel, samples: Sequence[Sample], dtype: str, settings: CaptureSettings) -> dict[str, Any]:
+    """Run the shortest and the longest of `samples` as the capture will, and one at a time through eager attention.
 
-    Returns the `layers`, `heads` and `kv_heads` that were recorded, the `rows` checked and the `largest_difference` per array.
+    They are run as one padded batch, and (with `--share-prefixes`) each once more with its first half as a prefix.
+
+    Returns the `layers`, `heads` and `kv_heads` that were recorded, the `rows` checked, the `largest_difference` per array, and
+    `shared_prefixes`: whether prefixes may be run once for many prompts (recurrent models cannot).
     Raises InputError where the model has no attention or cannot take the longest of all samples, and RunError, naming layer
     and array, where a difference is above the dtype's tolerance (the recorded values would be wrong for this model), or where
     a value is not finite; with `--on-nan skip` others are tried then.
     """
     by_length = sorted(samples, key=lambda sample: len(sample.ids))
-    recorder = Recorder(all_tokens=queries == "all_tokens")
     short_enough = [sample for sample in by_length if len(sample.ids) <= MOST_TOKENS] or by_length[:1]
+    recorder = Recorder(all_tokens=settings.queries == "all_tokens")
     if short_enough[-1] is not by_length[-1]:
         _record(model, recorder, by_length[-1:])  # can the model take it at all?
-    checked = _finite_samples(model, recorder, short_enough, dtype, on_nan)
+    checked = _finite_samples(model, recorder, short_enough, dtype, settings.on_nan)
     recorded = _record(model, recorder, checked)
-    if not recorded.finite.all():
+    if not all(values.finite[position] for values, position in recorded):
         rows = " and ".join(str(sample.row) for sample in checked)
         raise RunError(f"self-check: rows {rows}: NaN or infinite in a batch, but not alone; give a wider --dtype (bf16, fp32)")
-    worst: dict[str, float] = defaultdict(float)
-    for position, sample in enumerate(checked):
+    expected = [_eager(model, sample, recorder.projections) for sample in checked]
+    worst = _differences(model, checked, recorded, expected, dtype)
+    shared = settings.share_prefixes
+    if shared:
         try:
-            eager = _eager(model, sample, recorder.projections)
-        except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise RunError(
-                    f"out of memory on {model.device} in the self-check's eager attention over {len(sample.ids)} tokens; "
-                    "lower --max-length, or use a smaller --dtype"
-                ) from error
-            raise
-        for entry, layer in enumerate(recorder.layers):
-            for name, values in recorded.arrays.items():
-                found = values[entry, position]
+            halves = [Group(len(sample.ids) // 2, [[i]]) for i, sample in enumerate(checked)]
+            after_prefix = _record(model, recorder, checked, halves)
+            differences = _differences(model, checked, after_prefix, expected, dtype)
+            worst = {name: max(difference, differences[name]) for name, difference in worst.items()}
+        except Exception as error:  # whatever comes of a model that cannot
+            logger.warning("what prompts share is run again for each of them: %s", one_line(error)[:300])
+            shared = False
+    return {
+        "layers": recorded[0][0].layers,
+        "heads": recorded[0][0].arrays["last_token/attention"].shape[2],
+        "kv_heads": recorder.kv_heads,
+        "rows": [sample.row for sample in checked],
+        "largest_difference": worst,
+        "shared_prefixes": shared,
+    }
+
+
+def _differences(
+    model: PreTrainedModel,
+    samples: Sequence[Sample],
+    recorded: Sequence[tuple[Recorded, int]],
+    expected: Sequence[Mapping[int, Mapping[str, Values]]],
+    dtype: str,
+) -> dict[str, float]:
+    """By array the largest difference of what was recorded from what was expected; RunError where it is above the tolerance."""
+    worst: dict[str, float] = defaultdict(float)
+    for sample, (values, position), eager in zip(samples, recorded, expected, strict=True):
+        for entry, layer in enumerate(values.layers):
+            for name, array in values.arrays.items():
+                found = array[entry, position]
                 pattern = name.endswith("attention")
                 difference = (
                     _total_variation(found[:, : len(sample.ids)], eager[layer][name])
@@ -70,13 +99,7 @@ def self_check(model: PreTrainedModel, samples: Sequence[Sample], dtype: str, qu
                         f"eager attention by {difference:.2g} (tolerance {tolerance:g} for {dtype})"
                     )
                 worst[name] = max(worst[name], difference)
-    return {
-        "layers": recorder.layers,
-        "heads": recorded.arrays["last_token/attention"].shape[2],
-        "kv_heads": recorder.kv_heads,
-        "rows": [sample.row for sample in checked],
-        "largest_difference": dict(worst),
-    }
+    return dict(worst)
 
 
 def _finite_samples(
@@ -87,11 +110,11 @@ def _finite_samples(
     fault = ""
     for candidates in (by_length, by_length[::-1]):
         for sample in candidates[:MOST_TRIED]:
-            alone = _record(model, recorder, [sample])
-            if alone.finite[0]:
+            alone, position = _record(model, recorder, [sample])[0]
+            if alone.finite[position]:
                 found += [] if any(sample is other for other in found) else [sample]
                 break
-            fault = f"self-check: row {sample.row}: {alone.first_fault(0)}; the model overflows in {dtype}"
+            fault = f"self-check: row {sample.row}: {alone.first_fault(position)}; the model overflows in {dtype}"
             if on_nan == "stop":
                 raise RunError(f"{fault}: give a wider --dtype (bf16, fp32), or leave such rows out with --on-nan skip")
     if not found:
@@ -99,23 +122,25 @@ def _finite_samples(
     return found
 
 
-def _record(model: PreTrainedModel, recorder: Recorder, samples: Sequence[Sample]) -> Recorded:
-    """What is recorded of one batch."""
-    batch = pad(samples, list(range(len(samples))))
+def _record(
+    model: PreTrainedModel, recorder: Recorder, samples: Sequence[Sample], groups: Sequence[Group] | None = None
+) -> list[tuple[Recorded, int]]:
+    """For each sample what was recorded of its batch, and its position in it; by default all of them make one batch."""
+    tokens = max(len(sample.ids) for sample in samples)
+    runner = Runner(model, recorder, len(samples) * tokens, None)
+    found: dict[int, tuple[Recorded, int]] = {}
     try:
         with torch.inference_mode(), recording(model, recorder):
-            recorder.start(batch.lengths)
-            model(input_ids=batch.ids.to(model.device), use_cache=False)
-            if not recorder.layers:
-                raise InputError(f"{model.config.model_type}: has no attention layer that could be recorded")
-            return recorder.take()
-    except (IndexError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and is_out_of_memory(error):
-            raise RunError(f"out of memory on {model.device} with the longest prompt; lower --max-length") from error
+            for batch, recorded in runner.run(samples, groups or [Group(0, [[i] for i in range(len(samples))])]):
+                found |= {i: (recorded, position) for position, same in enumerate(batch.index) for i in same}
+    except NoAttentionError as error:
+        raise InputError(f"{model.config.model_type}: has no attention layer that could be recorded") from error
+    except (IndexError, ModelError) as error:
         raise InputError(
-            f"{model.config.model_type}: fails on a prompt of {batch.lengths.max()} tokens, perhaps longer than it can take "
+            f"{model.config.model_type}: fails on a prompt of {tokens} tokens, perhaps longer than it can take "
             f"(then lower --max-length): {one_line(error)[:200]}"
         ) from error
+    return [found[i] for i in range(len(samples))]
 
 
 def _eager(model: PreTrainedModel, sample: Sample, projections: Mapping[int, nn.Module]) -> dict[int, dict[str, Values]]:
@@ -134,6 +159,13 @@ def _eager(model: PreTrainedModel, sample: Sample, projections: Mapping[int, nn.
         with torch.inference_mode():
             ids = torch.from_numpy(sample.ids.astype(np.int64))[None].to(model.device)
             patterns = model(input_ids=ids, use_cache=False, output_attentions=True).attentions
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise RunError(
+                f"out of memory on {model.device} in the self-check's eager attention over {len(sample.ids)} tokens; "
+                "lower --max-length, or use a smaller --dtype"
+            ) from error
+        raise
     finally:
         model.set_attn_implementation(previous)
         for hook in hooks:

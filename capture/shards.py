@@ -17,6 +17,7 @@ from ..data.shard import ARRAYS, Array, array_shapes, write_shard
 from ..data.tokens import Sample, Skipped
 from .attention import Recorder, recording
 from .interrupts import Interrupts
+from .prefixes import Group, prompt_groups
 from .runner import Runner
 from .samples import ShardSamples, SkipLimit
 
@@ -32,9 +33,11 @@ def capture_shards(
     settings: CaptureSettings,
     limit: SkipLimit,
     progress: Progress | None,
+    share: bool,
 ) -> int:
     """Make those of the shards (by number) that are not there whole, and return how many were made.
 
+    share: whether prompts that begin alike have their prefix run once.
     One is written while the next is computed, so that the arrays of two at most, and the file of one, are in memory. Raises
     RunError where the disk refuses, the model fails, or a sample gives values that are not finite (with `--on-nan skip`: where
     that makes too many), and KeyboardInterrupt after a Ctrl-C; whole shards stay in any case.
@@ -57,7 +60,8 @@ def capture_shards(
             if stored is not None:
                 limit.add(_faulty_before(shard, stored, settings.on_nan, cache, number))
             else:
-                arrays, faulty = _compute(runner, shard.samples, cache.metadata, settings.on_nan, report, interrupts)
+                groups = prompt_groups([sample.ids for sample in shard.samples], share)
+                arrays, faulty = _compute(runner, shard.samples, groups, cache.metadata, settings.on_nan, report, interrupts)
                 limit.add(faulty)
                 skipped = sorted((*shard.skipped, *faulty), key=lambda entry: entry.row)
                 _finish(writing)
@@ -102,6 +106,7 @@ def _finish(writing: "Future[None] | None") -> None:
 def _compute(
     runner: Runner,
     samples: Sequence[Sample],
+    groups: Sequence[Group],
     metadata: Metadata,
     on_nan: str,
     report: Callable[[int], None],
@@ -112,27 +117,33 @@ def _compute(
     offsets = arrays["samples/offset"]
     faulty: dict[int, Skipped] = {}
     finished = 0
-    for batch, recorded in runner.run(samples):
-        for position, i in enumerate(batch.index):
+    for batch, recorded in runner.run(samples, groups):
+        alone = len(batch.index) == 1
+        for position, same in enumerate(batch.index):
             if recorded.finite[position]:
                 for name, values in recorded.arrays.items():
-                    if values.ndim == 4:
-                        start, stop = offsets[i], offsets[i + 1]
-                        arrays[name][:, :, start:stop] = values[:, position, :, : stop - start]
-                    else:
-                        arrays[name][:, :, i] = values[:, position]
-            elif len(batch.index) == 1:  # else it is run again, alone
-                faulty[i] = Skipped(samples[i].row, recorded.first_fault(position))
-                if on_nan == "stop":
-                    raise RunError(
-                        f"row {samples[i].row} (sample {i} of its shard): {faulty[i].reason}; "
-                        "give a wider --dtype (bf16, fp32), or leave such rows out with --on-nan skip"
-                    )
-                logger.warning("row %d is skipped: %s", samples[i].row, faulty[i].reason)
-            finished += bool(recorded.finite[position]) or len(batch.index) == 1
+                    for i in same:
+                        if values.ndim == 4:
+                            start, stop = offsets[i], offsets[i + 1]
+                            arrays[name][:, :, start:stop] = values[:, position, :, : stop - start]
+                        else:
+                            arrays[name][:, :, i] = values[:, position]
+            elif alone:  # else it is run again, alone
+                faulty |= {i: Skipped(samples[i].row, recorded.first_fault(position)) for i in same}
+                _tell_fault(samples, same[0], faulty[same[0]].reason, on_nan)
+            finished += len(same) if recorded.finite[position] or alone else 0
         report(finished)
         interrupts.tell()
     return (_without(arrays, sorted(faulty)) if faulty else arrays), list(faulty.values())
+
+
+def _tell_fault(samples: Sequence[Sample], number: int, reason: str, on_nan: str) -> None:
+    if on_nan == "stop":
+        raise RunError(
+            f"row {samples[number].row} (sample {number} of its shard): {reason}; "
+            "give a wider --dtype (bf16, fp32), or leave such rows out with --on-nan skip"
+        )
+    logger.warning("row %d is skipped: %s", samples[number].row, reason)
 
 
 def _empty_arrays(samples: Sequence[Sample], metadata: Metadata) -> dict[str, Array]:

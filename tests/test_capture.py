@@ -48,8 +48,11 @@ def model_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
     return tiny.save(tiny.build(tiny.CONFIGS[request.param]()), tmp_path_factory.mktemp(request.param))
 
 
-def test_every_stored_array_equals_the_models_own_eager_attention(model_folder: Path, tmp_path: Path) -> None:
-    headscore.capture(tmp_path / "c", model=str(model_folder), max_samples=12, queries="all_tokens", shard_size=8)
+@pytest.mark.parametrize("share", [True, False])
+def test_every_stored_array_equals_the_models_own_eager_attention(model_folder: Path, tmp_path: Path, share: bool) -> None:
+    options = {"max_samples": 12, "queries": "all_tokens", "shard_size": 8, "share_prefixes": share}
+    headscore.capture(tmp_path / "c", model=str(model_folder), **options)
+    assert open_cache(tmp_path / "c").metadata["self_check"]["shared_prefixes"] == share
     worst = assert_parity(tmp_path / "c", EagerModel(model_folder))
     assert set(worst) == {name for name in ARRAYS if name.split("/")[0] in ("last_token", "all_tokens")}
 
@@ -168,10 +171,10 @@ def test_running_out_of_memory_halves_the_batch(
 ) -> None:
     real_start = attention.Recorder.start
 
-    def start(recorder: attention.Recorder, lengths: torch.Tensor) -> None:
+    def start(recorder: attention.Recorder, lengths: torch.Tensor, *prefix: attention.Prefix | None) -> None:
         if len(lengths) > 2:
             raise torch.OutOfMemoryError("no memory")
-        real_start(recorder, lengths)
+        real_start(recorder, lengths, *prefix)
 
     monkeypatch.setattr(shards.Recorder, "start", start)
     headscore.capture(tmp_path / "c", model=str(llama), max_samples=24, shard_size=10, queries="all_tokens", seed=7)
@@ -179,17 +182,17 @@ def test_running_out_of_memory_halves_the_batch(
 
 
 def test_out_of_memory_with_one_sample_says_what_to_lower(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
+    calls, real = [], attention.Recorder.start
 
-    def forward_runs_out(recorder: attention.Recorder, lengths: torch.Tensor) -> None:
+    def forward_runs_out(recorder: attention.Recorder, lengths: torch.Tensor, *prefix: attention.Prefix | None) -> None:
         calls.append(len(lengths))
         if len(calls) > 3:  # the first are the self-check's
             raise torch.OutOfMemoryError("no memory")
-        recorder._lengths, recorder._found, recorder.layers = lengths, {}, []
+        real(recorder, lengths, *prefix)
 
     monkeypatch.setattr(shards.Recorder, "start", forward_runs_out)
     with pytest.raises(RunError, match="lower --max-length"):
-        headscore.capture(tmp_path / "c", model=str(llama), max_samples=4)
+        headscore.capture(tmp_path / "c", model=str(llama), max_samples=4, share_prefixes=False)
     assert calls[3:] == [4, 2, 1]
     assert not list((tmp_path / "c").rglob("*.h5"))
 
@@ -205,7 +208,7 @@ FAULTS = {  # what is broken, and in which array the self-check finds it
         lambda real: lambda q, k, n, scaling, mask: real(q, k, n, 0.0, mask),
         "last_token/att",
     ),
-    "no mask": ("_masked", lambda real: lambda logits, seen, mask: logits, "last_token/attention"),
+    "no mask": ("_masked", lambda real: lambda logits, *_: logits, "last_token/attention"),
     "a wrong projection": (
         "result_factors",
         lambda real: lambda weight, heads: real(weight, heads) * 1.5,

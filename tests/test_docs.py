@@ -36,7 +36,7 @@ def test_the_readme_has_the_defaults(settings: type) -> None:
         assert line, field.name
         default = field.default[0] if isinstance(field.default, tuple) else field.default
         shown = line[0].split("|")[2].strip().strip("`")
-        assert shown == {None: "", False: "off"}.get(default, str(default)), line[0]
+        assert shown == {"None": "", "False": "off", "True": "on"}.get(str(default), str(default)), line[0]
 
 
 def test_templates_styles_and_signals_are_in_the_readme() -> None:

@@ -202,10 +202,10 @@ def poison(monkeypatch: pytest.MonkeyPatch, bad: set[int], only_beside_others: b
 
     start = attention.Recorder.start
 
-    def remember(recorder: attention.Recorder, lengths: torch.Tensor) -> None:
+    def remember(recorder: attention.Recorder, lengths: torch.Tensor, prefix: attention.Prefix | None = None) -> None:
         nonlocal marked
-        marked = torch.tensor([int(n) in bad for n in lengths])
-        start(recorder, lengths)
+        marked = torch.tensor([int(n) + (prefix.tokens if prefix else 0) in bad for n in lengths])
+        start(recorder, lengths, prefix)
 
     marked = torch.zeros(0)
     monkeypatch.setattr(attention.reductions, "output_norms", output_norms)
@@ -299,11 +299,11 @@ def test_a_halved_batch_is_remembered(llama: Path, cache: Path, tmp_path: Path, 
     """What ran out of memory once is not tried again in the next shards."""
     real, tried = attention.Recorder.start, []
 
-    def start(recorder: attention.Recorder, lengths: torch.Tensor) -> None:
+    def start(recorder: attention.Recorder, lengths: torch.Tensor, *prefix: attention.Prefix | None) -> None:
         tried.append(len(lengths))
         if len(lengths) > 3:
             raise torch.OutOfMemoryError("no memory")
-        real(recorder, lengths)
+        real(recorder, lengths, *prefix)
 
     monkeypatch.setattr(attention.Recorder, "start", start)
     again(llama, tmp_path / "c")
@@ -384,7 +384,7 @@ def test_an_interrupted_capture_finishes_or_drops_its_shard(
         "real = attention.Recorder.take\n"
         "def take(recorder):\n"
         "    batches.append(1)\n"
-        "    if len(batches) == 4:\n"  # the first are the self-check's
+        "    if len(batches) == 6:\n"  # the first are the self-check's
         "        [os.kill(os.getpid(), getattr(signal, name)) for name in signals]\n"
         "    return real(recorder)\n"
         "attention.Recorder.take = take\n"
