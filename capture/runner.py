@@ -17,7 +17,7 @@ from .prefixes import Group, Ids
 
 logger = logging.getLogger("headscore")
 
-BATCH_TOKENS = {"cpu": 2048, "cuda": 16_384}
+BATCH_TOKENS = {"cpu": 1024, "cuda": 16_384}
 PREFIX_COST = 1 / 8  # what a token of a shared prefix takes of a batch, compared with one that is run
 
 

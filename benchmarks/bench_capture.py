@@ -1,0 +1,280 @@
+"""Times a capture against the plain forward pass of the same model over the same prompts.
+
+The quantity: seconds for all prompts, everything that a capture does included but loading the model and the self-check, both
+of which happen once: reading and tokenising the data file (with --data), the model, the reductions, the copies to the host,
+and the shards on disk. The other ways are given tokens that are ready and keep nothing on disk.
+
+    plain     the causal language model with SDPA, sorted batches padded on the right
+    base      the same without its LM head
+    eager     eager attention with output_attentions, unsorted batches of 4: what one variation costs without a cache
+    ours      headscore, each prompt run whole
+    shared    headscore, shared prefixes run once (the default)
+    ours_all, shared_all    the same with --queries all_tokens
+
+The ceiling of `ours` is `base`: whatever it takes beyond that is the price of recording. `shared` may be below it by the share
+of tokens that are saved, which is printed. Ways are interleaved in every round, and medians of the rounds are given, with
+ratios to `plain`. Memory is the peak over what the process (on CUDA: the device) held before the way began.
+
+Examples:
+    python benchmarks/bench_capture.py --data arc.jsonl --samples 64
+    python benchmarks/bench_capture.py --lengths 100 512 1024 2048 --samples 8
+    python benchmarks/bench_capture.py --random-weights llama-3.2-1b --device cuda --dtype bf16 --lengths 128 --samples 2048
+
+The last line is JSON.
+"""
+
+import argparse
+import ctypes
+import gc
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from headscore.capture import models
+from headscore.capture.metadata import data_metadata, with_model
+from headscore.capture.samples import SkipLimit, read_prompts, tokenise_shards
+from headscore.capture.shards import ShardSamples, capture_shards
+from headscore.data.cache import Cache
+from headscore.data.settings import CaptureSettings
+from headscore.data.tokens import Sample
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "llama-3.2-1b": {
+        "model_type": "llama",
+        "vocab_size": 128_256,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "max_position_embeddings": 131_072,
+        "rope_theta": 500_000.0,
+        "tie_word_embeddings": True,
+    },
+    "smollm2-135m": {
+        "model_type": "llama",
+        "vocab_size": 49_152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "max_position_embeddings": 8192,
+        "rope_theta": 100_000.0,
+        "tie_word_embeddings": True,
+    },
+}
+WAYS = ("plain", "base", "eager", "ours", "shared", "ours_all", "shared_all")
+EAGER_BATCH = 4
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m", help="as for headscore capture")
+    parser.add_argument(
+        "--random-weights", metavar="CONFIG", help=f"{', '.join(PRESETS)}, or a config.json: no model is loaded"
+    )
+    parser.add_argument("--data", help="data file of real prompts; else random tokens of --lengths")
+    parser.add_argument("--max-length", type=int, default=512, help="longest prompt taken from --data")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[100, 512, 1024, 2048])
+    parser.add_argument("--samples", type=int, default=64, help="prompts of a measurement")
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--batch-size", type=int, default=8, help="of plain and base")
+    parser.add_argument("--our-batch-size", type=int, help="of headscore; its own choice if not given")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="fp32", choices=["fp32", "fp16", "bf16"])
+    arguments = parser.parse_args()
+    causal = load(arguments)
+    results = {}
+    for name, length in {"data": 0}.items() if arguments.data else {str(n): n for n in arguments.lengths}.items():
+        results[name] = measure(causal, arguments, length)
+    print(json.dumps({"machine": machine(arguments.device), "dtype": arguments.dtype, "results": results}))
+
+
+def load(arguments: argparse.Namespace) -> PreTrainedModel:
+    """The whole causal language model, with SDPA."""
+    dtype, device = models.DTYPES[arguments.dtype], torch.device(arguments.device)
+    if not arguments.random_weights:
+        location = models.resolve(arguments.model).location
+        return AutoModelForCausalLM.from_pretrained(location, dtype=dtype, attn_implementation="sdpa").eval().to(device)
+    preset = PRESETS.get(arguments.random_weights) or json.loads(Path(arguments.random_weights).read_text())
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**preset), dtype=dtype, attn_implementation="sdpa")
+    return model.eval().to(device)
+
+
+class Prompts:
+    """The prompts of a measurement, `ids`, and how a capture makes shards of them."""
+
+    def __init__(self, causal: PreTrainedModel, arguments: argparse.Namespace, length: int):
+        self._arguments, self._length, self._base = arguments, length, causal.get_decoder()
+        self._tokenizer = models.load_tokenizer(models.resolve(arguments.model))
+        shards = self._shards(self._settings("last_token", True))
+        self.ids = [sample.ids for shard in shards for sample in shard.samples]
+        config = causal.config.get_text_config()
+        check = {"layers": list(range(config.num_hidden_layers)), "heads": config.num_attention_heads, "rows": []}
+        check |= {"kv_heads": config.num_key_value_heads, "largest_difference": {}, "shared_prefixes": True}
+        settings = self._settings("last_token", True)
+        metadata = data_metadata(settings, arguments.dtype, self._tokenizer, self._read, shards)
+        self._metadata = with_model(metadata, self._base, check)
+
+    def capture(self, queries: str, share: bool) -> None:
+        """All shards, made in a folder of their own; a data file is read and tokenised each time, as it is in a capture."""
+        settings = self._settings(queries, share)
+        shards = self._shards(settings)
+        metadata = self._metadata | {"settings": self._metadata["settings"] | {"queries": queries}}
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "shards").mkdir()
+            cache = Cache(Path(folder), metadata, (), len(shards))
+            limit = SkipLimit(settings, self._arguments.samples, 0)
+            capture_shards(cache, dict(enumerate(shards)), self._base, settings, limit, None, share=share)
+
+    def _settings(self, queries: str, share: bool) -> CaptureSettings:
+        data = {"data": self._arguments.data, "max_length": self._arguments.max_length} if self._arguments.data else {}
+        return CaptureSettings(
+            model=self._arguments.model,
+            max_samples=self._arguments.samples,
+            seed=self._arguments.seed,
+            queries=queries,
+            share_prefixes=share,
+            batch_size=self._arguments.our_batch_size,
+            **data,
+        )
+
+    def _shards(self, settings: CaptureSettings) -> list[ShardSamples]:
+        if self._arguments.data:
+            self._read = read_prompts(settings)
+            return tokenise_shards(self._read, self._tokenizer, settings)
+        self._read = read_prompts(CaptureSettings(max_samples=1))  # something for the metadata
+        generator = np.random.default_rng(self._arguments.seed)
+        vocabulary = self._base.config.get_text_config().vocab_size
+        prompts = generator.integers(0, vocabulary, (self._arguments.samples, self._length), np.int32)
+        samples = [Sample(row, ids, np.ones(len(ids), np.uint8)) for row, ids in enumerate(prompts)]
+        size = settings.shard_size
+        return [ShardSamples(samples[i : i + size], []) for i in range(0, len(samples), size)]
+
+
+def measure(causal: PreTrainedModel, arguments: argparse.Namespace, length: int) -> dict[str, Any]:
+    """Seconds and peak memory of every way, interleaved."""
+    prompts = Prompts(causal, arguments, length)
+    base = causal.get_decoder()
+    by_length = sorted(prompts.ids, key=len, reverse=True)
+
+    def forward(model: PreTrainedModel, ids: list[Any], size: int, **options: Any) -> None:
+        for start in range(0, len(ids), size):
+            chosen = ids[start : start + size]
+            batch = torch.zeros((len(chosen), max(map(len, chosen))), dtype=torch.long)
+            real = torch.zeros_like(batch)
+            for row, tokens in enumerate(chosen):
+                batch[row, : len(tokens)] = torch.from_numpy(tokens)
+                real[row, : len(tokens)] = 1
+            mask = None if bool(real.all()) else real.to(model.device)
+            model(input_ids=batch.to(model.device), attention_mask=mask, use_cache=False, **options)
+
+    def eager() -> None:
+        causal.set_attn_implementation("eager")
+        try:
+            forward(causal, prompts.ids, EAGER_BATCH, output_attentions=True)
+        finally:
+            causal.set_attn_implementation("sdpa")
+
+    ways: dict[str, Callable[[], None]] = {
+        "plain": lambda: forward(causal, by_length, arguments.batch_size),
+        "base": lambda: forward(base, by_length, arguments.batch_size),
+        "eager": eager,
+        "ours": lambda: prompts.capture("last_token", False),
+        "shared": lambda: prompts.capture("last_token", True),
+        "ours_all": lambda: prompts.capture("all_tokens", False),
+        "shared_all": lambda: prompts.capture("all_tokens", True),
+    }
+    ways = {name: way for name, way in ways.items() if name in arguments.ways}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    memory: dict[str, list[float]] = {name: [] for name in ways}
+    for round_ in range(arguments.rounds + 1):  # the first warms up
+        for name, way in ways.items():
+            spent, peak = timed(way, causal.device)
+            if round_:
+                seconds[name].append(spent)
+                memory[name].append(peak)
+    return report(prompts, arguments, length, seconds, memory)
+
+
+def timed(way: Callable[[], None], device: torch.device) -> tuple[float, float]:
+    """Seconds, and the peak memory in MiB over what was held before."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    else:
+        before = reset_peak()
+    start = time.perf_counter()
+    with torch.inference_mode():
+        way()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    spent = time.perf_counter() - start
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else status("VmHWM")
+    return spent, (peak - before) / 2**20
+
+
+def reset_peak() -> int:
+    """Give freed memory back and begin the count of the peak anew; bytes resident now (0 where there is no Linux)."""
+    if sys.platform != "linux":
+        return 0
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return status("VmRSS")
+
+
+def status(name: str) -> int:
+    if sys.platform != "linux":
+        return 0
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(name))) * 1024
+
+
+def report(
+    prompts: Prompts,
+    arguments: argparse.Namespace,
+    length: int,
+    seconds: dict[str, list[float]],
+    memory: dict[str, list[float]],
+) -> dict[str, Any]:
+    """Print a table and give its figures."""
+    tokens = sum(map(len, prompts.ids))
+    print(f"\n{arguments.data or f'random tokens, {length} a prompt'}: {len(prompts.ids)} prompts, {tokens} tokens")
+    yardstick = seconds.get("plain")
+    results = {}
+    for name in seconds:
+        line = {"seconds": statistics.median(seconds[name]), "peak_mib": statistics.median(memory[name])}
+        shown = f"{name:12} {line['seconds']:8.2f} s  {tokens / line['seconds']:9.0f} tokens/s  {line['peak_mib']:7.0f} MiB"
+        if yardstick:  # the median of the ratios of each round, as a machine's speed drifts
+            line["to_plain"] = statistics.median(a / b for a, b in zip(seconds[name], yardstick, strict=True))
+            shown += f"  {line['to_plain']:.2f} of plain"
+        print(shown, flush=True)
+        results[name] = {key: round(value, 4) for key, value in line.items()}
+    return {"prompts": len(prompts.ids), "tokens": tokens, **results}
+
+
+def machine(device: str) -> str:
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"{torch.get_num_threads()} threads"
+    return f"{platform.machine()}, {name}, torch {torch.__version__}"
+
+
+if __name__ == "__main__":
+    main()
