@@ -7,8 +7,9 @@ sample's real tokens are its first `lengths[b]`. All results are float32 whateve
 import torch
 from torch import Tensor
 
-LEAST_LOGIT = -200.0  # below the largest; its exponential is 0 in float32
-BLOCK_BYTES = 64 << 20  # what one block of attention logits may take in `all_token_patterns`
+LEAST_LOGIT = torch.finfo(torch.float32).min  # the logit of what is not attended; its exponential is 0
+# What one block of attention logits takes in `all_token_patterns`: on a CPU no more than its caches hold.
+BLOCK_BYTES = {"cpu": 2 << 20, "cuda": 64 << 20}
 
 
 def last_token_patterns(query: Tensor, key: Tensor, lengths: Tensor, scaling: float, mask: Tensor | None) -> Tensor:
@@ -24,7 +25,8 @@ def last_token_patterns(query: Tensor, key: Tensor, lengths: Tensor, scaling: fl
     keys = torch.arange(key.shape[2], device=key.device) - (key.shape[2] - query.shape[2])
     seen = (keys <= last[:, None])[:, None]  # [B,1,P+T]
     logits = _grouped_logits(query[each, :, last].unsqueeze(2), key, scaling).squeeze(2)
-    return _masked(logits, seen, row_mask).softmax(-1)
+    logits = logits if row_mask is None else _masked(logits, row_mask)
+    return logits.masked_fill(~seen, -torch.inf).softmax(-1)
 
 
 def all_token_patterns(
@@ -34,7 +36,8 @@ def all_token_patterns(
 
     Arguments as for `last_token_patterns` -> sum of the attention to each key [B,H,P+T] (in all: `lengths`) and of the
     entropies in nats [B,H] (0 ln 0 is 0; a row over one token has entropy 0). Memory is bounded by BLOCK_BYTES per temporary
-    whatever T, once one query row of the batch fits. With l the logits less their largest: H = ln Σ eˡ − Σ l eˡ / Σ eˡ.
+    whatever T, once one query row of the batch fits. With l the logits less their largest: H = ln Σ eˡ − Σ l eˡ / Σ eˡ, which
+    needs one exponential and no logarithm per weight, and loses nothing to cancellation.
     """
     batch, heads, tokens, _ = query.shape
     past = key.shape[2] - tokens
@@ -43,21 +46,23 @@ def all_token_patterns(
     positions = torch.arange(tokens, device=query.device)
     real = positions < lengths[:, None]  # [B,T]
     query = torch.where(real[:, None, :, None], query, 0)  # what stands at padding may be NaN
-    block = max(1, BLOCK_BYTES // (4 * batch * heads * (past + tokens)))
+    key = torch.cat([key[:, :, :past], torch.where(real[:, None, :, None], key[:, :, past:], 0)], dim=2)
+    block = max(1, BLOCK_BYTES.get(query.device.type, 1 << 26) // (4 * batch * heads * (past + tokens)))
     for start in range(0, tokens, block):
         stop = min(start + block, tokens)
-        rows = positions[start:stop, None]
-        keys = torch.arange(past + stop, device=query.device) - past  # keys after the block are seen by none of it
-        seen = ((keys <= rows) & (keys < lengths[:, None, None]))[:, None]  # [B,1,Q,P+T]
-        block_mask = None if mask is None else mask[:, :, start:stop, : past + stop]
-        logits = _grouped_logits(query[:, :, start:stop], key[:, :, : past + stop], scaling)
-        logits = _masked(logits, seen, block_mask, torch.finfo(torch.float32).min)  # -inf in a whole row would give NaN
-        logits = (logits - logits.amax(-1, keepdim=True)).clamp_(min=LEAST_LOGIT)
+        end = past + stop  # keys after the block are seen by none of it
+        logits = _grouped_logits(query[:, :, start:stop], key[:, :, :end], scaling)
+        if mask is not None:
+            logits = _masked(logits, mask[:, :, start:stop, :end])
+        # Of the others only keys within the block may come later than a query. Not -inf, which would make NaN of 0 · l.
+        later = positions[start:stop] > positions[start:stop, None]
+        logits[..., past + start :].masked_fill_(later, LEAST_LOGIT)
+        logits -= logits.amax(-1, keepdim=True)
         weights = logits.exp()
         sums = weights.sum(-1)
         counted = real[:, None, start:stop]
-        attention[:, :, : past + stop] += torch.matmul((counted / sums).unsqueeze(2), weights).squeeze(2)
-        entropy += ((sums.log() - (weights * logits).sum(-1) / sums) * counted).sum(-1)
+        attention[:, :, :end] += torch.matmul((counted / sums).unsqueeze(2), weights).squeeze(2)
+        entropy += ((sums.log() - torch.linalg.vecdot(weights, logits) / sums) * counted).sum(-1)
     return attention, entropy
 
 
@@ -94,15 +99,13 @@ def sum_over_tokens(values: Tensor, lengths: Tensor) -> Tensor:
 
 def _grouped_logits(query: Tensor, key: Tensor, scaling: float) -> Tensor:
     """q Kᵀ · scaling in float32 without repeating K over the heads that share it: [B,H,Q,D], [B,G,T,D] -> [B,H,Q,T]."""
-    grouped = query.float().unflatten(1, (key.shape[1], -1)).flatten(2, 3)  # [B,G,(H/G)·Q,D]
-    logits = torch.matmul(grouped, key.float().transpose(2, 3)) * scaling
+    grouped = query.float().mul(scaling).unflatten(1, (key.shape[1], -1)).flatten(2, 3)  # [B,G,(H/G)·Q,D]
+    logits = torch.matmul(grouped, key.float().transpose(2, 3))
     return logits.unflatten(2, (-1, query.shape[2])).flatten(1, 2)
 
 
-def _masked(logits: Tensor, seen: Tensor, mask: Tensor | None, fill: float = -torch.inf) -> Tensor:
-    """The logits with `fill` where there is no attending; `seen` and a boolean `mask` are True where there may be."""
-    if mask is not None and mask.dtype == torch.bool:
-        seen = seen & mask
-    elif mask is not None:
-        logits = logits + mask
-    return logits.masked_fill(~seen, fill)
+def _masked(logits: Tensor, mask: Tensor) -> Tensor:
+    """The logits under a mask of the model's own: boolean, where True is attended, or to be added."""
+    if mask.dtype == torch.bool:
+        return logits.masked_fill(~mask, LEAST_LOGIT)
+    return (logits + mask).clamp(min=LEAST_LOGIT)

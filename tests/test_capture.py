@@ -208,7 +208,11 @@ FAULTS = {  # what is broken, and in which array the self-check finds it
         lambda real: lambda q, k, n, scaling, mask: real(q, k, n, 0.0, mask),
         "last_token/att",
     ),
-    "no mask": ("_masked", lambda real: lambda logits, *_: logits, "last_token/attention"),
+    "padding taken for real": (
+        "last_token_patterns",
+        lambda real: lambda q, k, n, scaling, mask: real(q, k, torch.full_like(n, q.shape[2]), scaling, mask),
+        "last_token/attention",
+    ),
     "a wrong projection": (
         "result_factors",
         lambda real: lambda weight, heads: real(weight, heads) * 1.5,
