@@ -115,6 +115,22 @@ class Recorded:
 
 
 @dataclass(frozen=True)
+class Recording:
+    """What was recorded of a batch, on its way to the host."""
+
+    arrays: dict[str, Tensor]
+    finite: Tensor
+    layers: list[int]
+    arrived: torch.cuda.Event | None
+
+    def finish(self) -> Recorded:
+        """Wait until all has arrived."""
+        if self.arrived:
+            self.arrived.synchronize()
+        return Recorded({name: v.numpy() for name, v in self.arrays.items()}, self.finite.numpy(), self.layers)
+
+
+@dataclass(frozen=True)
 class Prefix:
     """A prefix that was run once for many prompts: its tokens, its keys and values, and its sums by layer and array name."""
 
@@ -142,7 +158,10 @@ class Recorder:
         self.projections: dict[int, nn.Module] = {}
 
     def start(self, lengths: Tensor, prefix: Prefix | None = None) -> None:
-        """Begin a batch whose samples have `lengths` [B] real tokens, after those of the prefix."""
+        """Begin a batch whose samples have `lengths` [B] real tokens, after those of the prefix.
+
+        They should lie on the model's device: to bring them there in each layer would wait for it.
+        """
         self._lengths, self._prefix = lengths, prefix
         self._found, self._sums = {}, {}
         self.layers = []
@@ -176,9 +195,9 @@ class Recorder:
         for name, values in found.items():
             self._found.setdefault(name, []).append(values)
 
-    def take_prefix(self, kv_cache: Cache) -> Prefix:
+    def take_prefix(self, tokens: int, kv_cache: Cache) -> Prefix:
         """What was just run, a batch of one, as a prefix."""
-        prefix = Prefix(int(self._lengths[0]), SharedPrefix(kv_cache.layers), self._sums)
+        prefix = Prefix(tokens, SharedPrefix(kv_cache.layers), self._sums)
         self.clear()
         return prefix
 
@@ -192,8 +211,8 @@ class Recorder:
         means = sums / total.view(-1, *[1] * (sums.ndim - 1))
         return means.half() if name.endswith("attention") else means
 
-    def take(self) -> Recorded:
-        """What was recorded of the batch, in the order of `layers`."""
+    def take(self) -> Recording:
+        """What was recorded of the batch, in the order of `layers`; on a GPU this waits for nothing."""
         if not self._found:
             raise NoAttentionError
         device = next(iter(self._found.values()))[0].device  # layers may lie on several devices
@@ -202,7 +221,12 @@ class Recorder:
         # All values are at least 0, so that one pass for the largest tells NaN and infinity too.
         largest = torch.stack([v.amax(dim=(0, *range(2, v.ndim))).float() for v in stacked.values()])
         finite = torch.isfinite(largest).all(0)
-        return Recorded({name: v.cpu().numpy() for name, v in stacked.items()}, finite.cpu().numpy(), list(self.layers))
+        arrays = {name: _to_host(v) for name, v in stacked.items()}
+        on_host = _to_host(finite)
+        event = torch.cuda.Event() if device.type == "cuda" else None
+        if event:
+            event.record(torch.cuda.current_stream(device))
+        return Recording(arrays, on_host, list(self.layers), event)
 
     def _result_factors(self, layer: int, module: nn.Module, z: Tensor) -> Tensor:
         if layer not in self._factors:
@@ -210,3 +234,10 @@ class Recorder:
             self.projections[layer] = output_projection(module, heads * head_dim)
             self._factors[layer] = reductions.result_factors(output_weight(self.projections[layer]), heads)
         return self._factors[layer]
+
+
+def _to_host(values: Tensor) -> Tensor:
+    """The tensor in the host's memory; from a GPU it is on its way there when this returns."""
+    if values.device.type == "cuda":
+        return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+    return values.cpu()

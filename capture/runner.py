@@ -2,7 +2,9 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,7 +12,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from ..data.errors import RunError, one_line
 from ..data.tokens import Sample
-from .attention import Prefix, Recorded, Recorder
+from .attention import Prefix, Recorded, Recorder, Recording
 from .batches import Batch, batch_count, longest_first, pad
 from .models import is_out_of_memory
 from .prefixes import Group, Ids
@@ -20,9 +22,28 @@ logger = logging.getLogger("headscore")
 BATCH_TOKENS = {"cpu": 1024, "cuda": 16_384}
 PREFIX_COST = 1 / 8  # what a token of a shared prefix takes of a batch, compared with one that is run
 
+AHEAD = {"cuda": 1}  # batches that are launched before what they gave is waited for
+
 
 class ModelError(RunError):
     """The model failed, and not because memory ran out."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """The samples of a shard and how they are grouped by their prefixes."""
+
+    number: int
+    samples: Sequence[Sample]
+    groups: Sequence[Group]
+
+
+@dataclass(frozen=True)
+class _Launched:
+    work: Work
+    prefix: Prefix | None
+    batch: Batch
+    recording: Recording
 
 
 class Runner:
@@ -36,57 +57,69 @@ class Runner:
         self._recorder = recorder
         self._batch_tokens = batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cpu"])
         self._batch_size = batch_size
+        self._ahead = AHEAD.get(model.device.type, 0)
 
-    def run(self, samples: Sequence[Sample], groups: Sequence[Group]) -> Iterator[tuple[Batch, Recorded]]:
-        """What is recorded of the samples of every group, batch by batch, the longest of each group first.
+    def run(self, work: Iterable[Work]) -> Iterator[tuple[int, Batch, Recorded]]:
+        """What is recorded of all samples, batch by batch, each with the number of its shard; the longest of a group first.
 
         Where memory runs out the batch is halved, down to one sample, and later batches are as small. A sample whose values are
-        not finite comes once more in the end, alone, as the padding beside it may have been the cause. Raises RunError where
-        one sample is too much, or the model fails.
+        not finite comes once more, alone, as the padding beside it may have been the cause. On a GPU the next batch is launched
+        before one is handed out, so that the device works while the caller does. Raises RunError where one sample is too much,
+        or the model fails.
         """
-        for group in groups:
-            prefix = self._prefix(samples[group.members[0][0]].ids[: group.prefix]) if group.prefix else None
-            yield from self._run_group(samples, group.members, prefix)
+        launched: deque[_Launched] = deque()
+        for each in self._launches(work):
+            launched.append(each)
+            if len(launched) > self._ahead:
+                yield from self._finished(launched.popleft())
+        while launched:
+            yield from self._finished(launched.popleft())
 
-    def _run_group(
-        self, samples: Sequence[Sample], members: list[list[int]], prefix: Prefix | None
-    ) -> Iterator[tuple[Batch, Recorded]]:
-        skip = prefix.tokens if prefix else 0
-        lengths = [len(samples[each[0]].ids) - skip for each in members]
-        left = [members[i] for i in longest_first(lengths)]
-        alone: list[list[int]] = []
-        while todo := left or alone:
-            longest = len(samples[todo[0][0]].ids) - skip
-            cost = longest + int(skip * PREFIX_COST)
-            count = batch_count(cost, self._batch_tokens, self._batch_size if todo is left else 1)
-            batch = pad(samples, todo[:count], skip)
-            recorded = self._run(batch, prefix)
-            if recorded is None:
-                self._batch_tokens = cost * len(batch.index) // 2
-                logger.warning("out of memory with %d samples; going on with half as many", len(batch.index))
-                continue
-            del todo[:count]
-            if len(batch.index) > 1:
-                alone += [each for each, finite in zip(batch.index, recorded.finite, strict=True) if not finite]
-            yield batch, recorded
+    def _launches(self, work: Iterable[Work]) -> Iterator["_Launched"]:
+        for shard in work:
+            for group in shard.groups:
+                prefix = self._prefix(shard.samples[group.members[0][0]].ids[: group.prefix]) if group.prefix else None
+                lengths = [len(shard.samples[same[0]].ids) - group.prefix for same in group.members]
+                left = [group.members[i] for i in longest_first(lengths)]
+                while left:
+                    cost = len(shard.samples[left[0][0]].ids) - group.prefix + int(group.prefix * PREFIX_COST)
+                    count = min(batch_count(cost, self._batch_tokens, self._batch_size), len(left))
+                    launched = self._launch(shard, prefix, left[:count])
+                    if launched:
+                        del left[:count]
+                        yield launched
+                    else:
+                        self._batch_tokens = cost * count // 2
+                        logger.warning("out of memory with %d samples; going on with half as many", count)
+
+    def _finished(self, launched: "_Launched") -> Iterator[tuple[int, Batch, Recorded]]:
+        """What was recorded of a batch, and of each sample in it that has to be run again."""
+        recorded = launched.recording.finish()
+        yield launched.work.number, launched.batch, recorded
+        if len(launched.batch.index) > 1:
+            for same, finite in zip(launched.batch.index, recorded.finite, strict=True):
+                again = None if finite else self._launch(launched.work, launched.prefix, [same])
+                if again:
+                    yield again.work.number, again.batch, again.recording.finish()
 
     def _prefix(self, ids: Ids) -> Prefix:
         """The prefix of a group of prompts, run once."""
         kv_cache = DynamicCache()
-        self._recorder.start(torch.tensor([len(ids)]))
         with self._failures(len(ids), 1):
+            self._recorder.start(torch.tensor([len(ids)], device=self._model.device))
             tokens = torch.from_numpy(ids.astype(np.int64))[None].to(self._model.device)
             self._model(input_ids=tokens, past_key_values=kv_cache, use_cache=True)
-            return self._recorder.take_prefix(kv_cache)
+            return self._recorder.take_prefix(len(ids), kv_cache)
 
-    def _run(self, batch: Batch, prefix: Prefix | None) -> Recorded | None:
-        """What is recorded of a batch, or None where memory runs out and it can be halved."""
+    def _launch(self, work: Work, prefix: Prefix | None, index: list[list[int]]) -> "_Launched | None":
+        """Run a batch, or return None where memory runs out and it can be halved."""
+        batch = pad(work.samples, index, prefix.tokens if prefix else 0)
         options = {"past_key_values": prefix.kv_cache, "use_cache": True} if prefix else {"use_cache": False}
         try:
-            with self._failures(int(batch.lengths.max()), len(batch.index)):
-                self._recorder.start(batch.lengths, prefix)
+            with self._failures(int(batch.lengths.max()), len(index)):
+                self._recorder.start(batch.lengths.to(self._model.device), prefix)
                 self._model(input_ids=batch.ids.to(self._model.device), **options)
-                return self._recorder.take()
+                return _Launched(work, prefix, batch, self._recorder.take())
         except torch.OutOfMemoryError:
             pass
         self._recorder.clear()

@@ -17,7 +17,7 @@ from ..data.tokens import Sample
 from .attention import NoAttentionError, Recorded, Recorder, output_weight, recording
 from .models import is_out_of_memory
 from .prefixes import Group
-from .runner import ModelError, Runner
+from .runner import ModelError, Runner, Work
 
 logger = logging.getLogger("headscore")
 
@@ -131,7 +131,8 @@ def _record(
     found: dict[int, tuple[Recorded, int]] = {}
     try:
         with torch.inference_mode(), recording(model, recorder):
-            for batch, recorded in runner.run(samples, groups or [Group(0, [[i] for i in range(len(samples))])]):
+            work = Work(0, samples, groups or [Group(0, [[i] for i in range(len(samples))])])
+            for _, batch, recorded in runner.run([work]):
                 found |= {i: (recorded, position) for position, same in enumerate(batch.index) for i in same}
     except NoAttentionError as error:
         raise InputError(f"{model.config.model_type}: has no attention layer that could be recorded") from error

@@ -1,7 +1,7 @@
 """Makes the shards of a cache: batch by batch through the model, each shard written while the next is computed."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -15,10 +15,11 @@ from ..data.metadata import Metadata
 from ..data.settings import CaptureSettings
 from ..data.shard import ARRAYS, Array, array_shapes, write_shard
 from ..data.tokens import Sample, Skipped
-from .attention import Recorder, recording
+from .attention import Recorded, Recorder, recording
+from .batches import Batch
 from .interrupts import Interrupts
-from .prefixes import Group, prompt_groups
-from .runner import Runner
+from .prefixes import prompt_groups
+from .runner import Runner, Work
 from .samples import ShardSamples, SkipLimit
 
 logger = logging.getLogger("headscore")
@@ -38,40 +39,56 @@ def capture_shards(
     """Make those of the shards (by number) that are not there whole, and return how many were made.
 
     share: whether prompts that begin alike have their prefix run once.
-    One is written while the next is computed, so that the arrays of two at most, and the file of one, are in memory. Raises
+    One is written while the next is computed, so that the arrays of three at most, and the file of one, are in memory. Raises
     RunError where the disk refuses, the model fails, or a sample gives values that are not finite (with `--on-nan skip`: where
     that makes too many), and KeyboardInterrupt after a Ctrl-C; whole shards stay in any case.
     """
     recorder = Recorder(settings.queries == "all_tokens")
     runner = Runner(model, recorder, settings.batch_tokens, settings.batch_size)
-    total, done, made = sum(len(shard.samples) for shard in shards.values()), 0, 0
+    total = sum(len(shard.samples) for shard in shards.values())
+    done, made, stopped = 0, 0, False
+    unfinished: dict[int, _Unfinished] = {}
     writing: Future[None] | None = None
 
-    def report(samples: int) -> None:
-        if progress:
-            progress(done + samples, total)
+    def work() -> Iterator[Work]:
+        nonlocal done, stopped
+        for number, shard in shards.items():
+            stopped = interrupts.asked_to_stop
+            if stopped:
+                return
+            stored = cache.skipped_in_whole(number)
+            if stored is None:
+                unfinished[number] = _Unfinished(shard.samples, cache.metadata, settings.on_nan)
+                yield Work(number, shard.samples, prompt_groups([sample.ids for sample in shard.samples], share))
+                if not shard.samples:
+                    write(number)
+            else:  # not reported, as it would make the samples/s look higher
+                limit.add(_faulty_before(shard, stored, settings.on_nan, cache, number))
+                done += len(shard.samples)
+
+    def write(number: int) -> None:
+        nonlocal made, writing
+        shard = unfinished.pop(number)
+        faulty = list(shard.faulty.values())
+        limit.add(faulty)
+        skipped = sorted((*shards[number].skipped, *faulty), key=lambda entry: entry.row)
+        _finish(writing)
+        writing = writer.submit(_write, cache, number, shard.arrays(), skipped)
+        made += 1
 
     with Interrupts() as interrupts, ThreadPoolExecutor(1) as writer, recording(model, recorder), torch.inference_mode():
-        for number, shard in shards.items():
-            if interrupts.asked_to_stop:
-                _finish(writing)
-                raise KeyboardInterrupt
-            stored = cache.skipped_in_whole(number)
-            if stored is not None:
-                limit.add(_faulty_before(shard, stored, settings.on_nan, cache, number))
-            else:
-                groups = prompt_groups([sample.ids for sample in shard.samples], share)
-                arrays, faulty = _compute(runner, shard.samples, groups, cache.metadata, settings.on_nan, report, interrupts)
-                limit.add(faulty)
-                skipped = sorted((*shard.skipped, *faulty), key=lambda entry: entry.row)
-                _finish(writing)
-                writing = writer.submit(_write, cache, number, arrays, skipped)
-                made += 1
-            done += len(shard.samples)
-            if stored is None:  # what was there is not reported, as it would make the samples/s look higher
-                report(0)
+        for number, batch, recorded in runner.run(work()):
+            done += unfinished[number].add(batch, recorded)
+            if progress:
+                progress(done, total)
+            interrupts.tell()
+            if unfinished[number].complete:
+                write(number)
         _finish(writing)
-        report(0)
+        if stopped:
+            raise KeyboardInterrupt
+        if progress:
+            progress(done, total)
     return made
 
 
@@ -103,38 +120,46 @@ def _finish(writing: "Future[None] | None") -> None:
         raise RunError(f"{error}; whole shards are kept: make room, then run the same command again") from error
 
 
-def _compute(
-    runner: Runner,
-    samples: Sequence[Sample],
-    groups: Sequence[Group],
-    metadata: Metadata,
-    on_nan: str,
-    report: Callable[[int], None],
-    interrupts: Interrupts,
-) -> tuple[dict[str, Array], list[Skipped]]:
-    """A shard's arrays, and the samples that were left out of them because their values are not finite."""
-    arrays = _empty_arrays(samples, metadata)
-    offsets = arrays["samples/offset"]
-    faulty: dict[int, Skipped] = {}
-    finished = 0
-    for batch, recorded in runner.run(samples, groups):
-        alone = len(batch.index) == 1
+class _Unfinished:
+    """A shard that is filled batch by batch; `faulty` are the samples left out as their values are not finite."""
+
+    def __init__(self, samples: Sequence[Sample], metadata: Metadata, on_nan: str):
+        self._samples, self._on_nan = samples, on_nan
+        self._arrays = _empty_arrays(samples, metadata)
+        self._left = len(samples)
+        self.faulty: dict[int, Skipped] = {}
+
+    @property
+    def complete(self) -> bool:
+        """Whether no sample is to come any more."""
+        return self._left == 0
+
+    def add(self, batch: Batch, recorded: Recorded) -> int:
+        """Take what was recorded of a batch; how many samples are done with that. RunError where a fault stops the run."""
+        before, alone = self._left, len(batch.index) == 1
         for position, same in enumerate(batch.index):
             if recorded.finite[position]:
-                for name, values in recorded.arrays.items():
-                    for i in same:
-                        if values.ndim == 4:
-                            start, stop = offsets[i], offsets[i + 1]
-                            arrays[name][:, :, start:stop] = values[:, position, :, : stop - start]
-                        else:
-                            arrays[name][:, :, i] = values[:, position]
-            elif alone:  # else it is run again, alone
-                faulty |= {i: Skipped(samples[i].row, recorded.first_fault(position)) for i in same}
-                _tell_fault(samples, same[0], faulty[same[0]].reason, on_nan)
-            finished += len(same) if recorded.finite[position] or alone else 0
-        report(finished)
-        interrupts.tell()
-    return (_without(arrays, sorted(faulty)) if faulty else arrays), list(faulty.values())
+                for number in same:
+                    self._put(number, recorded, position)
+            elif alone:
+                self.faulty |= {i: Skipped(self._samples[i].row, recorded.first_fault(position)) for i in same}
+                _tell_fault(self._samples, same[0], self.faulty[same[0]].reason, self._on_nan)
+            else:  # it is run again, alone
+                continue
+            self._left -= len(same)
+        return before - self._left
+
+    def arrays(self) -> dict[str, Array]:
+        """The shard's arrays, without the samples that are left out."""
+        return _without(self._arrays, sorted(self.faulty)) if self.faulty else self._arrays
+
+    def _put(self, number: int, recorded: Recorded, position: int) -> None:
+        start, stop = self._arrays["samples/offset"][number : number + 2]
+        for name, values in recorded.arrays.items():
+            if values.ndim == 4:
+                self._arrays[name][:, :, start:stop] = values[:, position, :, : stop - start]
+            else:
+                self._arrays[name][:, :, number] = values[:, position]
 
 
 def _tell_fault(samples: Sequence[Sample], number: int, reason: str, on_nan: str) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from parity import assert_parity
 
 import headscore
-from headscore.capture import attention, shards
+from headscore.capture import attention, runner, shards
 from headscore.capture.batches import batch_count, longest_first
 from headscore.data.cache import open_cache
 from headscore.data.errors import InputError, RunError
@@ -195,6 +195,16 @@ def test_out_of_memory_with_one_sample_says_what_to_lower(llama: Path, tmp_path:
         headscore.capture(tmp_path / "c", model=str(llama), max_samples=4, share_prefixes=False)
     assert calls[3:] == [4, 2, 1]
     assert not list((tmp_path / "c").rglob("*.h5"))
+
+
+def test_a_batch_launched_ahead_changes_nothing(
+    llama: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where what a batch gives is waited for while the next is under way, also over the end of a shard."""
+    monkeypatch.setitem(runner.AHEAD, "cpu", 1)
+    options = {"max_samples": 24, "shard_size": 10, "queries": "all_tokens", "seed": 7, "batch_size": 4}
+    headscore.capture(tmp_path / "c", model=str(llama), **options)
+    assert_same(arrays_of(cache), arrays_of(tmp_path / "c"), exactly=False)
 
 
 FAULTS = {  # what is broken, and in which array the self-check finds it
