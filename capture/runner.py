@@ -14,12 +14,12 @@ from ..data.errors import RunError, one_line
 from ..data.tokens import Sample
 from .attention import Prefix, Recorded, Recorder, Recording
 from .batches import Batch, batch_count, longest_first, pad
+from .memory import fitting_tokens
 from .models import is_out_of_memory
 from .prefixes import Group, Ids
 
 logger = logging.getLogger("headscore")
 
-BATCH_TOKENS = {"cpu": 1024, "cuda": 16_384}
 PREFIX_COST = 1 / 8  # what a token of a shared prefix takes of a batch, compared with one that is run
 
 AHEAD = {"cuda": 1}  # batches that are launched before what they gave is waited for
@@ -49,13 +49,13 @@ class _Launched:
 class Runner:
     """Runs a model whose attention `recorder` hears; remembers the batch size that its memory allows.
 
-    batch_tokens: padded tokens in a batch, by default BATCH_TOKENS of the device. batch_size: most samples in a batch.
+    batch_tokens: padded tokens in a batch. batch_size: most samples in a batch.
     """
 
-    def __init__(self, model: PreTrainedModel, recorder: Recorder, batch_tokens: int | None, batch_size: int | None):
+    def __init__(self, model: PreTrainedModel, recorder: Recorder, batch_tokens: int, batch_size: int | None = None):
         self._model = model
         self._recorder = recorder
-        self._batch_tokens = batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cpu"])
+        self._batch_tokens = batch_tokens
         self._batch_size = batch_size
         self._ahead = AHEAD.get(model.device.type, 0)
 
@@ -74,6 +74,18 @@ class Runner:
                 yield from self._finished(launched.popleft())
         while launched:
             yield from self._finished(launched.popleft())
+
+    def fit(self, longest: Sample) -> None:
+        """Choose the tokens of a batch by the memory that is free beside the model."""
+
+        def run(count: int) -> None:
+            launched = self._launch(Work(0, [longest], []), None, [[0]] * count)
+            if not launched:
+                raise torch.OutOfMemoryError
+            launched.recording.finish()
+
+        devices = {parameter.device for parameter in self._model.parameters()}
+        self._batch_tokens = fitting_tokens(run, len(longest.ids), devices)
 
     def _launches(self, work: Iterable[Work]) -> Iterator["_Launched"]:
         for shard in work:

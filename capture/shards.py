@@ -44,8 +44,9 @@ def capture_shards(
     that makes too many), and KeyboardInterrupt after a Ctrl-C; whole shards stay in any case.
     """
     recorder = Recorder(settings.queries == "all_tokens")
-    runner = Runner(model, recorder, settings.batch_tokens, settings.batch_size)
-    total = sum(len(shard.samples) for shard in shards.values())
+    runner = Runner(model, recorder, settings.batch_tokens or 1, settings.batch_size)
+    samples = [sample for shard in shards.values() for sample in shard.samples]
+    total = len(samples)
     done, made, stopped = 0, 0, False
     unfinished: dict[int, _Unfinished] = {}
     writing: Future[None] | None = None
@@ -77,6 +78,8 @@ def capture_shards(
         made += 1
 
     with Interrupts() as interrupts, ThreadPoolExecutor(1) as writer, recording(model, recorder), torch.inference_mode():
+        if not settings.batch_tokens and samples:
+            runner.fit(max(samples, key=lambda sample: len(sample.ids)))
         for number, batch, recorded in runner.run(work()):
             done += unfinished[number].add(batch, recorded)
             if progress:

@@ -123,7 +123,9 @@ class CaptureSettings(_Checked):
         "stop", "What a sample with NaN or infinite values does: stop the capture, or be skipped and listed."
     )
     batch_tokens: int | None = _option(
-        None, "Tokens in a batch, padding included; 1024 on the CPU and 16384 on a GPU if not given.", least=1
+        None,
+        "Tokens in a batch, padding included; if not given 1024 on the CPU, on a GPU what fits into its free memory.",
+        least=1,
     )
     batch_size: int | None = _option(None, "Most samples in a batch.", least=1)
     share_prefixes: bool = _option(True, "Run what prompts have in common at their start once; off, each prompt is run whole.")

@@ -1,0 +1,46 @@
+"""Chooses how many tokens a batch may have: on a GPU by measuring what two small batches take of its free memory."""
+
+import logging
+from collections.abc import Callable, Collection
+
+import torch
+
+logger = logging.getLogger("headscore")
+
+ENOUGH_TOKENS = {"cpu": 1024, "cuda": 32_768}  # a larger batch is no faster, token by token
+SHARE_OF_FREE = 0.7  # the rest is for what a fit over two batches does not see, such as fragmentation
+
+
+def fitting_tokens(run: Callable[[int], object], tokens: int, devices: Collection[torch.device]) -> int:
+    """How many tokens a batch may have, padding included: at most ENOUGH_TOKENS, at least one prompt of `tokens`.
+
+    run: runs a batch of so many prompts of `tokens` tokens; what it raises where memory runs out for two of them is taken to
+    mean that only one fits. devices: those of the model; on a GPU the peaks of a batch of one and of two prompts give what a
+    prompt takes, elsewhere nothing is run.
+    """
+    gpus = [device for device in devices if device.type == "cuda"]
+    if not gpus:
+        return max(tokens, ENOUGH_TOKENS["cpu"])
+    run(1)  # what is made once, such as the kernels' workspaces, is not a batch's
+    one = _peaks(run, 1, gpus)
+    try:
+        two = _peaks(run, 2, gpus)
+    except torch.OutOfMemoryError:
+        return tokens
+    prompts = min(_room(gpu) / max(1, two[gpu] - one[gpu]) for gpu in gpus)
+    fitting = min(ENOUGH_TOKENS["cuda"], int(prompts * SHARE_OF_FREE) * tokens)
+    logger.info("batches of up to %d tokens: what fits into the free memory", max(tokens, fitting))
+    return max(tokens, fitting)
+
+
+def _peaks(run: Callable[[int], object], count: int, gpus: Collection[torch.device]) -> dict[torch.device, int]:
+    for gpu in gpus:
+        torch.cuda.reset_peak_memory_stats(gpu)
+    run(count)
+    return {gpu: torch.cuda.max_memory_allocated(gpu) for gpu in gpus}
+
+
+def _room(gpu: torch.device) -> int:
+    """Bytes that can still be allocated: what the device has free, and what torch holds but does not use."""
+    free, _ = torch.cuda.mem_get_info(gpu)
+    return free + torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu)
