@@ -42,8 +42,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from headscore.capture import models
 from headscore.capture.metadata import data_metadata, with_model
-from headscore.capture.samples import SkipLimit, read_prompts, tokenise_shards
-from headscore.capture.shards import ShardSamples, capture_shards
+from headscore.capture.samples import EncodedShard, Marker, ShardSamples, SkipLimit, encode_shards, read_prompts
+from headscore.capture.shards import capture_shards
 from headscore.data.cache import Cache
 from headscore.data.settings import CaptureSettings
 from headscore.data.tokens import Sample
@@ -122,25 +122,26 @@ class Prompts:
     def __init__(self, causal: PreTrainedModel, arguments: argparse.Namespace, length: int):
         self._arguments, self._length, self._base = arguments, length, causal.get_decoder()
         self._tokenizer = models.load_tokenizer(models.resolve(arguments.model))
-        shards = self._shards(self._settings("last_token", True))
-        self.ids = [sample.ids for shard in shards for sample in shard.samples]
+        settings = self._settings("last_token", True)
+        shards, marker = self._shards(settings)
+        self.ids = [prompt.ids for shard in shards for prompt in shard.prompts]
         config = causal.config.get_text_config()
         check = {"layers": list(range(config.num_hidden_layers)), "heads": config.num_attention_heads, "rows": []}
         check |= {"kv_heads": config.num_key_value_heads, "largest_difference": {}, "shared_prefixes": True}
-        settings = self._settings("last_token", True)
-        metadata = data_metadata(settings, arguments.dtype, self._tokenizer, self._read, shards)
+        first = marker(shards[0]).samples[0]
+        metadata = data_metadata(settings, arguments.dtype, self._tokenizer, self._read, len(shards), first)
         self._metadata = with_model(metadata, self._base, check)
 
     def capture(self, queries: str, share: bool) -> None:
         """All shards, made in a folder of their own; a data file is read and tokenised each time, as it is in a capture."""
         settings = self._settings(queries, share)
-        shards = self._shards(settings)
+        shards, marker = self._shards(settings)
         metadata = self._metadata | {"settings": self._metadata["settings"] | {"queries": queries}}
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "shards").mkdir()
             cache = Cache(Path(folder), metadata, (), len(shards))
             limit = SkipLimit(settings, self._arguments.samples, 0)
-            capture_shards(cache, dict(enumerate(shards)), self._base, settings, limit, None, share=share)
+            capture_shards(cache, dict(enumerate(shards)), marker, self._base, settings, limit, None, share=share)
 
     def _settings(self, queries: str, share: bool) -> CaptureSettings:
         data = {"data": self._arguments.data, "max_length": self._arguments.max_length} if self._arguments.data else {}
@@ -154,17 +155,19 @@ class Prompts:
             **data,
         )
 
-    def _shards(self, settings: CaptureSettings) -> list[ShardSamples]:
+    def _shards(self, settings: CaptureSettings) -> tuple[list[EncodedShard], Callable[[EncodedShard], ShardSamples]]:
         if self._arguments.data:
             self._read = read_prompts(settings)
-            return tokenise_shards(self._read, self._tokenizer, settings)
+            shards = encode_shards(self._read, self._tokenizer, settings)
+            return shards, Marker(self._tokenizer, self._read.maker.span_names)
         self._read = read_prompts(CaptureSettings(max_samples=1))  # something for the metadata
         generator = np.random.default_rng(self._arguments.seed)
         vocabulary = self._base.config.get_text_config().vocab_size
         prompts = generator.integers(0, vocabulary, (self._arguments.samples, self._length), np.int32)
         samples = [Sample(row, ids, np.ones(len(ids), np.uint8)) for row, ids in enumerate(prompts)]
         size = settings.shard_size
-        return [ShardSamples(samples[i : i + size], []) for i in range(0, len(samples), size)]
+        shards = [EncodedShard(samples[i : i + size], []) for i in range(0, len(samples), size)]
+        return shards, lambda shard: ShardSamples(shard.prompts, [])
 
 
 def measure(causal: PreTrainedModel, arguments: argparse.Namespace, length: int) -> dict[str, Any]:

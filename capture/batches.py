@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..data.tokens import Sample
+from ..data.tokens import Tokens
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def batch_count(longest: int, batch_tokens: int, batch_size: int | None) -> int:
     return min(count, batch_size or count)
 
 
-def pad(samples: Sequence[Sample], index: list[list[int]], skip: int = 0) -> Batch:
+def pad(samples: Sequence[Tokens], index: list[list[int]], skip: int = 0) -> Batch:
     """The batch of the samples in `index` without their first `skip` tokens.
 
     Padding is token 0: causal attention never lets a real token see it.

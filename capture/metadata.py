@@ -10,17 +10,16 @@ from ..data.metadata import FORMAT, FORMAT_VERSION, Metadata
 from ..data.settings import CaptureSettings
 from ..data.tokens import Sample, marked_text
 from . import models
-from .samples import Prompts, ShardSamples
+from .samples import Prompts
 
 EXAMPLE_TOKENS = 1000
 
 
 def data_metadata(
-    settings: CaptureSettings, dtype: str, tokenizer: Any, prompts: Prompts, shards: Sequence[ShardSamples]
+    settings: CaptureSettings, dtype: str, tokenizer: Any, prompts: Prompts, shards: int, first: Sample
 ) -> Metadata:
-    """All that is known before the model is loaded."""
+    """All that is known before the model is loaded; `first` is the sample that is shown as an example."""
     maker = prompts.maker
-    first = next(shard.samples[0] for shard in shards if shard.samples)
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -38,7 +37,7 @@ def data_metadata(
             "shard_size": settings.shard_size,
             "compression": settings.compression,
         },
-        "plan": {"rows": len(prompts.drawn), "shards": len(shards)},
+        "plan": {"rows": len(prompts.drawn), "shards": shards},
         "example": _example(first, maker.span_names, tokenizer),
     }
 

@@ -15,7 +15,7 @@ from . import models
 from .metadata import data_metadata, with_model
 from .ranks import Rank, this_rank
 from .resume import finished_shards, require_same_capture, start_cache
-from .samples import SkipLimit, read_prompts, tokenise_shards
+from .samples import Marker, SkipLimit, encode_shards, first_sample, read_prompts
 from .selfcheck import self_check
 from .shards import Progress, capture_shards
 from .space import require_space
@@ -50,26 +50,28 @@ def _capture(out: Path, settings: CaptureSettings, overwrite: bool, rank: Rank, 
     source = models.resolve(settings.model, settings.trust_remote_code)
     config = models.load_config(source)
     tokenizer = models.load_tokenizer(source)
-    shards = tokenise_shards(prompts, tokenizer, settings)
+    shards = encode_shards(prompts, tokenizer, settings)
+    marker = Marker(tokenizer, prompts.maker.span_names)
     own = {number: shards[number] for number in rank.share(len(shards))}
     if not own:
         logger.info("%s: has %d shards, none of them for this process", out, len(shards))
         return _frame([])
-    metadata = data_metadata(settings, dtype, tokenizer, prompts, shards)
+    first = first_sample(prompts, shards, marker, settings)
+    metadata = data_metadata(settings, dtype, tokenizer, prompts, len(shards), first)
     kept = require_same_capture(out, metadata, overwrite)
     require_space(out, own, kept, settings, config)
 
     model = models.load_model(source, dtype, device, settings.device_map)
-    samples = [sample for shard in shards for sample in shard.samples]
-    models.require_same_vocabulary(source, model, max(int(sample.ids.max()) for sample in samples))
+    encoded = [prompt for shard in shards for prompt in shard.prompts]
+    models.require_same_vocabulary(source, model, max(int(prompt.ids.max()) for prompt in encoded))
     logger.info("%s: %s on %s", settings.model, dtype, "several devices" if settings.device_map else device)
-    check = self_check(model, samples, dtype, settings)
+    check = self_check(model, encoded, dtype, settings)
     worst = max(check["largest_difference"].values())
     logger.info("self-check passed: within %.1g of the model's own eager attention", worst)
 
     cache = start_cache(out, with_model(metadata, model, check), overwrite, rank)
     limit = SkipLimit(settings, len(prompts.drawn), sum(len(shard.skipped) for shard in shards))
-    made = capture_shards(cache, own, model, settings, limit, progress, share=check["shared_prefixes"])
+    made = capture_shards(cache, own, marker, model, settings, limit, progress, share=check["shared_prefixes"])
 
     lines, skipped, missing = finished_shards(out)
     if skipped:

@@ -11,7 +11,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from ..data.errors import RunError, one_line
-from ..data.tokens import Sample
+from ..data.tokens import Tokens
 from .attention import Prefix, Recorded, Recorder, Recording
 from .batches import Batch, batch_count, longest_first, pad
 from .memory import fitting_tokens
@@ -34,7 +34,7 @@ class Work:
     """The samples of a shard and how they are grouped by their prefixes."""
 
     number: int
-    samples: Sequence[Sample]
+    samples: Sequence[Tokens]
     groups: Sequence[Group]
 
 
@@ -75,7 +75,7 @@ class Runner:
         while launched:
             yield from self._finished(launched.popleft())
 
-    def fit(self, longest: Sample) -> None:
+    def fit(self, longest: Tokens) -> None:
         """Choose the tokens of a batch by the memory that is free beside the model."""
 
         def run(count: int) -> None:

@@ -12,7 +12,7 @@ from ..data.prompts import PromptMaker
 from ..data.rows import data_file, file_sha256, read_rows, sample_rows
 from ..data.settings import CaptureSettings
 from ..data.templates import Prompt, read_template
-from ..data.tokens import Sample, Skipped, tokenise
+from ..data.tokens import Encoded, Sample, Skipped, encode, mark
 
 logger = logging.getLogger("headscore")
 
@@ -26,6 +26,14 @@ class Prompts:
     rows_in_file: int
     maker: PromptMaker
     drawn: list[tuple[int, Prompt]]
+
+
+@dataclass(frozen=True)
+class EncodedShard:
+    """The tokenised prompts of one shard, and the rows of it that are left out."""
+
+    prompts: list[Encoded]
+    skipped: list[Skipped]
 
 
 @dataclass(frozen=True)
@@ -46,27 +54,60 @@ def read_prompts(settings: CaptureSettings) -> Prompts:
     return Prompts(path, file_sha256(path), len(rows), maker, [(number, maker(rows[number], number)) for number in numbers])
 
 
-def tokenise_shards(prompts: Prompts, tokenizer: Any, settings: CaptureSettings) -> list[ShardSamples]:
-    """The samples of every shard; `--shard-size` drawn rows make a shard, skipped ones included.
+def encode_shards(prompts: Prompts, tokenizer: Any, settings: CaptureSettings) -> list[EncodedShard]:
+    """The tokens of every shard; `--shard-size` drawn rows make a shard, skipped ones included.
 
     Raises InputError when more rows are skipped than `--max-skipped` allows, or all are.
     """
-    size, maker, drawn = settings.shard_size, prompts.maker, prompts.drawn
+    size, drawn = settings.shard_size, prompts.drawn
     shards = []
     for start in range(0, len(drawn), size):
-        rows = drawn[start : start + size]
-        outcomes = tokenise(rows, tokenizer, maker.span_names, settings.max_length, maker.has_question)
+        outcomes = encode(drawn[start : start + size], tokenizer, settings.max_length, prompts.maker.has_question)
+        encoded = [outcome for outcome in outcomes if isinstance(outcome, Encoded)]
+        shards.append(EncodedShard(encoded, [outcome for outcome in outcomes if isinstance(outcome, Skipped)]))
+    _require_enough(prompts, [entry for shard in shards for entry in shard.skipped], settings)
+    return shards
+
+
+@dataclass(frozen=True)
+class Marker:
+    """Marks the spans in tokenised prompts, which takes longer than tokenising them and so is done beside the model."""
+
+    tokenizer: Any
+    span_names: Sequence[str]
+
+    def __call__(self, shard: EncodedShard) -> ShardSamples:
+        """The shard's samples; rows whose spans cannot be found are left out."""
+        outcomes = [mark(encoded, self.tokenizer, self.span_names) for encoded in shard.prompts]
+        skipped = [outcome for outcome in outcomes if isinstance(outcome, Skipped)]
         samples = [outcome for outcome in outcomes if isinstance(outcome, Sample)]
-        shards.append(ShardSamples(samples, [outcome for outcome in outcomes if isinstance(outcome, Skipped)]))
+        return ShardSamples(samples, sorted((*shard.skipped, *skipped), key=lambda entry: entry.row))
+
+
+def first_sample(prompts: Prompts, shards: Sequence[EncodedShard], marker: Marker, settings: CaptureSettings) -> Sample:
+    """The first sample of all. Its shard is marked, so that spans that are never found are told before the model is loaded.
+
+    Raises InputError as `encode_shards`.
+    """
     skipped = [entry for shard in shards for entry in shard.skipped]
-    allowed = allowed_skips(settings, len(drawn))
-    if len(skipped) > allowed or len(skipped) == len(drawn):
-        why = "none is left" if len(skipped) == len(drawn) else f"--max-skipped allows {allowed}"
+    for shard in shards:
+        marked = marker(shard)
+        skipped += [entry for entry in marked.skipped if entry not in shard.skipped]
+        _require_enough(prompts, skipped, settings)  # raises at the latest where there is no sample in any shard
+        if marked.samples:
+            break
+    return marked.samples[0]
+
+
+def _require_enough(prompts: Prompts, skipped: Sequence[Skipped], settings: CaptureSettings) -> None:
+    rows = len(prompts.drawn)
+    allowed = allowed_skips(settings, rows)
+    if len(skipped) > allowed or len(skipped) == rows:
+        why = "none is left" if len(skipped) == rows else f"--max-skipped allows {allowed}"
         raise InputError(
-            f"{prompts.path}: {len(skipped)} of {len(drawn)} rows would be skipped and {why}; "
+            f"{prompts.path}: {len(skipped)} of {rows} rows would be skipped and {why}; "
             f"the first is row {skipped[0].row}: {skipped[0].reason}"
         )
-    return shards
 
 
 def allowed_skips(settings: CaptureSettings, rows: int) -> int:

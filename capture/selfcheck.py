@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from ..data.errors import InputError, RunError, one_line
 from ..data.settings import CaptureSettings
-from ..data.tokens import Sample
+from ..data.tokens import Tokens
 from .attention import NoAttentionError, Recorded, Recorder, output_weight, recording
 from .models import is_out_of_memory
 from .prefixes import Group
@@ -30,7 +30,7 @@ MOST_TRIED = 8  # samples from either end, where the first give values that are 
 MOST_TOKENS = 512  # eager attention holds L·H·T² weights at once, so the check's prompts must not be long
 
 
-def self_check(model: PreTrainedModel, samples: Sequence[Sample], dtype: str, settings: CaptureSettings) -> dict[str, Any]:
+def self_check(model: PreTrainedModel, samples: Sequence[Tokens], dtype: str, settings: CaptureSettings) -> dict[str, Any]:
     """Run the shortest and the longest of `samples` as the capture will, and one at a time through eager attention.
 
     They are run as one padded batch, and (with `--share-prefixes`) each once more with its first half as a prefix.
@@ -75,7 +75,7 @@ def self_check(model: PreTrainedModel, samples: Sequence[Sample], dtype: str, se
 
 def _differences(
     model: PreTrainedModel,
-    samples: Sequence[Sample],
+    samples: Sequence[Tokens],
     recorded: Sequence[tuple[Recorded, int]],
     expected: Sequence[Mapping[int, Mapping[str, Values]]],
     dtype: str,
@@ -103,10 +103,10 @@ def _differences(
 
 
 def _finite_samples(
-    model: PreTrainedModel, recorder: Recorder, by_length: Sequence[Sample], dtype: str, on_nan: str
-) -> list[Sample]:
+    model: PreTrainedModel, recorder: Recorder, by_length: Sequence[Tokens], dtype: str, on_nan: str
+) -> list[Tokens]:
     """The shortest and the longest sample whose values are finite; RunError for one that is not, if `--on-nan` says stop."""
-    found: list[Sample] = []
+    found: list[Tokens] = []
     fault = ""
     for candidates in (by_length, by_length[::-1]):
         for sample in candidates[:MOST_TRIED]:
@@ -123,7 +123,7 @@ def _finite_samples(
 
 
 def _record(
-    model: PreTrainedModel, recorder: Recorder, samples: Sequence[Sample], groups: Sequence[Group] | None = None
+    model: PreTrainedModel, recorder: Recorder, samples: Sequence[Tokens], groups: Sequence[Group] | None = None
 ) -> list[tuple[Recorded, int]]:
     """For each sample what was recorded of its batch, and its position in it; by default all of them make one batch."""
     tokens = max(len(sample.ids) for sample in samples)
@@ -144,7 +144,7 @@ def _record(
     return [found[i] for i in range(len(samples))]
 
 
-def _eager(model: PreTrainedModel, sample: Sample, projections: Mapping[int, nn.Module]) -> dict[int, dict[str, Values]]:
+def _eager(model: PreTrainedModel, sample: Tokens, projections: Mapping[int, nn.Module]) -> dict[int, dict[str, Values]]:
     """By layer, what the arrays of the cache should hold for a sample, by the model's own eager attention.
 
     One sample, no padding; z is what enters the layer's output projection, and its results are made in full.

@@ -1,9 +1,11 @@
 """Makes the shards of a cache: batch by batch through the model, each shard written while the next is computed."""
 
+import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +22,7 @@ from .batches import Batch
 from .interrupts import Interrupts
 from .prefixes import prompt_groups
 from .runner import Runner, Work
-from .samples import ShardSamples, SkipLimit
+from .samples import EncodedShard, Marker, ShardSamples, SkipLimit
 
 logger = logging.getLogger("headscore")
 
@@ -29,7 +31,8 @@ Progress = Callable[[int, int], None]
 
 def capture_shards(
     cache: Cache,
-    shards: Mapping[int, ShardSamples],
+    shards: Mapping[int, EncodedShard],
+    marker: Marker,
     model: PreTrainedModel,
     settings: CaptureSettings,
     limit: SkipLimit,
@@ -45,45 +48,46 @@ def capture_shards(
     """
     recorder = Recorder(settings.queries == "all_tokens")
     runner = Runner(model, recorder, settings.batch_tokens or 1, settings.batch_size)
-    samples = [sample for shard in shards.values() for sample in shard.samples]
-    total = len(samples)
+    prompts = [prompt for shard in shards.values() for prompt in shard.prompts]
     done, made, stopped = 0, 0, False
     unfinished: dict[int, _Unfinished] = {}
     writing: Future[None] | None = None
 
     def work() -> Iterator[Work]:
         nonlocal done, stopped
-        for number, shard in shards.items():
+        for number, marked, stored in _one_ahead(preparer, lambda number: _prepared(cache, shards, marker, number), shards):
             stopped = interrupts.asked_to_stop
             if stopped:
                 return
-            stored = cache.skipped_in_whole(number)
+            left_out = [entry for entry in marked.skipped if entry not in shards[number].skipped]
             if stored is None:
-                unfinished[number] = _Unfinished(shard.samples, cache.metadata, settings.on_nan)
-                yield Work(number, shard.samples, prompt_groups([sample.ids for sample in shard.samples], share))
-                if not shard.samples:
+                limit.add(left_out)
+                unfinished[number] = _Unfinished(marked, cache.metadata, settings.on_nan)
+                done += len(left_out)
+                yield Work(number, marked.samples, prompt_groups([sample.ids for sample in marked.samples], share))
+                if not marked.samples:
                     write(number)
             else:  # not reported, as it would make the samples/s look higher
-                limit.add(_faulty_before(shard, stored, settings.on_nan, cache, number))
-                done += len(shard.samples)
+                limit.add([*left_out, *_faulty_before(marked, stored, settings.on_nan, cache, number)])
+                done += len(shards[number].prompts)
 
     def write(number: int) -> None:
         nonlocal made, writing
         shard = unfinished.pop(number)
-        faulty = list(shard.faulty.values())
-        limit.add(faulty)
-        skipped = sorted((*shards[number].skipped, *faulty), key=lambda entry: entry.row)
+        limit.add(list(shard.faulty.values()))
         _finish(writing)
-        writing = writer.submit(_write, cache, number, shard.arrays(), skipped)
+        writing = writer.submit(_write, cache, number, shard.arrays(), shard.skipped())
         made += 1
 
-    with Interrupts() as interrupts, ThreadPoolExecutor(1) as writer, recording(model, recorder), torch.inference_mode():
-        if not settings.batch_tokens and samples:
-            runner.fit(max(samples, key=lambda sample: len(sample.ids)))
+    threads = contextlib.ExitStack()
+    with Interrupts() as interrupts, threads, recording(model, recorder), torch.inference_mode():
+        preparer, writer = (threads.enter_context(ThreadPoolExecutor(1)) for _ in range(2))
+        if not settings.batch_tokens and prompts:
+            runner.fit(max(prompts, key=lambda prompt: len(prompt.ids)))
         for number, batch, recorded in runner.run(work()):
             done += unfinished[number].add(batch, recorded)
             if progress:
-                progress(done, total)
+                progress(done, len(prompts))
             interrupts.tell()
             if unfinished[number].complete:
                 write(number)
@@ -91,16 +95,42 @@ def capture_shards(
         if stopped:
             raise KeyboardInterrupt
         if progress:
-            progress(done, total)
+            progress(done, len(prompts))
     return made
 
 
-def _faulty_before(
-    shard: ShardSamples, stored: Sequence[Mapping[str, Any]], on_nan: str, cache: Cache, number: int
-) -> list[Skipped]:
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def _one_ahead(thread: ThreadPoolExecutor, make: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """What is made of each item, the next being made in a thread of its own while the caller uses one."""
+    coming: deque[Future[Result]] = deque()
+    for item in items:
+        coming.append(thread.submit(make, item))
+        if len(coming) > 1:
+            yield coming.popleft().result()
+    while coming:
+        yield coming.popleft().result()
+
+
+def _prepared(
+    cache: Cache, shards: Mapping[int, EncodedShard], marker: Marker, number: int
+) -> tuple[int, ShardSamples, list[Skipped] | None]:
+    """A shard's samples, and what it left out where it is there whole; its samples are not needed then."""
+    shard, stored = shards[number], cache.skipped_in_whole(number)
+    if stored is None:
+        return number, marker(shard), None
+    left_out = [Skipped(entry["row"], entry["reason"]) for entry in stored]
+    known = {entry.row for entry in shard.skipped}
+    marked = marker(shard).skipped if any(entry.row not in known for entry in left_out) else shard.skipped
+    return number, ShardSamples([], marked), left_out
+
+
+def _faulty_before(shard: ShardSamples, stored: Sequence[Skipped], on_nan: str, cache: Cache, number: int) -> list[Skipped]:
     """The rows that a shard made before leaves out because their values were not finite."""
     known = {entry.row for entry in shard.skipped}
-    faulty = [Skipped(entry["row"], entry["reason"]) for entry in stored if entry["row"] not in known]
+    faulty = [entry for entry in stored if entry.row not in known]
     if faulty and on_nan == "stop":
         raise InputError(
             f"{shard_path(cache.path, number)}: was made with --on-nan skip and leaves out row {faulty[0].row} "
@@ -126,10 +156,10 @@ def _finish(writing: "Future[None] | None") -> None:
 class _Unfinished:
     """A shard that is filled batch by batch; `faulty` are the samples left out as their values are not finite."""
 
-    def __init__(self, samples: Sequence[Sample], metadata: Metadata, on_nan: str):
-        self._samples, self._on_nan = samples, on_nan
-        self._arrays = _empty_arrays(samples, metadata)
-        self._left = len(samples)
+    def __init__(self, shard: ShardSamples, metadata: Metadata, on_nan: str):
+        self._samples, self._skipped, self._on_nan = shard.samples, shard.skipped, on_nan
+        self._arrays = _empty_arrays(shard.samples, metadata)
+        self._left = len(shard.samples)
         self.faulty: dict[int, Skipped] = {}
 
     @property
@@ -155,6 +185,10 @@ class _Unfinished:
     def arrays(self) -> dict[str, Array]:
         """The shard's arrays, without the samples that are left out."""
         return _without(self._arrays, sorted(self.faulty)) if self.faulty else self._arrays
+
+    def skipped(self) -> list[Skipped]:
+        """All rows of the shard that are left out."""
+        return sorted((*self._skipped, *self.faulty.values()), key=lambda entry: entry.row)
 
     def _put(self, number: int, recorded: Recorded, position: int) -> None:
         start, stop = self._arrays["samples/offset"][number : number + 2]

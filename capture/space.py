@@ -10,7 +10,7 @@ from ..data.cache import shard_files
 from ..data.errors import InputError
 from ..data.settings import CaptureSettings
 from ..data.shard import shard_bytes
-from .samples import ShardSamples
+from .samples import EncodedShard
 
 logger = logging.getLogger("headscore")
 
@@ -19,7 +19,7 @@ LARGEST_GZIP_GAIN = 2  # on real rows it is about 1.25
 
 
 def require_space(
-    out: Path, shards: Mapping[int, ShardSamples], kept: Collection[int], settings: CaptureSettings, config: Any
+    out: Path, shards: Mapping[int, EncodedShard], kept: Collection[int], settings: CaptureSettings, config: Any
 ) -> None:
     """Log the size of the shards that are to be made and the free space; InputError where that is too little.
 
@@ -35,7 +35,7 @@ def require_space(
         unknown = "the model's configuration does not tell their size"
         logger.info("%s: %d shards to make, %s free; %s", out, len(missing), human_size(free), unknown)
         return
-    lengths = [[len(sample.ids) for sample in shard.samples] for shard in missing]
+    lengths = [[len(prompt.ids) for prompt in shard.prompts] for shard in missing]
     needed = sum(shard_bytes(settings.queries, len(each), sum(each), layers, heads) + METADATA_BYTES for each in lengths)
     needed //= 1 if settings.compression == "none" else LARGEST_GZIP_GAIN
     logger.info("%s: about %s in %d shards to make, %s free", out, human_size(needed), len(missing), human_size(free))

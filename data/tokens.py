@@ -17,15 +17,34 @@ import numpy.typing as npt
 from .templates import ALWAYS_SPANS, Prompt
 
 Mask = npt.NDArray[np.uint8]
-Offsets = npt.NDArray[np.int64]
+Offsets = npt.NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One tokenised prompt: `ids` int32 [T], and `span` uint8 [T] whose bit i marks the tokens of the i-th span name."""
+class Tokens:
+    """The tokens of one prompt: `ids` int32 [T]."""
 
     row: int
     ids: npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Encoded(Tokens):
+    """A tokenised prompt whose spans are still to be marked.
+
+    special: bool [T], which tokens the tokenizer added. offsets: int32 [T,2], the characters of each as the tokenizer reports
+    them, or None where it reports none.
+    """
+
+    prompt: Prompt
+    special: npt.NDArray[np.bool_]
+    offsets: Offsets | None
+
+
+@dataclass(frozen=True)
+class Sample(Tokens):
+    """A tokenised prompt with its `span` uint8 [T], whose bit i marks the tokens of the i-th span name."""
+
     span: Mask
 
 
@@ -37,17 +56,13 @@ class Skipped:
     reason: str
 
 
-def tokenise(
-    prompts: Sequence[tuple[int, Prompt]],
-    tokenizer: Any,
-    span_names: Sequence[str],
-    max_length: int,
-    need_question: bool,
-) -> list[Sample | Skipped]:
-    """One Sample or Skipped for every (row, prompt), in order.
+def encode(
+    prompts: Sequence[tuple[int, Prompt]], tokenizer: Any, max_length: int, need_question: bool
+) -> list[Encoded | Skipped]:
+    """One Encoded or Skipped for every (row, prompt), in order.
 
-    Skipped are prompts with an empty question span (where `need_question`), with more than `max_length` tokens or none at
-    all, and those whose spans can be found neither by offsets nor by decoding. Nothing is ever cut.
+    Skipped are prompts with an empty question span (where `need_question`), and with more than `max_length` tokens or none at
+    all. Nothing is ever cut.
     """
     if not prompts:
         return []
@@ -57,7 +72,7 @@ def tokenise(
         return_special_tokens_mask=True,
         verbose=False,
     )
-    outcomes: list[Sample | Skipped] = []
+    outcomes: list[Encoded | Skipped] = []
     for index, (row, prompt) in enumerate(prompts):
         ids = np.asarray(encoded["input_ids"][index], np.int32)
         if need_question and not prompt.span_text("question").strip():
@@ -68,32 +83,26 @@ def tokenise(
             outcomes.append(Skipped(row, f"{len(ids)} tokens are more than --max-length {max_length}"))
         else:
             special = np.asarray(encoded["special_tokens_mask"][index], bool)
-            reported = np.asarray(encoded["offset_mapping"][index], np.int64) if tokenizer.is_fast else None
-            span = _verified_mask(prompt, ids, special, reported, tokenizer, span_names)
-            outcomes.append(
-                Skipped(row, "its spans could not be matched to tokens") if span is None else Sample(row, ids, span)
-            )
+            offsets = np.asarray(encoded["offset_mapping"][index]).astype(np.int32) if tokenizer.is_fast else None
+            outcomes.append(Encoded(row, ids, prompt, special, offsets))
     return outcomes
 
 
-def _verified_mask(
-    prompt: Prompt,
-    ids: npt.NDArray[np.int32],
-    special: npt.NDArray[np.bool_],
-    reported: Offsets | None,
-    tokenizer: Any,
-    span_names: Sequence[str],
-) -> Mask | None:
-    """The token mask by the reported offsets or else by aligned ones, whichever first survives decoding; else None."""
-    for offsets in (lambda: reported, lambda: aligned_offsets(prompt.text, ids, special, tokenizer)):
+def mark(encoded: Encoded, tokenizer: Any, span_names: Sequence[str]) -> Sample | Skipped:
+    """The prompt with its spans as a token mask: by the reported offsets or else by aligned ones, whichever survives decoding.
+
+    Skipped where neither does.
+    """
+    prompt, ids, special = encoded.prompt, encoded.ids, encoded.special
+    for offsets in (lambda: encoded.offsets, lambda: aligned_offsets(prompt.text, ids, special, tokenizer)):
         found = offsets()
         if found is not None:
             mask = span_mask(prompt, found, special, span_names)
             bits = ((bit, name) for bit, name in enumerate(span_names) if name not in ALWAYS_SPANS)
             own = ids[~special]
             if all(_decodes_to(prompt, name, (mask >> bit & 1)[~special], own, tokenizer) for bit, name in bits):
-                return mask
-    return None
+                return Sample(encoded.row, ids, mask)
+    return Skipped(encoded.row, "its spans could not be matched to tokens")
 
 
 def span_mask(prompt: Prompt, offsets: Offsets, special: npt.NDArray[np.bool_], span_names: Sequence[str]) -> Mask:

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import headscore
-from headscore.capture.samples import read_prompts, tokenise_shards
+from headscore.capture.samples import Marker, encode_shards, read_prompts
 from headscore.data.errors import InputError
 from headscore.data.settings import CaptureSettings
 
@@ -112,7 +112,8 @@ def outcome(path: Path) -> tuple[int, int, int] | str:
     """(rows, samples, skipped) of a data file, or the error it is refused with."""
     try:
         prompts = read_prompts(CaptureSettings(data=str(path)))
-        shards = tokenise_shards(prompts, tiny.tokenizer(), CaptureSettings(max_skipped=1.0, max_length=300))
+        encoded = encode_shards(prompts, tiny.tokenizer(), CaptureSettings(max_skipped=1.0, max_length=300))
+        shards = [Marker(tiny.tokenizer(), prompts.maker.span_names)(shard) for shard in encoded]
     except InputError as error:
         return str(error)
     skipped = [entry for shard in shards for entry in shard.skipped]

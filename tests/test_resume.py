@@ -19,12 +19,13 @@ import torch
 from test_capture import arrays_of, assert_same
 
 import headscore
-from headscore.capture import attention, space
+from headscore.capture import attention, samples, space
 from headscore.data import files
-from headscore.data.cache import open_cache, shard_path
+from headscore.data.cache import open_cache, shard_files, shard_path
 from headscore.data.errors import InputError, RunError
 from headscore.data.reader import Shard
 from headscore.data.shard import shard_bytes
+from headscore.data.tokens import Encoded, Sample, Skipped
 
 OPTIONS: dict[str, Any] = {"max_samples": 24, "shard_size": 10, "queries": "all_tokens", "seed": 7}  # as the cache fixture
 
@@ -420,3 +421,32 @@ def test_a_device_map_spreads_the_model(llama: Path, cache: Path, tmp_path: Path
     assert_same(arrays_of(cache), arrays_of(tmp_path / "c"), exactly=True)
     with pytest.raises(InputError, match="--device-map: chooses the devices itself"):
         again(llama, tmp_path / "d", device_map="auto", device="cpu")
+
+
+def test_rows_whose_spans_are_not_found_are_left_out_as_the_capture_goes_on(
+    llama: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are found shard by shard beside the model, but are no fault of the model's, so that a resume takes them as they are."""
+    rows = arrays_of(cache)["samples/row"].tolist()
+    real, reason = samples.mark, "its spans could not be matched to tokens"
+
+    def mark(encoded: Encoded, *of: Any) -> Sample | Skipped:
+        return Skipped(encoded.row, reason) if encoded.row in unmatched else real(encoded, *of)
+
+    monkeypatch.setattr(samples, "mark", mark)
+    unmatched = {rows[0]}
+    with pytest.raises(InputError, match=rf"1 of 24 rows would be skipped .*the first is row {rows[0]}: {reason}"):
+        again(llama, tmp_path / "c")
+    unmatched = {rows[12], rows[23]}
+    with pytest.raises(RunError, match=rf"1 rows would be skipped, --max-skipped allows 0; one of them is row {rows[12]}"):
+        again(llama, tmp_path / "c")
+    assert [path.name for path in shard_files(tmp_path / "c")] == ["00000.h5"]
+    for _ in range(2):
+        again(llama, tmp_path / "c", max_skipped=0.1)
+    facts = headscore.inspect(tmp_path / "c", verify=True)
+    assert facts["samples"] == 22 and facts["damaged"] == []
+    assert facts["skipped"] == [{"row": row, "reason": reason} for row in (rows[12], rows[23])]
+    unmatched = {*rows[10:20], rows[23]}
+    shard_path(tmp_path / "c", 1).unlink()
+    again(llama, tmp_path / "c", max_skipped=0.5)
+    assert headscore.inspect(tmp_path / "c")["samples"] == 13, "a shard may be left with no sample"

@@ -1,17 +1,24 @@
+from typing import Any
+
 import numpy as np
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
 from headscore.data.templates import Piece, Prompt, Span, Template
-from headscore.data.tokens import Sample, Skipped, aligned_offsets, marked_text, tokenise
+from headscore.data.tokens import Sample, Skipped, aligned_offsets, encode, mark, marked_text
 
 NAMES = ("question", "choices", "template", "special")
 TEMPLATE = Template("t", "Question:{question}\nAnswer:")
 
 
 def tokenised(prompt: Prompt, bos: bool = True, max_length: int = 10_000) -> Sample | Skipped:
-    return tokenise([(3, prompt)], tiny.tokenizer(bos), NAMES, max_length, need_question=True)[0]
+    return with_tokenizer(prompt, tiny.tokenizer(bos), max_length)
+
+
+def with_tokenizer(prompt: Prompt, tokenizer: Any, max_length: int = 10_000) -> Sample | Skipped:
+    encoded = encode([(3, prompt)], tokenizer, max_length, need_question=True)[0]
+    return encoded if isinstance(encoded, Skipped) else mark(encoded, tokenizer, NAMES)
 
 
 def members(sample: Sample, name: str) -> np.ndarray:
@@ -99,7 +106,7 @@ def test_wrong_or_missing_offsets_are_found_out_and_replaced() -> None:
         right = tokenised(prompt)
         assert isinstance(right, Sample)
         for tokenizer in (WrongOffsets(3), WrongOffsets(-2), WrongOffsets(None)):
-            found = tokenise([(3, prompt)], tokenizer, NAMES, 1000, need_question=True)[0]
+            found = with_tokenizer(prompt, tokenizer)
             assert isinstance(found, Sample)
             np.testing.assert_array_equal(found.span, right.span, question)
 
