@@ -16,7 +16,7 @@ of tokens that are saved, which is printed. Ways are interleaved in every round,
 ratios to `plain`. Memory is the peak over what the process (on CUDA: the device) held before the way began.
 
 Examples:
-    python benchmarks/bench_capture.py --data arc.jsonl --samples 64
+    python benchmarks/bench_capture.py --data arc.jsonl --template benchmarks/arc_alpaca.txt --samples 64
     python benchmarks/bench_capture.py --lengths 100 512 1024 2048 --samples 8
     python benchmarks/bench_capture.py --random-weights llama-3.2-1b --device cuda --dtype bf16 --lengths 128 --samples 2048
 
@@ -86,6 +86,7 @@ def main() -> None:
         "--random-weights", metavar="CONFIG", help=f"{', '.join(PRESETS)}, or a config.json: no model is loaded"
     )
     parser.add_argument("--data", help="data file of real prompts; else random tokens of --lengths")
+    parser.add_argument("--template", type=Path, help="template of --data, such as arc_alpaca.txt beside this file")
     parser.add_argument("--max-length", type=int, default=512, help="longest prompt taken from --data")
     parser.add_argument("--lengths", type=int, nargs="+", default=[100, 512, 1024, 2048])
     parser.add_argument("--samples", type=int, default=64, help="prompts of a measurement")
@@ -144,7 +145,7 @@ class Prompts:
             capture_shards(cache, dict(enumerate(shards)), marker, self._base, settings, limit, None, share=share)
 
     def _settings(self, queries: str, share: bool) -> CaptureSettings:
-        data = {"data": self._arguments.data, "max_length": self._arguments.max_length} if self._arguments.data else {}
+        names = ("data", "template", "max_length") if self._arguments.data else ()
         return CaptureSettings(
             model=self._arguments.model,
             max_samples=self._arguments.samples,
@@ -152,7 +153,7 @@ class Prompts:
             queries=queries,
             share_prefixes=share,
             batch_size=self._arguments.our_batch_size,
-            **data,
+            **{name: getattr(self._arguments, name) for name in names},
         )
 
     def _shards(self, settings: CaptureSettings) -> tuple[list[EncodedShard], Callable[[EncodedShard], ShardSamples]]:

@@ -426,7 +426,7 @@ def test_a_device_map_spreads_the_model(llama: Path, cache: Path, tmp_path: Path
 def test_rows_whose_spans_are_not_found_are_left_out_as_the_capture_goes_on(
     llama: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are found shard by shard beside the model, but are no fault of the model's, so that a resume takes them as they are."""
+    """They are found shard by shard beside the model, but are no fault of the model's: a resume takes them as they are."""
     rows = arrays_of(cache)["samples/row"].tolist()
     real, reason = samples.mark, "its spans could not be matched to tokens"
 
