@@ -207,9 +207,11 @@ def measure(causal: PreTrainedModel, arguments: argparse.Namespace, length: int)
     ways = {name: way for name, way in ways.items() if name in arguments.ways}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     memory: dict[str, list[float]] = {name: [] for name in ways}
+    names = list(ways)
     for round_ in range(arguments.rounds + 1):  # the first warms up
-        for name, way in ways.items():
-            spent, peak = timed(way, causal.device)
+        turn = round_ % len(names)
+        for name in names[turn:] + names[:turn]:  # each way follows every other: eager leaves the memory in disorder
+            spent, peak = timed(ways[name], causal.device)
             if round_:
                 seconds[name].append(spent)
                 memory[name].append(peak)

@@ -7,7 +7,7 @@ import torch
 
 logger = logging.getLogger("headscore")
 
-ENOUGH_TOKENS = {"cpu": 1024, "cuda": 32_768}  # a larger batch is no faster, token by token
+ENOUGH_TOKENS = {"cpu": 512, "cuda": 32_768}  # a larger batch is no faster, token by token
 SHARE_OF_FREE = 0.7  # the rest is for what a fit over two batches does not see, such as fragmentation
 
 
