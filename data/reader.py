@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
 from pathlib import Path
@@ -16,7 +16,7 @@ from .errors import InputError, one_line
 from .metadata import FORMAT, Metadata, check_metadata
 from .shard import ARRAYS, Array, array_names
 
-BLOCK_ITEMS = 1 << 23  # values of one array that are read at once, unless a single sample has more
+BLOCK_ITEMS = 1 << 22  # values of one array that are read at once, unless a single sample has more
 ROW_SUM_TOLERANCE = 0.01  # what rounding many small weights to half precision can add up to
 
 # What a stranger's file may ask of a reader's memory.
@@ -59,7 +59,7 @@ class Shard:
             self.number: int = self.metadata.pop("shard")
             self.skipped: list[dict[str, Any]] = self.metadata.pop("skipped")
             self.names = array_names(self.metadata["settings"]["queries"])
-            self._datasets = {name: self._checked_dataset(name) for name in self.names}
+            self._datasets = self._checked_datasets(self.names)
             self.samples, self.tokens, self.layers, self.heads = self._checked_dims()
         except (InputError, ArithmeticError, LookupError, ValueError, TypeError, OSError, RuntimeError) as error:
             self._file.close()
@@ -111,52 +111,66 @@ class Shard:
 
     def _read_attributes(self) -> Metadata:
         attributes: Metadata = {}
-        if len(self._file.attrs) > MAX_ATTRIBUTES:
+        stored = self._file.attrs
+        if len(stored) > MAX_ATTRIBUTES:
             raise InputError(f"{self.path}: has more than {MAX_ATTRIBUTES} attributes")
-        for key in self._file.attrs:
-            if self._file.attrs.get_id(key).get_storage_size() > MAX_ATTRIBUTE_BYTES:
+        for key in stored:
+            attribute = stored.get_id(key)
+            if attribute.get_storage_size() > MAX_ATTRIBUTE_BYTES:
                 raise InputError(f"{self.path}: has an attribute of more than {MAX_ATTRIBUTE_BYTES} bytes")
-            if self._file.attrs.get_id(key).dtype.kind not in "Siu":  # others would be read from an unchecked heap
+            if attribute.dtype.kind not in "Siu":  # others would be read from an unchecked heap
                 continue
-            value = self._file.attrs[key]
+            value = stored[key]
             text = value.decode() if isinstance(value, bytes) else int(value)
             attributes[key] = json.loads(text) if isinstance(text, str) and key != "format" else text
         if attributes.get("format") != FORMAT:
             raise InputError(f"{self.path}: is not a shard of a headscore cache")
         return attributes
 
-    def _checked_dataset(self, name: str) -> h5py.Dataset:
-        """The dataset of that name, once every link to it and its layout are known to stay inside this file."""
-        place: h5py.Group = self._file
-        for part in name.split("/"):
-            if not isinstance(place, h5py.Group) or not isinstance(place.get(part, getlink=True), h5py.HardLink):
-                raise InputError(f"{self.path}: '{name}' is missing or is not a plain array of this file")
-            place = place[part]
-        dtype, axes = ARRAYS[name]
+    def _checked_datasets(self, names: list[str]) -> dict[str, h5py.Dataset]:
+        """The datasets of those names, once every link to them and their layout are known to stay inside this file."""
+        groups = {group: self._linked(self._file, group, name) for name in names for group in [name.split("/")[0]]}
+        found = {}
+        for name in names:
+            group, array = name.split("/")
+            found[name] = self._linked(groups[group], array, name)
+            self._check_dataset(name, found[name])
+        return found
+
+    def _linked(self, place: Any, part: str, name: str) -> Any:
+        """What a hard link leads to: no other can be trusted to stay inside this file."""
+        links, link = getattr(place.id, "links", None), part.encode()  # only groups have links
+        if links and links.exists(link) and links.get_info(link).type == h5py.h5l.TYPE_HARD:
+            return place[part]
+        raise InputError(f"{self.path}: '{name}' is missing or is not a plain array of this file")
+
+    def _check_dataset(self, name: str, place: Any) -> None:
+        expected, axes = ARRAYS[name]
         layout = place.id.get_create_plist() if isinstance(place, h5py.Dataset) else None
         if layout is None or layout.get_external_count() or layout.get_layout() == h5py.h5d.VIRTUAL:
             raise InputError(f"{self.path}: '{name}' is not a plain array of this file")
-        if place.dtype != np.dtype(dtype) or place.ndim != len(axes):
-            raise InputError(f"{self.path}: '{name}' is {place.dtype} with {place.ndim} axes, not {dtype} with {len(axes)}")
-        if place.size and not place.fletcher32:
-            raise InputError(f"{self.path}: '{name}' has no checksums")
+        dtype, shape = place.dtype, place.shape
+        if dtype != np.dtype(expected) or shape is None or len(shape) != len(axes):
+            raise InputError(f"{self.path}: '{name}' is {dtype} with {place.ndim} axes, not {expected} with {len(axes)}")
         filters = [layout.get_filter(i)[0] for i in range(layout.get_nfilters())]
+        if prod(shape) and h5py.h5z.FILTER_FLETCHER32 not in filters:
+            raise InputError(f"{self.path}: '{name}' has no checksums")
         if not set(filters) <= set(_FILTERS) or len(set(filters)) < len(filters):
             raise InputError(f"{self.path}: '{name}' is stored through other filters than shuffle, gzip, fletcher32, once each")
-        if place.nbytes > place.id.get_storage_size() * MAX_GZIP_RATIO:
+        size = prod(shape) * dtype.itemsize
+        if size > place.id.get_storage_size() * MAX_GZIP_RATIO:
             raise InputError(f"{self.path}: '{name}' declares more data than the file holds")
-        if place.size:
-            self._check_chunks(name, place)
-        return place
+        if size:
+            self._check_chunks(name, place, shape, layout.get_chunk(), dtype.itemsize)
 
-    def _check_chunks(self, name: str, place: h5py.Dataset) -> None:
+    def _check_chunks(self, name: str, place: h5py.Dataset, shape: Sequence[int], chunk: Sequence[int], item: int) -> None:
         """Raises InputError where the pieces that an array is stored in are too large or too many, or inflate too far."""
-        chunk_bytes = prod(place.chunks) * place.dtype.itemsize
-        across_layers = place.ndim == 3 and place.chunks[0] != 1  # would be read again for each layer
-        if (place.ndim == 1 and place.nbytes > MAX_READ_BYTES) or chunk_bytes > MAX_CHUNK_BYTES or across_layers:
+        size, chunk_bytes = prod(shape) * item, prod(chunk) * item
+        across_layers = len(shape) == 3 and chunk[0] != 1  # would be read again for each layer
+        if (len(shape) == 1 and size > MAX_READ_BYTES) or chunk_bytes > MAX_CHUNK_BYTES or across_layers:
             raise InputError(f"{self.path}: '{name}' would have to be read in pieces too large for a reader's memory")
-        count = prod(ceil(length / chunk) for length, chunk in zip(place.shape, place.chunks, strict=True))
-        if count > (place.shape[0] if place.ndim == 3 else 1) + place.nbytes // LEAST_CHUNK_BYTES:
+        count = prod(ceil(length / part) for length, part in zip(shape, chunk, strict=True))
+        if count > (shape[0] if len(shape) == 3 else 1) + size // LEAST_CHUNK_BYTES:
             raise InputError(f"{self.path}: '{name}' is stored in {count} pieces, too small to be read in reasonable time")
         stored: list[Any] = []
         place.id.chunk_iter(stored.append)

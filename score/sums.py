@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from ..data.cache import Cache
 from ..data.errors import InputError
-from .signals import SIGNALS, Float, SignalChoice, block_signals
+from .rows import Float
+from .signals import SIGNALS, SignalChoice, block_signals
 
 
 @dataclass(frozen=True)
@@ -55,5 +56,5 @@ def shard_sums(cache: Cache, choice: SignalChoice, path: Path) -> SignalSums:
         totals: dict[str, Any] = {name: np.zeros((shard.layers, shard.heads)) for name in SIGNALS}
         for block in shard.blocks():
             for name, values in block_signals(shard, choice, block).items():
-                totals[name] += values.sum(axis=2)
+                totals[name] += values.sum(axis=2, dtype=np.float64)
         return SignalSums(shard.samples, shard.read("layers/index"), totals)

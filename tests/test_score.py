@@ -23,7 +23,7 @@ from headscore.data.reader import Shard
 from headscore.data.shard import write_shard
 from headscore.score.fuse import ranked
 from headscore.score.normalize import NORM_MODES
-from headscore.score.signals import negative_entropy, span_mass
+from headscore.score.rows import RowSums
 
 SIGNALS = ("out", "ent", "task")
 
@@ -127,26 +127,32 @@ def test_equal_heads_tie_and_are_ordered_by_layer_and_head(tmp_path: Path) -> No
 # -------------------------------------------------------------------------------------------------------------- formulas
 
 
-@given(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.integers(0, 999))
-def test_entropy_and_mass_equal_their_formulas(lengths: list[int], seed: int) -> None:
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.integers(0, 999), st.integers(1, 99))
+def test_entropy_and_mass_equal_their_formulas(lengths: list[int], seed: int, window: int) -> None:
     random = np.random.default_rng(seed)
     rows = np.concatenate([random.dirichlet(np.full(n, 0.3), size=3) for n in lengths], axis=1).astype(np.float16)
-    member = random.random(sum(lengths)) < 0.4
+    member = random.random(sum(lengths)) < random.choice([0, 0.4, 1])
     offsets = np.cumsum([0, *lengths])
-    entropy, mass = negative_entropy(rows, offsets), span_mass(rows, member, offsets)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("headscore.score.rows.WINDOW_ITEMS", window)
+        mass, entropy = RowSums(member, offsets, heads=3).mass_and_entropy(rows)
+    whole = RowSums(member, offsets, heads=3).mass_and_entropy(rows)
+    assert np.array_equal(whole, (mass, entropy)), "in whatever pieces the rows are summed"
     for i, (start, stop) in enumerate(itertools.pairwise(offsets)):
         for head in range(3):
             p = rows[head, start:stop].astype(float)
-            assert entropy[head, i] == pytest.approx(sum(x * math.log(x) for x in p if x > 0), abs=1e-5)
-            assert mass[head, i] == pytest.approx(p[member[start:stop]].sum(), abs=1e-9)
+            assert entropy[head, i] == pytest.approx(sum(x * math.log(x) for x in p if x > 0), abs=1e-9)
+            assert mass[head, i] == p[member[start:stop]].sum(), "exactly"
 
 
 def test_entropy_edges() -> None:
-    ends = np.array([0, 1, 9])
+    offsets = np.array([0, 1, 9])
     rows = np.array([[1.0] + [1 / 8] * 8], np.float16)
-    assert negative_entropy(rows, ends)[0].tolist() == pytest.approx([0, -math.log(8)], abs=1e-6)
-    for impossible in (-0.5, 1.5, np.nan, np.inf):
-        assert np.isnan(negative_entropy(np.array([[impossible]], np.float16), np.array([0, 1]))).all()
+    _, entropy = RowSums(np.zeros(9, bool), offsets, heads=1).mass_and_entropy(rows)
+    assert entropy[0].tolist() == pytest.approx([0, -math.log(8)], abs=1e-9)
+    for impossible in (-0.5, 1.001, 1.5, np.nan, np.inf, -np.inf):
+        with pytest.raises(ValueError, match="not between 0 and 1"):
+            RowSums(np.zeros(1, bool), np.array([0, 1]), heads=1).mass_and_entropy(np.array([[impossible]], np.float16))
 
 
 signal = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=7)
