@@ -27,6 +27,11 @@ MAX_ATTRIBUTES = 256
 MAX_ATTRIBUTE_BYTES = 16 << 20
 MAX_READ_BYTES = 256 << 20  # of one array read whole, and of one sample's attention in one layer
 MAX_HEADS = 1 << 20  # in all layers
+
+# Freed memory goes back to the system, and fetching it again page by page takes longer than reading a chunk into it. Once the C
+# library has seen a block of this size freed, it keeps as much for itself.
+np.empty(16 << 20, np.uint8)
+
 _FILTERS = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32)
 
 

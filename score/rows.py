@@ -12,7 +12,7 @@ import numpy.typing as npt
 Float = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
-WINDOW_ITEMS = 1 << 16  # values that are looked up at once, so that they and their numbers stay in a core's own cache
+WINDOW_ITEMS = 1 << 16  # values that are looked up at once: few enough to stay in a core's cache, many for few calls
 
 _ONE = 0x3C00  # the bits of 1.0; those of the numbers from 0 to 1 rise with them
 _MASS_UNIT = 2.0**-24  # every half-precision number is a multiple of it
@@ -38,8 +38,7 @@ class RowSums:
         self._of_sample = np.searchsorted(self._starts, offsets[:-1])
         self._inside = np.flatnonzero(member[self._starts])
         self._inside_of_sample = np.searchsorted(self._inside, [*self._of_sample, len(self._starts)])
-        self._index = np.empty(heads * min(self._window, self._tokens), np.intp)
-        self._packed = np.empty(self._index.shape, np.int64)
+        self._packed = np.empty(heads * min(self._window, self._tokens), np.int64)
 
     def mass_and_entropy(self, patterns: npt.NDArray[np.float16]) -> tuple[Float, Float]:
         """The mass, between 0 and 1, and −H in nats, between −ln T and 0 (0 ln 0 is 0): patterns [H,t] -> both [H,n].
@@ -62,9 +61,8 @@ class RowSums:
         pieces = np.empty((heads, len(self._starts)), np.int64)
         for window, start in enumerate(range(0, self._tokens, self._window)):
             part = bits[:, start : start + self._window]
-            index, packed = (scratch[: part.size].reshape(part.shape) for scratch in (self._index, self._packed))
-            np.copyto(index, part)  # `take` would make an array of its own for it
-            np.take(_packed_table(), index, out=packed, mode="clip")
+            packed = self._packed[: part.size].reshape(part.shape)
+            np.take(_packed_table(), part, out=packed, mode="clip")
             own = slice(self._of_window[window], self._of_window[window + 1])
             np.add.reduceat(packed, self._starts[own] - start, axis=1, out=pieces[:, own])
         return pieces
