@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import InputError, one_line
-from .metadata import FORMAT, Metadata, check_metadata
+from .files import require_plain_file
+from .metadata import FORMAT, MAX_HEADS, Metadata, check_metadata
 from .shard import ARRAYS, Array, array_names
 
 BLOCK_ITEMS = 1 << 22  # values of one array that are read at once, unless a single sample has more
@@ -26,7 +27,6 @@ LEAST_CHUNK_BYTES = 1 << 16  # on average, beyond one chunk for each layer
 MAX_ATTRIBUTES = 256
 MAX_ATTRIBUTE_BYTES = 16 << 20
 MAX_READ_BYTES = 256 << 20  # of one array read whole, and of one sample's attention in one layer
-MAX_HEADS = 1 << 20  # in all layers
 
 # Freed memory goes back to the system, and fetching it again page by page takes longer than reading a chunk into it. Once the C
 # library has seen a block of this size freed, it keeps as much for itself.
@@ -199,12 +199,6 @@ class Shard:
         if layers != self.metadata["layers"] or layers != sorted(set(layers)) or not layers:
             raise InputError(f"{self.path}: 'layers/index' is not as its metadata says")
         return dims["n"], dims["t"], dims["L"], dims["H"]
-
-
-def require_plain_file(path: Path) -> None:
-    """Raises InputError for what is there but is no regular file: reading a pipe or a device might never end."""
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path}: is not a regular file")
 
 
 def verify_shard(shard: Shard) -> None:

@@ -5,11 +5,12 @@ that one sum yields both a row's mass and its entropy. Integers add up to the sa
 """
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Float = npt.NDArray[np.float64]
+Float = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.int64]
 
 WINDOW_ITEMS = 1 << 16  # values that are looked up at once: few enough to stay in a core's cache, many for few calls

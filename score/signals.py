@@ -6,13 +6,18 @@ sample's tokens start. A sample has at least one token. Signals are float32, as 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from ..data.cache import Cache
 from ..data.errors import InputError
-from ..data.reader import Block, Shard
+from ..data.settings import ScoreSettings
 from .rows import RowSums
+
+if TYPE_CHECKING:
+    from ..data.reader import Block, Shard
 
 Signal = npt.NDArray[np.float32]
 
@@ -33,7 +38,19 @@ class SignalChoice:
         return ".".join([signal, self.query_mode, *chosen])
 
 
-def block_signals(shard: Shard, choice: SignalChoice, block: Block, names: Sequence[str] = SIGNALS) -> dict[str, Signal]:
+def choose_signals(cache: Cache, settings: ScoreSettings, partial: bool) -> SignalChoice:
+    """The signals that `settings` ask for; InputError where the cache cannot give them, or is incomplete but not `partial`."""
+    if not partial:
+        cache.require_complete()
+    if settings.score_query_mode == "all_tokens" and cache.metadata["settings"]["queries"] != "all_tokens":
+        raise InputError(
+            f"--score-query-mode all_tokens: {cache.path} was captured with --queries last_token; "
+            "capture it again with --queries all_tokens"
+        )
+    return SignalChoice(settings.score_query_mode, settings.head_output, cache.require_spans(settings.task_span))
+
+
+def block_signals(shard: "Shard", choice: SignalChoice, block: "Block", names: Sequence[str] = SIGNALS) -> dict[str, Signal]:
     """The signals `names` of a block of a shard's b samples: each float32 [L,H,b]. What is not asked for is not read.
 
     Raises InputError where the shard lacks what the query mode needs, is damaged, or yields a value that is not finite.
@@ -53,7 +70,7 @@ def block_signals(shard: Shard, choice: SignalChoice, block: Block, names: Seque
     return {name: found[name] for name in names}
 
 
-def _row_signals(shard: Shard, choice: SignalChoice, block: Block) -> dict[str, Signal]:
+def _row_signals(shard: "Shard", choice: SignalChoice, block: "Block") -> dict[str, Signal]:
     """The signals `ent` and `task` of a block, from its pattern rows."""
     member = (shard.read("tokens/span", block=block) & choice.span_bits) > 0
     sums = RowSums(member, block.offsets, shard.heads)
