@@ -57,7 +57,7 @@ def open_derived(cache: Cache) -> "Derived | None":
         logger.info("%s: is not a folder of this cache; signals are not kept for another time", folder)
         return None
     capture = json.dumps([identity(cache.metadata), dims], sort_keys=True, ensure_ascii=False)
-    return Derived(folder, hashlib.sha256(capture.encode()).hexdigest(), shape)
+    return Derived(folder, hashlib.sha256(capture.encode()).hexdigest(), shape, SETTLED_NS)
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ class Derived:
     folder: Path
     capture: str  # which capture the cache is of, as a hash
     shape: tuple[int, int]  # L, H
+    settled_ns: int
 
     def key(self, shard: Path, signal: str) -> bytes | None:
         """The first line of the file that keeps `signal` of a shard as that is now; None where it cannot have one."""
@@ -74,7 +75,7 @@ class Derived:
             found = shard.lstat()
         except OSError:
             return None
-        settled = time.time_ns() - found.st_ctime_ns >= SETTLED_NS
+        settled = time.time_ns() - found.st_ctime_ns >= self.settled_ns
         if not settled or not stat.S_ISREG(found.st_mode) or shard.parent.is_symlink():
             return None
         times = {"bytes": found.st_size, "inode": found.st_ino, "changed": found.st_ctime_ns, "modified": found.st_mtime_ns}

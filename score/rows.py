@@ -33,8 +33,10 @@ class RowSums:
         self._window = max(1, WINDOW_ITEMS // heads)
         windows = np.arange(0, self._tokens, self._window)
         # A piece is a part of a row that lies in one sample, in one window, and in or out of the span.
-        changes = np.flatnonzero(member[1:] != member[:-1]) + 1
-        self._starts = np.unique(np.concatenate([offsets[:-1], changes, windows]))
+        starts = np.zeros(self._tokens, bool)
+        starts[offsets[:-1]] = starts[windows] = True
+        starts[1:] |= member[1:] != member[:-1]
+        self._starts = np.flatnonzero(starts)
         self._of_window = [*np.searchsorted(self._starts, windows).tolist(), len(self._starts)]
         self._of_sample = np.searchsorted(self._starts, offsets[:-1])
         self._inside = np.flatnonzero(member[self._starts])

@@ -208,7 +208,7 @@ def test_hostile_and_broken_shards_are_refused(tmp_path: Path, what: str) -> Non
 def test_a_sample_too_large_to_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = write_cache(tmp_path, **BY_HAND)
     monkeypatch.setattr("headscore.data.reader.MAX_READ_BYTES", 15)  # the longest has 4 tokens, 2 heads, 2 bytes
-    monkeypatch.setattr("headscore.data.reader.Shard._check_dataset", lambda shard, name, place: None)
+    monkeypatch.setattr("headscore.data.reader.Shard._check_array", lambda shard, name, array: None)
     with pytest.raises(InputError, match="has a sample of more tokens than can be read at once"):
         headscore.score(cache)
 
