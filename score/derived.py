@@ -56,7 +56,7 @@ def open_derived(cache: Cache) -> "Derived | None":
     if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
         logger.info("%s: is not a folder of this cache; signals are not kept for another time", folder)
         return None
-    capture = json.dumps([identity(cache.metadata), dims], sort_keys=True, ensure_ascii=False)
+    capture = json.dumps(identity(cache.metadata), sort_keys=True, ensure_ascii=False)
     return Derived(folder, hashlib.sha256(capture.encode()).hexdigest(), shape, SETTLED_NS)
 
 
