@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import inspect as signatures
 import io
+import itertools
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -252,14 +253,15 @@ def version() -> None:
 
 def _print_scores(scores: "Scores", out: Path) -> None:
     """The top heads as a table, and where the results are."""
-    top = scores.topk_global.head(TOP_HEADS_SHOWN).join(scores.raw, on=["layer", "head"], how="left", maintain_order="left")
+    from .score.tables import rows
+
+    raw = {(layer, head): signals for layer, head, *signals in rows(scores.tables["raw"])}
     print(f"{'rank':>4}  {'head':<8}{'combined':>9}{'out':>10}{'ent':>10}{'task':>10}")
-    for line in top.iter_rows(named=True):
-        label = f"L{line['layer']}H{line['head']}"
-        signals = "".join(f"{line[name + '_raw']:>10.4f}" for name in ("out", "ent", "task"))
-        print(f"{line['rank']:>4}  {label:<8}{line['combined']:>9.2f}{signals}")
+    for layer, head, combined, rank in itertools.islice(rows(scores.tables["topk_global"]), TOP_HEADS_SHOWN):
+        signals = "".join(f"{value:>10.4f}" for value in raw[layer, head])
+        print(f"{rank:>4}  {f'L{layer}H{head}':<8}{combined:>9.2f}{signals}")
     partial = f" (PARTIAL: shards {scores.missing_shards} are missing)" if scores.missing_shards else ""
-    print(f"\n{len(scores.raw)} heads, {scores.samples} samples{partial}; all results in {out}")
+    print(f"\n{len(raw)} heads, {scores.samples} samples{partial}; all results in {out}")
 
 
 if __name__ == "__main__":

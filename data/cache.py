@@ -8,12 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import ForeignShardError, InputError, RunError, one_line
-from .files import write_text
+from .files import require_plain_file, write_text
 from .metadata import Metadata, check_metadata, identity
-from .reader import Shard, require_plain_file, verify_shard
+
+if TYPE_CHECKING:
+    from .reader import Shard
 
 logger = logging.getLogger("headscore")
 
@@ -59,12 +61,14 @@ class Cache:
         require_known_spans(names, known, str(self.path))
         return sum(1 << known.index(name) for name in dict.fromkeys(names))
 
-    def open_shard(self, path: Path) -> Shard:
+    def open_shard(self, path: Path) -> "Shard":
         """One of the cache's shards.
 
         Raises InputError where it is damaged, and ForeignShardError where it belongs to another capture or another place, or
         is no file of this folder.
         """
+        from .reader import Shard  # here, as scores that are kept need no HDF5
+
         in_folder = self.path.is_dir()
         if not path.is_file() or (in_folder and (path.is_symlink() or path.parent.is_symlink())):
             raise ForeignShardError(f"{path}: is not a file of this folder; remove it, or put the shard itself there")
@@ -78,7 +82,7 @@ class Cache:
         shard.__exit__()
         raise ForeignShardError(f"{path}: {problem}; remove it, or put the right shard there")
 
-    def open_shards(self) -> Iterator[Shard]:
+    def open_shards(self) -> Iterator["Shard"]:
         """Each shard in turn, opened, and closed when the next is asked for; raises as `open_shard`."""
         for path in self.shards:
             with self.open_shard(path) as shard:
@@ -89,6 +93,8 @@ class Cache:
 
         Raises ForeignShardError for one that is not this cache's.
         """
+        from .reader import verify_shard
+
         path = shard_path(self.path, number)
         if not os.path.lexists(path):
             return None
@@ -120,6 +126,8 @@ def open_cache(path: Path) -> Cache:
     Raises InputError where there is none, where it is of a newer format, or where its metadata cannot be used.
     """
     if path.is_file():
+        from .reader import Shard
+
         with Shard(path) as shard:
             return Cache(path, shard.metadata, (path,), 1)
     if not path.is_dir():

@@ -45,11 +45,11 @@ def write_text(path: Path, text: str, *, keep_existing: bool = False) -> bool:
     return write_bytes(path, text.encode(), keep_existing=keep_existing)
 
 
-def write_bytes(path: Path, content: bytes | memoryview, *, keep_existing: bool = False) -> bool:
+def write_bytes(path: Path, content: bytes | memoryview, *, keep_existing: bool = False, durable: bool = True) -> bool:
     """Write a file whole or not at all: under another name, flushed to disk, then renamed.
 
-    keep_existing: where a file is there already, of whatever process, leave it and return False. Raises RunError where the disk
-    refuses.
+    keep_existing: where a file is there already, of whatever process, leave it and return False. durable: False saves the time
+    of flushing, for a file with checksums that may be lost in a power cut. Raises RunError where the disk refuses.
     """
     written = True
     try:
@@ -57,15 +57,23 @@ def write_bytes(path: Path, content: bytes | memoryview, *, keep_existing: bool 
             file.write(content)
             file.flush()
             os.fchmod(file.fileno(), 0o666 & ~_UMASK)
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
             if keep_existing:
                 written = _link(temporary, path)
             else:
                 temporary.replace(path)
-        _flush_folder(path.parent)
+        if durable:
+            _flush_folder(path.parent)
     except OSError as error:
         raise RunError(f"{path}: cannot be written: {error.strerror or one_line(error)}") from error
     return written
+
+
+def require_plain_file(path: Path) -> None:
+    """Raises InputError for what is there but is no regular file: reading a pipe or a device might never end."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: is not a regular file")
 
 
 def _link(temporary: Path, path: Path) -> bool:

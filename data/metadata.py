@@ -10,6 +10,7 @@ from .templates import MAX_SPANS
 FORMAT = "headscore-cache"
 FORMAT_VERSION = 1
 MAX_DEPTH = 32
+MAX_HEADS = 1 << 20  # in all layers
 LONGEST_SHOWN = 60  # characters of a value in an error message
 
 Metadata = dict[str, Any]

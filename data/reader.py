@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
 from pathlib import Path
@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import InputError, one_line
-from .metadata import FORMAT, Metadata, check_metadata
+from .files import require_plain_file
+from .metadata import FORMAT, MAX_HEADS, Metadata, check_metadata
 from .shard import ARRAYS, Array, array_names
 
-BLOCK_ITEMS = 1 << 23  # values of one array that are read at once, unless a single sample has more
+BLOCK_ITEMS = 1 << 22  # values of one array that are read at once, unless a single sample has more
 ROW_SUM_TOLERANCE = 0.01  # what rounding many small weights to half precision can add up to
 
 # What a stranger's file may ask of a reader's memory.
@@ -26,7 +27,11 @@ LEAST_CHUNK_BYTES = 1 << 16  # on average, beyond one chunk for each layer
 MAX_ATTRIBUTES = 256
 MAX_ATTRIBUTE_BYTES = 16 << 20
 MAX_READ_BYTES = 256 << 20  # of one array read whole, and of one sample's attention in one layer
-MAX_HEADS = 1 << 20  # in all layers
+
+# Freed memory goes back to the system, and fetching it again page by page takes longer than reading a chunk into it. Once the C
+# library has seen a block of this size freed, it keeps as much for itself.
+np.empty(16 << 20, np.uint8)
+
 _FILTERS = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32)
 
 
@@ -59,7 +64,7 @@ class Shard:
             self.number: int = self.metadata.pop("shard")
             self.skipped: list[dict[str, Any]] = self.metadata.pop("skipped")
             self.names = array_names(self.metadata["settings"]["queries"])
-            self._datasets = {name: self._checked_dataset(name) for name in self.names}
+            self._arrays = self._checked_arrays()
             self.samples, self.tokens, self.layers, self.heads = self._checked_dims()
         except (InputError, ArithmeticError, LookupError, ValueError, TypeError, OSError, RuntimeError) as error:
             self._file.close()
@@ -78,15 +83,24 @@ class Shard:
 
         Raises InputError where the shard has no such array or its data is damaged.
         """
-        if name not in self._datasets:
+        if name not in self._arrays:
             raise InputError(f"{self.path}: has no '{name}': it was captured with --queries last_token")
-        axes = ARRAYS[name][1]
+        dtype, axes = ARRAYS[name]
+        array, shape = self._arrays[name]
         parts = {"n": block.samples, "t": block.tokens} if block else {}
-        index = tuple(layer if axis == "L" and layer is not None else parts.get(axis, slice(None)) for axis in axes)
+        if layer is not None:
+            parts["L"] = slice(layer, layer + 1)
+        ranges = [parts.get(axis, slice(0, length)) for axis, length in zip(axes, shape, strict=True)]
+        start, count = tuple(part.start for part in ranges), tuple(part.stop - part.start for part in ranges)
+        values = np.empty(count, dtype)
         try:
-            return np.asarray(self._datasets[name][index])
+            if values.size:
+                place = array.get_space()
+                place.select_hyperslab(start, count)
+                array.read(h5py.h5s.create_simple(count), place, values)
         except OSError as error:
             raise InputError(f"{self.path}: '{name}' cannot be read, most likely as its checksum does not match") from error
+        return values[0] if layer is not None and axes[0] == "L" else values
 
     def offsets(self) -> npt.NDArray[np.int64]:
         """Where each sample's tokens start, int64 [n+1]; checked to begin at 0, to rise, and to end at `tokens`."""
@@ -111,55 +125,73 @@ class Shard:
 
     def _read_attributes(self) -> Metadata:
         attributes: Metadata = {}
-        if len(self._file.attrs) > MAX_ATTRIBUTES:
+        stored = self._file.attrs
+        if len(stored) > MAX_ATTRIBUTES:
             raise InputError(f"{self.path}: has more than {MAX_ATTRIBUTES} attributes")
-        for key in self._file.attrs:
-            if self._file.attrs.get_id(key).get_storage_size() > MAX_ATTRIBUTE_BYTES:
+        for key in stored:
+            attribute = stored.get_id(key)
+            if attribute.get_storage_size() > MAX_ATTRIBUTE_BYTES:
                 raise InputError(f"{self.path}: has an attribute of more than {MAX_ATTRIBUTE_BYTES} bytes")
-            if self._file.attrs.get_id(key).dtype.kind not in "Siu":  # others would be read from an unchecked heap
+            if attribute.dtype.kind not in "Siu":  # others would be read from an unchecked heap
                 continue
-            value = self._file.attrs[key]
+            value = stored[key]
             text = value.decode() if isinstance(value, bytes) else int(value)
             attributes[key] = json.loads(text) if isinstance(text, str) and key != "format" else text
         if attributes.get("format") != FORMAT:
             raise InputError(f"{self.path}: is not a shard of a headscore cache")
         return attributes
 
-    def _checked_dataset(self, name: str) -> h5py.Dataset:
-        """The dataset of that name, once every link to it and its layout are known to stay inside this file."""
-        place: h5py.Group = self._file
-        for part in name.split("/"):
-            if not isinstance(place, h5py.Group) or not isinstance(place.get(part, getlink=True), h5py.HardLink):
-                raise InputError(f"{self.path}: '{name}' is missing or is not a plain array of this file")
-            place = place[part]
-        dtype, axes = ARRAYS[name]
-        layout = place.id.get_create_plist() if isinstance(place, h5py.Dataset) else None
+    def _checked_arrays(self) -> dict[str, tuple[Any, tuple[int, ...]]]:
+        """Each array's HDF5 identifier and dims, once its links and its layout are known to stay inside this file.
+
+        With HDF5's own calls, which take less time than h5py's objects: a large cache has many shards to open.
+        """
+        groups: dict[str, Any] = {}
+        found = {}
+        for name in self.names:
+            group, array = name.split("/")
+            groups[group] = groups.get(group) or self._linked(self._file.id, group, name)
+            found[name] = self._linked(groups[group], array, name)
+            self._check_array(name, found[name])
+        return {name: (array, array.shape) for name, array in found.items()}
+
+    def _linked(self, place: Any, part: str, name: str) -> Any:
+        """What a hard link leads to: no other can be trusted to stay inside this file."""
+        links, link = getattr(place, "links", None), part.encode()  # only groups have links
+        if links and links.exists(link) and links.get_info(link).type == h5py.h5l.TYPE_HARD:
+            return h5py.h5o.open(place, link)
+        raise InputError(f"{self.path}: '{name}' is missing or is not a plain array of this file")
+
+    def _check_array(self, name: str, array: Any) -> None:
+        expected, axes = ARRAYS[name]
+        layout = array.get_create_plist() if isinstance(array, h5py.h5d.DatasetID) else None
         if layout is None or layout.get_external_count() or layout.get_layout() == h5py.h5d.VIRTUAL:
             raise InputError(f"{self.path}: '{name}' is not a plain array of this file")
-        if place.dtype != np.dtype(dtype) or place.ndim != len(axes):
-            raise InputError(f"{self.path}: '{name}' is {place.dtype} with {place.ndim} axes, not {dtype} with {len(axes)}")
-        if place.size and not place.fletcher32:
-            raise InputError(f"{self.path}: '{name}' has no checksums")
+        dtype, shape = array.dtype, array.shape
+        if dtype != np.dtype(expected) or shape is None or len(shape) != len(axes):
+            raise InputError(f"{self.path}: '{name}' is {dtype} with {len(shape or ())} axes, not {expected} with {len(axes)}")
         filters = [layout.get_filter(i)[0] for i in range(layout.get_nfilters())]
+        if prod(shape) and h5py.h5z.FILTER_FLETCHER32 not in filters:
+            raise InputError(f"{self.path}: '{name}' has no checksums")
         if not set(filters) <= set(_FILTERS) or len(set(filters)) < len(filters):
             raise InputError(f"{self.path}: '{name}' is stored through other filters than shuffle, gzip, fletcher32, once each")
-        if place.nbytes > place.id.get_storage_size() * MAX_GZIP_RATIO:
+        size = prod(shape) * dtype.itemsize
+        if size > array.get_storage_size() * MAX_GZIP_RATIO:
             raise InputError(f"{self.path}: '{name}' declares more data than the file holds")
-        if place.size:
-            self._check_chunks(name, place)
-        return place
+        if size:
+            self._check_chunks(name, array, shape, layout.get_chunk(), dtype.itemsize)
 
-    def _check_chunks(self, name: str, place: h5py.Dataset) -> None:
+    def _check_chunks(self, name: str, array: Any, shape: Sequence[int], chunk: Sequence[int], item: int) -> None:
         """Raises InputError where the pieces that an array is stored in are too large or too many, or inflate too far."""
-        chunk_bytes = prod(place.chunks) * place.dtype.itemsize
-        across_layers = place.ndim == 3 and place.chunks[0] != 1  # would be read again for each layer
-        if (place.ndim == 1 and place.nbytes > MAX_READ_BYTES) or chunk_bytes > MAX_CHUNK_BYTES or across_layers:
+        size, chunk_bytes = prod(shape) * item, prod(chunk) * item
+        across_layers = len(shape) == 3 and chunk[0] != 1  # would be read again for each layer
+        if (len(shape) == 1 and size > MAX_READ_BYTES) or chunk_bytes > MAX_CHUNK_BYTES or across_layers:
             raise InputError(f"{self.path}: '{name}' would have to be read in pieces too large for a reader's memory")
-        count = prod(ceil(length / chunk) for length, chunk in zip(place.shape, place.chunks, strict=True))
-        if count > (place.shape[0] if place.ndim == 3 else 1) + place.nbytes // LEAST_CHUNK_BYTES:
+        count = prod(ceil(length / part) for length, part in zip(shape, chunk, strict=True))
+        if count > (shape[0] if len(shape) == 3 else 1) + size // LEAST_CHUNK_BYTES:
             raise InputError(f"{self.path}: '{name}' is stored in {count} pieces, too small to be read in reasonable time")
         stored: list[Any] = []
-        place.id.chunk_iter(stored.append)
+        array.chunk_iter(stored.append)
         # Inflating does not stop at the chunk's size, so what is stored must not be larger than it could be.
         if len(stored) != count or any(c.filter_mask or c.size > chunk_bytes + chunk_bytes // 100 + 64 for c in stored):
             raise InputError(f"{self.path}: '{name}' has pieces that are missing, or are not stored as they should be")
@@ -167,7 +199,7 @@ class Shard:
     def _checked_dims(self) -> tuple[int, int, int, int]:
         dims: dict[str, int] = {}
         for name in self.names:
-            for axis, length in zip(ARRAYS[name][1], self._datasets[name].shape, strict=True):
+            for axis, length in zip(ARRAYS[name][1], self._arrays[name][1], strict=True):
                 key, length = ("n", length - 1) if axis == "n+1" else (axis, length)
                 if dims.setdefault(key, length) != length:
                     raise InputError(f"{self.path}: '{name}' has {length} along {key}, other arrays have {dims[key]}")
@@ -180,12 +212,6 @@ class Shard:
         if layers != self.metadata["layers"] or layers != sorted(set(layers)) or not layers:
             raise InputError(f"{self.path}: 'layers/index' is not as its metadata says")
         return dims["n"], dims["t"], dims["L"], dims["H"]
-
-
-def require_plain_file(path: Path) -> None:
-    """Raises InputError for what is there but is no regular file: reading a pipe or a device might never end."""
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path}: is not a regular file")
 
 
 def verify_shard(shard: Shard) -> None:

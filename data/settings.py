@@ -158,6 +158,7 @@ class WorkSettings(_Checked):
 
     workers: int = _option(1, "Processes of this machine that read the shards.", least=1, most=1024)
     dask: str | None = _option(None, "Address of a Dask scheduler whose workers read the shards, such as tcp://host:8786.")
+    fresh: bool = _option(False, "Read every shard again; neither use nor keep what derived/ holds of earlier runs.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,20 +3,19 @@
 import contextlib
 import dataclasses
 import io
-import json
 import logging
 from collections.abc import Iterator, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import polars as pl
 import yaml
 
+from .. import __version__
 from ..data.cache import METADATA_FILE
 from ..data.errors import InputError, one_line
 from ..data.files import output_folder, write_text
 from ..data.settings import RECORD_KEY, ScoreSettings
+from .tables import csv, json_lines
 
 if TYPE_CHECKING:
     from .pipeline import Scores
@@ -73,9 +72,9 @@ def write_results(folder: Path, scores: "Scores", extra: Mapping[str, Any], over
     require_same_run(folder, config, overwrite)
     (folder / CONFIG_FILE).unlink(missing_ok=True)  # written last, so that its presence says the others are of one run
     for name, file in CSV_FILES.items():
-        write_text(folder / file, getattr(scores, name).write_csv())
+        write_text(folder / file, csv(scores.tables[name]))
     for name, file in JSON_FILES.items():
-        write_text(folder / file, _json_lines(getattr(scores, name)))
+        write_text(folder / file, json_lines(scores.tables[name]))
     header = "# Repeats this run: headscore score --config config.yaml --out NEW_FOLDER\n"
     if "model" in extra:
         header = "# Repeats this run: headscore run --config config.yaml --out NEW_FOLDER\n"
@@ -85,7 +84,7 @@ def write_results(folder: Path, scores: "Scores", extra: Mapping[str, Any], over
 
 def run_config(scores: "Scores", extra: Mapping[str, Any]) -> dict[str, Any]:
     """What config.yaml holds: every option by its name, and under `record` how the cache was made."""
-    record = {"headscore": version("headscore"), "samples": scores.samples}
+    record = {"headscore": __version__, "samples": scores.samples}
     if scores.missing_shards:
         record["missing_shards"] = scores.missing_shards
     record |= {key: scores.metadata[key] for key in _CAPTURE_KEYS if key in scores.metadata}
@@ -120,8 +119,3 @@ def require_same_run(folder: Path, config: dict[str, Any], overwrite: bool) -> N
         raise InputError(
             f"--out {folder}: holds another run ({', '.join(different)} differ); use another --out, or --overwrite"
         )
-
-
-def _json_lines(frame: pl.DataFrame) -> str:
-    """A JSON array with one object a line."""
-    return "[\n" + ",\n".join(json.dumps(row) for row in frame.to_dicts()) + "\n]\n"

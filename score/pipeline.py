@@ -1,24 +1,30 @@
 """The scoring from cache to ranking: signals → means → normalised → fused → ranked."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import polars as pl
+import numpy.typing as npt
 
 from ..data.cache import Cache, open_cache
 from ..data.errors import InputError
 from ..data.metadata import Metadata
 from ..data.settings import ScoreSettings, WorkSettings, pick
-from .frame import choose_signals
-from .fuse import ranked
+from .derived import open_derived
+from .fuse import combined_ranks, fused, order_of_heads
 from .normalize import NORM_MODES
 from .outputs import results_folder, write_results
-from .signals import SIGNALS
+from .signals import SIGNALS, choose_signals
 from .sums import SignalSums, cache_sums
+from .tables import Table, frame
 from .workers import workers
+
+if TYPE_CHECKING:
+    import polars as pl
 
 logger = logging.getLogger("headscore")
 
@@ -33,18 +39,39 @@ class Scores:
     raw: out_raw, ent_raw, task_raw (means over samples). norm: out_z, ent_z, task_z (normalised within the layer, by z-score or
     percentile). combined: the fused score. All three are sorted by layer and head. topk_global and topk_per_layer: layer, head,
     combined, rank (1 = most driven; within the layer for the latter). missing_shards: the numbers of those that an unfinished
-    capture has not made, as in '0-2, 7'; empty where the cache is complete.
+    capture has not made, as in '0-2, 7'; empty where the cache is complete. tables: the same as the frames, as columns by name.
     """
 
-    raw: pl.DataFrame
-    norm: pl.DataFrame
-    combined: pl.DataFrame
-    topk_global: pl.DataFrame
-    topk_per_layer: pl.DataFrame
+    tables: Mapping[str, Table]
     samples: int
     missing_shards: str
     settings: ScoreSettings
     metadata: Metadata
+
+    @cached_property
+    def raw(self) -> "pl.DataFrame":
+        """The mean signals."""
+        return frame(self.tables["raw"])
+
+    @cached_property
+    def norm(self) -> "pl.DataFrame":
+        """The normalised signals."""
+        return frame(self.tables["norm"])
+
+    @cached_property
+    def combined(self) -> "pl.DataFrame":
+        """The fused score."""
+        return frame(self.tables["combined"])
+
+    @cached_property
+    def topk_global(self) -> "pl.DataFrame":
+        """The first heads of all."""
+        return frame(self.tables["topk_global"])
+
+    @cached_property
+    def topk_per_layer(self) -> "pl.DataFrame":
+        """The first heads of each layer."""
+        return frame(self.tables["topk_per_layer"])
 
 
 def score(
@@ -81,40 +108,39 @@ def compute_scores(cache: Cache, settings: ScoreSettings, work: WorkSettings | N
             cache.planned,
             cache.missing_ranges(),
         )
-    with workers(work or WorkSettings()) as spread:
-        sums = cache_sums(cache, choice, spread)
-    raw = _means(sums)
-    normalise = NORM_MODES[settings.norm_mode]
-    everything = raw.with_columns(normalise(f"{name}_raw").alias(f"{name}_z") for name in ("out", "ent", "task"))
-    order = ranked(everything, settings.lambda_ent, settings.lambda_task)
-    heads = len(raw) // raw["layer"].n_unique()
-    top_k = _top_k("--top-k", settings.top_k, DEFAULT_TOP_K, len(raw))
+    work = work or WorkSettings()
+    derived = None if work.fresh else open_derived(cache)
+    with workers(work) as spread:
+        sums = cache_sums(cache, choice, spread, derived)
+    tables = _tables(sums, settings)
+    logger.info("%s: %d heads from %d samples", cache.path, len(tables["combined"]["head"]), sums.samples)
+    return Scores(tables, sums.samples, cache.missing_ranges(), settings, cache.metadata)
+
+
+def _tables(sums: SignalSums, settings: ScoreSettings) -> dict[str, Table]:
+    """The results from the sums: means, normalised, fused, and the first heads."""
+    raw = sums.means()
+    norm = {name: NORM_MODES[settings.norm_mode](values) for name, values in raw.items()}
+    combined = combined_ranks(raw, settings.lambda_ent, settings.lambda_task)
+    order = order_of_heads(combined, fused(norm, settings.lambda_ent, settings.lambda_task))
+    layers, heads = combined.shape
+    by_layer = order[np.argsort(order // heads, kind="stable")].reshape(layers, heads)
+    top_k = _top_k("--top-k", settings.top_k, DEFAULT_TOP_K, layers * heads)
     top_k_per_layer = _top_k("--top-k-per-layer", settings.top_k_per_layer, DEFAULT_TOP_K_PER_LAYER, heads)
-    columns = ["layer", "head", "combined", "rank"]
-    within_layer = order.with_columns(rank=pl.col("rank").rank("ordinal").over("layer").cast(pl.Int64))
-    logger.info("%s: %d heads from %d samples", cache.path, len(raw), sums.samples)
-    return Scores(
-        raw=raw,
-        norm=everything.select("layer", "head", "out_z", "ent_z", "task_z"),
-        combined=order.select("layer", "head", "combined").sort("layer", "head"),
-        topk_global=order.select(columns).head(top_k),
-        topk_per_layer=within_layer.filter(pl.col("rank") <= top_k_per_layer).select(columns).sort("layer", "rank"),
-        samples=sums.samples,
-        missing_shards=cache.missing_ranges(),
-        settings=settings,
-        metadata=cache.metadata,
-    )
+    head = np.tile(np.arange(heads, dtype=np.int32), layers)
+    place: Table = {"layer": np.repeat(sums.layers, heads), "head": head}
+    scored: Table = {**place, "combined": combined.ravel()}
 
+    def first(places: npt.NDArray[np.intp], ranks: npt.NDArray[np.int64]) -> Table:
+        return {**{name: column[places] for name, column in scored.items()}, "rank": ranks}
 
-def _means(sums: SignalSums) -> pl.DataFrame:
-    """The mean of each signal as a frame: columns layer, head, out_raw, ent_raw, task_raw, sorted by layer and head."""
-    layers, heads = sums.sums["out"].shape
-    columns: dict[str, Any] = {
-        "layer": np.repeat(sums.layers, heads),
-        "head": np.tile(np.arange(heads, dtype=np.int32), layers),
+    return {
+        "raw": {**place, **{f"{name}_raw": raw[name].ravel() for name in SIGNALS}},
+        "norm": {**place, **{f"{name}_z": norm[name].ravel() for name in SIGNALS}},
+        "combined": scored,
+        "topk_global": first(order[:top_k], np.arange(1, top_k + 1)),
+        "topk_per_layer": first(by_layer[:, :top_k_per_layer].ravel(), np.tile(np.arange(1, top_k_per_layer + 1), layers)),
     }
-    columns |= {f"{name}_raw": sums.means()[name].ravel() for name in SIGNALS}
-    return pl.DataFrame(columns).sort("layer", "head")
 
 
 def _top_k(flag: str, asked: int | None, default: int, heads: int) -> int:

@@ -1,31 +1,39 @@
 """Sums of the signals over samples: made shard by shard, and merged into the means of a whole cache."""
 
-from collections.abc import Callable, Iterable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
 from ..data.cache import Cache
-from ..data.errors import InputError
-from .signals import SIGNALS, Float, SignalChoice, block_signals
+from ..data.errors import InputError, RunError
+from .derived import Derived, Kept
+from .rows import Float
+from .signals import SIGNALS, Signal, SignalChoice, block_signals
+
+logger = logging.getLogger("headscore")
 
 
 @dataclass(frozen=True)
 class SignalSums:
-    """For some samples of a cache: their number, and the sum of each signal over them, float64 [L,H]; `a + b` is for both."""
+    """For some samples of a cache: their number, and the sum of each signal over them, float64 [L,H]; `a + b` is for both.
+
+    unkept: why the signals could not be kept for another time; empty where they were, or were not meant to be.
+    """
 
     samples: int
     layers: npt.NDArray[np.int32]
-    sums: dict[str, Float]
+    sums: Mapping[str, Float]
+    unkept: str = ""
 
     def __add__(self, other: Self) -> "SignalSums":
-        return SignalSums(
-            self.samples + other.samples, self.layers, {name: self.sums[name] + other.sums[name] for name in self.sums}
-        )
+        sums = {name: self.sums[name] + other.sums[name] for name in self.sums}
+        return SignalSums(self.samples + other.samples, self.layers, sums, self.unkept or other.unkept)
 
     def means(self) -> dict[str, Float]:
         """The mean of each signal [L,H]; there must be a sample."""
@@ -35,25 +43,64 @@ class SignalSums:
 Spread = Callable[[Callable[[Path], SignalSums], Iterable[Path]], Iterator[SignalSums]]  # map, or a parallel one
 
 
-def cache_sums(cache: Cache, choice: SignalChoice, spread: Spread) -> SignalSums:
-    """The sums over all shards, merged in their order. Raises InputError as `shard_sums`, and where there is no sample."""
-    merged: SignalSums | None = None
+def cache_sums(cache: Cache, choice: SignalChoice, spread: Spread, derived: Derived | None = None) -> SignalSums:
+    """The sums over all shards, merged in their order; only shards whose sums are not kept in `derived` are read.
+
+    Raises InputError as `shard_sums`, and where there is no sample.
+    """
+    kept = {path: sums for path in cache.shards if (sums := _kept_sums(cache, choice, derived, path))}
+    if derived and len(kept) < len(cache.shards):
+        derived.clear()
     alone = replace(cache, shards=())  # a worker is sent one path at a time
-    for sums in spread(partial(shard_sums, alone, choice), cache.shards):
+    made = iter(spread(partial(shard_sums, alone, choice, derived), [path for path in cache.shards if path not in kept]))
+    merged: SignalSums | None = None
+    for path in cache.shards:
+        sums = kept.get(path) or next(made)
         merged = merged + sums if merged else sums
     if merged is None or not merged.samples:
         raise InputError(f"{cache.path}: holds no samples")
+    if merged.unkept:
+        logger.info("signals are not kept for another time: %s", merged.unkept)
     return merged
 
 
-def shard_sums(cache: Cache, choice: SignalChoice, path: Path) -> SignalSums:
+def shard_sums(cache: Cache, choice: SignalChoice, derived: Derived | None, path: Path) -> SignalSums:
     """The sums of one shard, read block by block, so that memory is bounded; 0 for a shard without samples.
 
-    Raises InputError where the shard is damaged or not of this cache.
+    What is not in `derived` yet is kept there. Raises InputError where the shard is damaged or not of this cache.
     """
+    kept = _kept(choice, derived, path)
+    missing = [name for name in SIGNALS if name not in kept]
+    keys = {name: derived.key(path, choice.of(name)) for name in missing} if derived else {}
     with cache.open_shard(path) as shard:
-        totals: dict[str, Any] = {name: np.zeros((shard.layers, shard.heads)) for name in SIGNALS}
+        totals = {name: np.zeros((shard.layers, shard.heads)) for name in missing}
+        values: dict[str, list[Signal]] = {name: [] for name in missing}
         for block in shard.blocks():
-            for name, values in block_signals(shard, choice, block).items():
-                totals[name] += values.sum(axis=2)
-        return SignalSums(shard.samples, shard.read("layers/index"), totals)
+            for name, found in block_signals(shard, choice, block, missing).items():
+                totals[name] += found.sum(axis=2, dtype=np.float64)
+                if derived and derived.has_room_for(shard.samples):
+                    values[name].append(found)
+        samples, layers = shard.samples, shard.read("layers/index")
+    unkept = ""
+    for name, key in keys.items():
+        if derived and key and values[name]:
+            try:
+                derived.write(path, choice.of(name), key, Kept(samples, totals[name]), np.concatenate(values[name], axis=2))
+            except RunError as error:  # a read-only or full disk
+                unkept = str(error)
+    sums = {name: kept[name].sums if name in kept else totals[name] for name in SIGNALS}
+    return SignalSums(samples, layers, sums, unkept)
+
+
+def _kept(choice: SignalChoice, derived: Derived | None, path: Path) -> dict[str, Kept]:
+    found = {name: derived.read(path, choice.of(name)) for name in SIGNALS} if derived else {}
+    return {name: kept for name, kept in found.items() if kept}
+
+
+def _kept_sums(cache: Cache, choice: SignalChoice, derived: Derived | None, path: Path) -> SignalSums | None:
+    """The sums of a shard if all of them are kept."""
+    kept = _kept(choice, derived, path)
+    if len(kept) < len(SIGNALS):
+        return None
+    layers = np.array(cache.metadata["layers"], np.int32)
+    return SignalSums(kept["out"].samples, layers, {name: kept[name].sums for name in SIGNALS})

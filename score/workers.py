@@ -1,13 +1,10 @@
 """Spreads the shards of a cache over processes of this machine or the workers of a Dask cluster."""
 
 import contextlib
-import multiprocessing
 import queue
 import signal
 import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from ..data.errors import HeadscoreError, InputError, RunError, one_line
@@ -36,7 +33,11 @@ def workers(settings: WorkSettings) -> Iterator[Spread]:
 
 @contextlib.contextmanager
 def _processes(count: int) -> Iterator[Spread]:
-    # Not forked: a fork of a process with polars' threads may hang. Threads do not help, as HDF5 reads under one lock.
+    import multiprocessing  # here, as most runs need none of it
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+
+    # Not forked: a fork of a process with polars' threads may hang. Threads are no faster than one, as HDF5 has one lock.
     spawn = multiprocessing.get_context("spawn")
     try:
         with ProcessPoolExecutor(count, spawn, initializer=_leave_interrupts_to_the_parent) as pool:

@@ -19,6 +19,12 @@ settings.register_profile("long", deadline=None, derandomize=False, max_examples
 settings.load_profile("headscore")
 
 
+@pytest.fixture(autouse=True)
+def _nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caches below are shared, so scoring them leaves nothing beside them; tests/test_derived.py has caches of its own."""
+    monkeypatch.setattr("headscore.score.derived.SETTLED_NS", 1 << 62)
+
+
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny llama with grouped-query attention, saved as a user would have it."""

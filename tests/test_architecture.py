@@ -3,6 +3,7 @@
 import ast
 import importlib
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -61,10 +62,25 @@ def test_nothing_unsafe_is_used() -> None:
 
 
 def test_importing_headscore_imports_nothing_else() -> None:
-    heavy = ("headscore.", "numpy", "polars", "torch")
+    heavy = ("headscore.", "numpy", "polars", "h5py", "yaml", "typer", "rich", "torch")
     program = f"import sys, headscore; print([m for m in sys.modules if m.startswith({heavy})])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_scoring_imports_nothing_it_does_not_use(cache: Path, tmp_path: Path) -> None:
+    """The first score needs HDF5, another one not even that; neither needs polars, whose frames are made when asked for."""
+    copy = shutil.copytree(cache, tmp_path / "copy")
+    unused = ("polars", "torch", "transformers", "distributed", "multiprocessing", "concurrent", "rich", "numpy.ma", "h5py")
+    program = (
+        "import sys; from headscore.cli import main; import headscore.score.derived as derived; derived.SETTLED_NS = 0\n"
+        "try: main()\n"
+        f"finally: print([name for name in {unused} if name in sys.modules], file=sys.stderr)"
+    )
+    for weight, used in (("1", ["h5py"]), ("2", [])):
+        command = ["score", str(copy), "--out", str(tmp_path / "r"), "--overwrite", "--lambda-task", weight]
+        done = subprocess.run([sys.executable, "-c", program, *command], capture_output=True, text=True)
+        assert done.returncode == 0 and done.stderr.splitlines()[-1] == str(used), done.stderr
 
 
 def test_public_names_are_there_and_calls_share_their_folders_names() -> None:

@@ -177,7 +177,10 @@ HOSTILE: dict[str, tuple[Callable[[h5py.File], None], str]] = {
     "no checksums": (lambda f: replace(f, "tokens/id", np.zeros(6, "int32"), False), "'tokens/id' has no checksums"),
     "offsets that overlap": (lambda f: f["samples/offset"].write_direct(np.array([0, 4, 5])), "does not divide the 6 tokens"),
     "NaN": (lambda f: f["last_token/output_norm"].write_direct(np.full((1, 2, 2), np.nan, "f4")), "not finite"),
-    "rows that are no patterns": (lambda f: f["last_token/attention"].write_direct(np.full((1, 2, 6), -1, "f2")), "not finite"),
+    "rows that are no patterns": (
+        lambda f: f["last_token/attention"].write_direct(np.full((1, 2, 6), -1, "f2")),
+        "not between 0 and 1",
+    ),
     "metadata that is not JSON": (lambda f: f.attrs.__setitem__("plan", np.bytes_("{")), "damaged, or not a shard"),
     "metadata of other dims": (
         lambda f: f.attrs.__setitem__("dims", np.bytes_('{"layers": 3, "heads": 2}')),
@@ -205,7 +208,7 @@ def test_hostile_and_broken_shards_are_refused(tmp_path: Path, what: str) -> Non
 def test_a_sample_too_large_to_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = write_cache(tmp_path, **BY_HAND)
     monkeypatch.setattr("headscore.data.reader.MAX_READ_BYTES", 15)  # the longest has 4 tokens, 2 heads, 2 bytes
-    monkeypatch.setattr("headscore.data.reader.Shard._checked_dataset", lambda shard, name: shard._file[name])
+    monkeypatch.setattr("headscore.data.reader.Shard._check_array", lambda shard, name, array: None)
     with pytest.raises(InputError, match="has a sample of more tokens than can be read at once"):
         headscore.score(cache)
 

@@ -20,7 +20,7 @@ from headscore.data.cache import open_cache, shard_path
 from headscore.data.errors import InputError, RunError
 from headscore.data.reader import Shard
 from headscore.data.settings import ScoreSettings
-from headscore.score.frame import choose_signals
+from headscore.score.signals import choose_signals
 from headscore.score.sums import SignalSums, cache_sums, shard_sums
 
 
@@ -38,8 +38,8 @@ def assert_equal_to_the_last_bit(one: headscore.Scores, other: headscore.Scores)
 
 @pytest.mark.parametrize("mode", ["last_token", "all_tokens"])
 def test_processes_change_no_bit(cache: Path, mode: str) -> None:
-    alone = headscore.score(cache, score_query_mode=mode)
-    assert_equal_to_the_last_bit(alone, headscore.score(cache, score_query_mode=mode, workers=2))
+    alone = headscore.score(cache, score_query_mode=mode, fresh=True)
+    assert_equal_to_the_last_bit(alone, headscore.score(cache, score_query_mode=mode, fresh=True, workers=2))
 
 
 def test_a_dask_cluster_of_processes_changes_no_bit(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,7 +48,7 @@ def test_a_dask_cluster_of_processes_changes_no_bit(cache: Path, tmp_path: Path,
     monkeypatch.chdir(cache.parent)
     with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
         address = cluster.scheduler_address
-        spread = headscore.score(cache.name, tmp_path / "r", dask=address)
+        spread = headscore.score(cache.name, tmp_path / "r", dask=address, fresh=True)
         assert_equal_to_the_last_bit(headscore.score(cache), spread)
         config = yaml.safe_load((tmp_path / "r" / "config.yaml").read_text())
         assert "dask" not in config, "how the work was spread is no part of the run"
@@ -87,7 +87,7 @@ def test_bad_ways_to_spread_are_refused(cache: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_script_without_a_guard_is_told_so(cache: Path, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
-    script.write_text(f"import headscore\nheadscore.score({str(cache)!r}, workers=2)\n")
+    script.write_text(f"import headscore\nheadscore.score({str(cache)!r}, workers=2, fresh=True)\n")
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=100)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("headscore.data.errors.RunError: --workers: a process ended before its time")
@@ -103,7 +103,7 @@ def test_sums_merge_in_any_order_and_grouping(cache: Path, order: list[int], cut
     """Merging is adding: exact but for the rounding of float64."""
     opened = open_cache(cache)
     choice = choose_signals(opened, ScoreSettings(), partial=False)
-    sums = [shard_sums(opened, choice, opened.shards[number]) for number in order]
+    sums = [shard_sums(opened, choice, None, opened.shards[number]) for number in order]
     zero = SignalSums(0, sums[0].layers, {name: np.zeros_like(values) for name, values in sums[0].sums.items()})
     merged = sum(sums[:cut], start=zero) + sum(sums[cut:], start=zero)
     whole = cache_sums(opened, choice, map)
@@ -114,7 +114,7 @@ def test_sums_merge_in_any_order_and_grouping(cache: Path, order: list[int], cut
 
 @pytest.mark.parametrize("items", [1, 500, 3000])
 def test_reading_a_shard_in_blocks_changes_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch, items: int) -> None:
-    whole, lines = headscore.score(cache), headscore.scan_cache(cache).collect()
+    whole, lines = headscore.score(cache, fresh=True), headscore.scan_cache(cache, fresh=True).collect()
     monkeypatch.setattr("headscore.data.reader.BLOCK_ITEMS", items)
     with Shard(open_cache(cache).shards[0]) as shard:
         blocks = list(shard.blocks())
@@ -122,9 +122,9 @@ def test_reading_a_shard_in_blocks_changes_nothing(cache: Path, monkeypatch: pyt
         assert [i for block in blocks for i in range(block.samples.start, block.samples.stop)] == list(range(shard.samples))
         joined = np.concatenate([shard.read("last_token/attention", 1, block) for block in blocks], axis=-1)
         np.testing.assert_array_equal(joined, shard.read("last_token/attention", 1))
-    assert headscore.scan_cache(cache).collect().equals(lines)
+    assert headscore.scan_cache(cache, fresh=True).collect().equals(lines)
     for name in ("out_raw", "ent_raw", "task_raw"):
-        np.testing.assert_allclose(headscore.score(cache).raw[name], whole.raw[name], rtol=1e-14)
+        np.testing.assert_allclose(headscore.score(cache, fresh=True).raw[name], whole.raw[name], rtol=1e-14)
     assert headscore.inspect(cache, verify=True)["damaged"] == []
 
 
@@ -197,4 +197,4 @@ def test_missing_shards_are_told_as_ranges(cache: Path, tmp_path: Path) -> None:
 def test_a_worker_that_dies_is_told_in_one_line(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("headscore.score.workers._leave_interrupts_to_the_parent", sys.exit)
     with pytest.raises(RunError, match="a process ended before its time: out of memory"):
-        headscore.score(cache, workers=2)
+        headscore.score(cache, workers=2, fresh=True)

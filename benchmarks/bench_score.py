@@ -1,0 +1,190 @@
+"""How fast caches are scored, each time by a whole `headscore score` process, from a warm page cache.
+
+    python benchmarks/bench_score.py                  # synthetic caches: 1,024 rows, and 2 GB of pattern rows
+    python benchmarks/bench_score.py --cache CACHE    # your own
+
+What is measured, as medians over rounds, with everything in each round once so that ratios are of neighbours in time:
+
+first score      nothing is kept yet: all pattern rows are read, checksums verified, and summed up
+another lambda   the sums are kept in derived/; what remains is start-up
+rows per second  bytes of half-precision pattern rows that a first score reads, over the seconds of the whole process, and
+                 over those seconds less the ones of another lambda, which is the start-up
+
+The ceiling that rows per second are held against is reading the rows with their checksums and nothing else (`read`, in this one
+process), for each process; that in turn cannot exceed the copying of memory (`copy`). Scoring adds one look-up and one addition
+per value. Not covered: disks (the files are read once before each round), gzip, networks.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import Executor, ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headscore.data.cache import Cache, open_cache, shard_path, write_metadata
+from headscore.data.shard import write_shard
+from headscore.score.derived import DERIVED_FOLDER, SETTLED_NS
+
+LAYERS, HEADS, SHARD_SIZE = 30, 9, 256  # SmolLM2-135M, and capture's default
+SETTINGS = {"queries": "last_token", "compression": "none", "dtype": "fp32", "shard_size": SHARD_SIZE, "seed": 0}
+
+
+def synthetic_cache(folder: Path, samples: int, tokens: int, distinct: int = 4) -> Path:
+    """A cache of `samples` prompts of about `tokens` tokens, through headscore's own writer; `distinct` shards are repeated."""
+    shards = -(-samples // SHARD_SIZE)
+    metadata: dict[str, Any] = {
+        "format": "headscore-cache",
+        "format_version": 1,
+        "versions": {},
+        "model": {"name": "synthetic"},
+        "data": {},
+        "templates": [],
+        "span_names": ["question", "choices", "template", "special"],
+        "settings": SETTINGS,
+        "dims": {"layers": LAYERS, "heads": HEADS},
+        "layers": list(range(LAYERS)),
+        "plan": {"rows": samples, "shards": shards},
+        "example": {"row": 0, "pieces": []},
+    }
+    write_metadata(folder, metadata, keep_existing=False)
+    random = np.random.default_rng(0)
+    made = [synthetic_arrays(random, tokens) for _ in range(min(distinct, shards))]
+    for number in range(shards):
+        arrays = made[number % len(made)]
+        arrays["samples/row"] = np.arange(SHARD_SIZE) + number * SHARD_SIZE
+        write_shard(shard_path(folder, number), number, arrays, metadata, [])
+    time.sleep(SETTLED_NS / 1e9)  # what changed this recently is not kept
+    return folder
+
+
+def synthetic_arrays(random: np.random.Generator, tokens: int) -> dict[str, np.ndarray]:
+    lengths = random.integers(tokens // 2, tokens * 3 // 2 + 1, SHARD_SIZE)
+    offsets = np.cumsum([0, *lengths])
+    weights = np.exp(random.normal(0, 2, (LAYERS, HEADS, offsets[-1])))
+    sums = np.add.reduceat(weights, offsets[:-1], axis=2)
+    place = np.concatenate([np.arange(length) / length for length in lengths])
+    norms = random.random((LAYERS, HEADS, SHARD_SIZE))
+    names = [f"{mode}/{norm}" for mode in ("last_token", "all_tokens") for norm in ("output_norm", "result_norm")]
+    return {
+        "samples/offset": offsets,
+        "tokens/id": np.zeros(offsets[-1]),
+        "tokens/span": np.where((place > 0.2) & (place < 0.4), 1, 4),
+        "layers/index": np.arange(LAYERS),
+        "last_token/attention": weights / np.repeat(sums, lengths, axis=2),
+        **dict.fromkeys(names, norms),
+    }
+
+
+def score_process(cache: Path, out: Path, *options: str) -> tuple[float, float]:
+    """Seconds and peak memory in MB (of the largest process) of one `headscore score`."""
+    command = [sys.executable, "-m", "headscore", "score", str(cache), "--out", str(out), "--overwrite", *options]
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - started
+    if status:
+        raise SystemExit(f"failed: {' '.join(command)}")
+    return seconds, usage.ru_maxrss / 1024
+
+
+def row_bytes(cache: Cache) -> int:
+    return sum(2 * shard.layers * shard.heads * shard.tokens for shard in cache.open_shards())
+
+
+def seconds_to_read(path: Path) -> float:
+    started = time.perf_counter()
+    for shard in open_cache(path).open_shards():
+        for block in shard.blocks():
+            for layer in range(shard.layers):
+                shard.read("last_token/attention", layer, block)
+    return time.perf_counter() - started
+
+
+def seconds_to_copy(gb: float = 0.1) -> float:
+    """Of a GB, in memory."""
+    source, target = np.ones((2, round(gb * 1e9)), np.uint8)
+    started = time.perf_counter()
+    np.copyto(target, source)
+    return (time.perf_counter() - started) / gb
+
+
+def rounds_of(path: Path, out: Path, rounds: int, workers: list[int], elsewhere: Executor) -> dict[str, Any]:
+    """The figures of one cache."""
+    cache = open_cache(path)
+    found: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        for shard in cache.shards:
+            with shard.open("rb") as file:
+                while file.read(1 << 20):
+                    pass
+        for count in workers:
+            shutil.rmtree(path / DERIVED_FOLDER, ignore_errors=True)
+            took, memory = score_process(path, out, "--workers", str(count))
+            again, _ = score_process(path, out, "--lambda-task", "2")
+            figures = {"first_s": took, "start_s": again, "memory_mb": memory}
+            for name, value in figures.items():
+                found.setdefault(f"{name}_workers_{count}", []).append(value)
+        found.setdefault("read_s", []).append(elsewhere.submit(seconds_to_read, path).result())
+        found.setdefault("copy_s", []).append(elsewhere.submit(seconds_to_copy).result())
+    median = {name: statistics.median(values) for name, values in found.items()}
+    size = row_bytes(cache) / 1e9
+    result: dict[str, Any] = {"rows_gb": size, "read_gb_s": size / median["read_s"], "copy_gb_s": 1 / median["copy_s"]}
+    for count in workers:
+        first, start = found[f"first_s_workers_{count}"], found[f"start_s_workers_{count}"]
+        result[f"workers_{count}"] = {
+            "first_s": statistics.median(first),
+            "another_lambda_s": statistics.median(start),
+            "rows_gb_s": size / statistics.median(first),
+            "rows_gb_s_without_start_up": size / statistics.median(a - b for a, b in zip(first, start, strict=True)),
+            "of_read": statistics.median(r / (a - b) for r, a, b in zip(found["read_s"], first, start, strict=True)),
+            "memory_mb": median[f"memory_mb_workers_{count}"],
+        }
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", type=Path, action="append", help="measure this cache; its derived/ is removed")
+    parser.add_argument("--rows", type=int, default=1024, help="rows of the small synthetic cache")
+    parser.add_argument("--size", type=float, default=2.0, help="GB of pattern rows in the large synthetic cache; 0 for none")
+    parser.add_argument("--tokens", type=int, default=128, help="mean tokens of a synthetic prompt")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    arguments = parser.parse_args()
+    # What takes memory is done in another process: the peak of this one would be counted as that of the processes it starts.
+    elsewhere = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+    with tempfile.TemporaryDirectory() as folder, elsewhere:
+        caches = dict(zip(map(str, arguments.cache or ()), arguments.cache or (), strict=True))
+        if not caches:
+            large = round(arguments.size * 1e9 / (2 * LAYERS * HEADS * arguments.tokens))
+            for name, samples in {"small": arguments.rows, "large": large}.items():
+                if samples:
+                    made = elsewhere.submit(synthetic_cache, Path(folder) / name, samples, arguments.tokens)
+                    caches[name] = made.result()
+        figures: dict[str, Any] = {}
+        for name, path in caches.items():
+            figures[name] = rounds_of(path, Path(folder) / "out", arguments.rounds, arguments.workers, elsewhere)
+            size, read = figures[name]["rows_gb"], figures[name]["read_gb_s"]
+            print(f"{name}: {size:.2f} GB of rows; one process reads them with checksums at {read:.2f} GB/s")
+            for count in arguments.workers:
+                its = figures[name][f"workers_{count}"]
+                print(
+                    f"  --workers {count}: first {its['first_s']:.2f} s, another lambda {its['another_lambda_s']:.2f} s, "
+                    f"{its['rows_gb_s']:.2f} GB/s, without start-up {its['rows_gb_s_without_start_up']:.2f} GB/s, "
+                    f"{its['of_read']:.2f} of one reader, {its['memory_mb']:.0f} MB"
+                )
+    print(json.dumps({"benchmark": "score", "rounds": arguments.rounds, **figures}))
+
+
+if __name__ == "__main__":
+    main()

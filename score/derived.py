@@ -1,0 +1,145 @@
+"""Keeps the signals of a cache's shards in `derived/` beside them, so that scoring it again reads no row.
+
+A file there is believed only if it is what this program would have written for the shard as it is now: its first line names the
+definition of the signal, the capture, and the shard file with its size, inode and times, and checksums cover the rest. A shard
+that was replaced, damaged or copied since has other times, so what a cache brings along from elsewhere is never believed.
+Nothing depends on these files: what does not fit is made again, and where they cannot be written, scoring goes on without.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import stat
+import time
+import zlib
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from ..data.cache import Cache
+from ..data.files import remove_leftovers, write_bytes
+from ..data.metadata import MAX_HEADS, identity
+
+logger = logging.getLogger("headscore")
+
+DERIVED_FOLDER = "derived"
+VERSION = 1  # of these files and of what the signals mean: raise it when either changes
+
+MAX_BYTES = 64 << 20  # of the values in one file, as they are read at once
+SETTLED_NS = 2_000_000_000  # a shard that changed this recently might change again without its times telling
+_SUMS, _VALUES, _CHECK_BYTES = np.dtype("<f8"), np.dtype("<f4"), 4
+
+Sums = npt.NDArray[np.float64]
+Values = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of one signal of a shard: the number of samples n, and the sum over them, float64 [L,H]."""
+
+    samples: int
+    sums: Sums
+
+
+def open_derived(cache: Cache) -> "Derived | None":
+    """Where the signals of `cache` are kept; None for a single shard file, which has no folder of its own."""
+    folder, dims = cache.path / DERIVED_FOLDER, cache.metadata["dims"]
+    shape = (dims["layers"], dims["heads"])
+    if not cache.path.is_dir() or not 0 < prod(shape) <= MAX_HEADS or shape[0] != len(cache.metadata["layers"]):
+        return None
+    if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
+        logger.info("%s: is not a folder of this cache; signals are not kept for another time", folder)
+        return None
+    capture = json.dumps(identity(cache.metadata), sort_keys=True, ensure_ascii=False)
+    return Derived(folder, hashlib.sha256(capture.encode()).hexdigest(), shape, SETTLED_NS)
+
+
+@dataclass(frozen=True)
+class Derived:
+    """The kept signals of a cache. Safe to use from many processes at once."""
+
+    folder: Path
+    capture: str  # which capture the cache is of, as a hash
+    shape: tuple[int, int]  # L, H
+    settled_ns: int
+
+    def key(self, shard: Path, signal: str) -> bytes | None:
+        """The first line of the file that keeps `signal` of a shard as that is now; None where it cannot have one."""
+        try:
+            found = shard.lstat()
+        except OSError:
+            return None
+        settled = time.time_ns() - found.st_ctime_ns >= self.settled_ns
+        if not settled or not stat.S_ISREG(found.st_mode) or shard.parent.is_symlink():
+            return None
+        times = {"bytes": found.st_size, "inode": found.st_ino, "changed": found.st_ctime_ns, "modified": found.st_mtime_ns}
+        key = {"headscore-derived": VERSION, "signal": signal, "capture": self.capture, "shard": shard.name, **times}
+        return json.dumps(key).encode() + b"\n"
+
+    def has_room_for(self, samples: int) -> bool:
+        """Whether the signals of so many samples may be kept in one file."""
+        return 0 < samples * prod(self.shape) * _VALUES.itemsize <= MAX_BYTES
+
+    def read(self, shard: Path, signal: str) -> Kept | None:
+        """What is kept of a signal of a shard; None where that is nothing to be believed."""
+        found = self._content(shard, signal, with_values=False)
+        return found and found[0]
+
+    def read_values(self, shard: Path, signal: str) -> Values | None:
+        """A signal of each sample of a shard, float32 [L,H,n]; None where none is kept that can be believed."""
+        found = self._content(shard, signal, with_values=True)
+        return found and found[1]
+
+    def write(self, shard: Path, signal: str, key: bytes, kept: Kept, values: Values) -> None:
+        """Keep a signal of a shard, if that still is what `key` said before it was read. Raises RunError as `write_bytes`."""
+        if key != self.key(shard, signal):
+            return
+        head = key + kept.samples.to_bytes(8, "little") + kept.sums.astype(_SUMS).tobytes()
+        body = values.astype(_VALUES).tobytes()
+        write_bytes(self._path(shard, signal), b"".join([head, _checksum(head), body, _checksum(body)]), durable=False)
+
+    def clear(self) -> None:
+        """Remove what killed processes left half-written."""
+        remove_leftovers(self.folder)
+
+    def _path(self, shard: Path, signal: str) -> Path:
+        return self.folder / f"{shard.stem}.{signal}"
+
+    def _content(self, shard: Path, signal: str, with_values: bool) -> tuple[Kept, Values | None] | None:
+        key = self.key(shard, signal)
+        if key is None:
+            return None
+        with contextlib.suppress(OSError), _open_plain(self._path(shard, signal)) as file:
+            head = file.read(len(key) + 8 + prod(self.shape) * _SUMS.itemsize)
+            if not head.startswith(key) or file.read(_CHECK_BYTES) != _checksum(head):
+                return None
+            samples = int.from_bytes(head[len(key) :][:8], "little")
+            size = samples * prod(self.shape) * _VALUES.itemsize
+            if not self.has_room_for(samples) or os.fstat(file.fileno()).st_size != len(head) + size + 2 * _CHECK_BYTES:
+                return None
+            kept = Kept(samples, np.frombuffer(head, _SUMS, offset=len(key) + 8).reshape(self.shape))
+            body = file.read(size) if with_values else b""
+            if not with_values:
+                return kept, None
+            if file.read(_CHECK_BYTES) == _checksum(body):
+                return kept, np.frombuffer(body, _VALUES).reshape(*self.shape, samples)
+        return None
+
+
+def _open_plain(path: Path) -> BinaryIO:
+    """A file opened for reading; OSError for a link, a pipe or a device, which might lead elsewhere or never end."""
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(f"{path} is not a regular file")
+    return os.fdopen(handle, "rb")
+
+
+def _checksum(content: bytes) -> bytes:
+    return zlib.crc32(content).to_bytes(_CHECK_BYTES, "little")
