@@ -192,7 +192,7 @@ def test_out_of_memory_with_one_sample_says_what_to_lower(llama: Path, tmp_path:
 
     monkeypatch.setattr(shards.Recorder, "start", forward_runs_out)
     with pytest.raises(RunError, match="lower --max-length"):
-        headscore.capture(tmp_path / "c", model=str(llama), max_samples=4, share_prefixes=False)
+        headscore.capture(tmp_path / "c", model=str(llama), max_samples=4, share_prefixes=False, batch_tokens=5000)
     assert calls[3:] == [4, 2, 1]
     assert not list((tmp_path / "c").rglob("*.h5"))
 
