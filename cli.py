@@ -6,6 +6,7 @@ import inspect as signatures
 import io
 import itertools
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -130,8 +131,9 @@ def _with_options(
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         annotations = dict(before)
         values = dict(defaults)
-        for owner, field in [(each, field) for each in settings for field in dataclasses.fields(each)]:
-            hint = list[str] if field.name == "task_span" else get_type_hints(owner)[field.name]
+        hints = {name: hint for each in settings for name, hint in get_type_hints(each).items()}
+        for field in [field for each in settings for field in dataclasses.fields(each)]:
+            hint = list[str] if field.name == "task_span" else hints[field.name]
             flags = (option_flag(field.name), *field.metadata["aliases"])
             annotations[field.name] = Annotated[hint, typer.Option(*flags, help=field.metadata["help"])]
             values[field.name] = list(field.default) if isinstance(field.default, tuple) else field.default
@@ -203,6 +205,7 @@ def capture(config: Path | None, debug: bool, **options: Any) -> None:
 )
 def score(config: Path | None, debug: bool, **options: Any) -> None:
     """Rank the heads of a captured model; needs neither the model nor torch."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # nothing here multiplies matrices, and threads take time to start
     from .score.pipeline import score as library_score
 
     _print_scores(library_score(**options), options["out"])
