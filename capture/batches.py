@@ -1,8 +1,9 @@
-"""Groups samples into padded batches: sorted by length, filled to a token budget."""
+"""Groups samples into padded batches: sorted by length, within a token budget, with little padding."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,10 +27,28 @@ def longest_first(lengths: Sequence[int]) -> list[int]:
     return sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
 
 
-def batch_count(longest: int, batch_tokens: int, batch_size: int | None) -> int:
-    """How many samples of at most `longest` tokens make a batch of at most `batch_tokens` when padded; 1 at least."""
-    count = max(1, batch_tokens // longest)
-    return min(count, batch_size or count)
+def batch_counts(lengths: Sequence[int], batch_tokens: int, batch_size: int | None, overhead: int) -> list[int]:
+    """How many samples make each batch, of `lengths` in falling order, so that all batches together cost the least.
+
+    A batch has at most `batch_tokens` when padded and at most `batch_size` samples, but one at least. It costs its tokens,
+    padding included, and `overhead` tokens more.
+    """
+    least = np.zeros(len(lengths) + 1)  # what the samples from a number on cost at least
+    counts = [0] * len(lengths)
+    for first in reversed(range(len(lengths))):
+        most = min(max(1, batch_tokens // lengths[first]), batch_size or len(lengths), len(lengths) - first)
+        costs = np.arange(1, most + 1) * lengths[first] + overhead + least[first + 1 : first + most + 1]
+        counts[first] = int(costs.argmin()) + 1
+        least[first] = costs.min()
+    return list(_hops(counts))
+
+
+def _hops(counts: Sequence[int]) -> Iterator[int]:
+    """The counts met when each leads to the next."""
+    first = 0
+    while first < len(counts):
+        yield counts[first]
+        first += counts[first]
 
 
 def pad(samples: Sequence[Tokens], index: list[list[int]], skip: int = 0) -> Batch:

@@ -13,8 +13,8 @@ from transformers import DynamicCache, PreTrainedModel
 from ..data.errors import RunError, one_line
 from ..data.tokens import Tokens
 from .attention import Prefix, Recorded, Recorder, Recording
-from .batches import Batch, batch_count, longest_first, pad
-from .memory import fitting_tokens
+from .batches import Batch, batch_counts, longest_first, pad
+from .memory import BATCH_OVERHEAD, fitting_tokens
 from .models import is_out_of_memory
 from .prefixes import Group, Ids
 
@@ -49,20 +49,29 @@ class _Launched:
 class Runner:
     """Runs a model whose attention `recorder` hears; remembers the batch size that its memory allows.
 
-    batch_tokens: padded tokens in a batch. batch_size: most samples in a batch.
+    batch_tokens: padded tokens in a batch. batch_size: most samples in a batch. overhead: what a batch costs beside its
+    tokens, in tokens; the device's if not given.
     """
 
-    def __init__(self, model: PreTrainedModel, recorder: Recorder, batch_tokens: int, batch_size: int | None = None):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        recorder: Recorder,
+        batch_tokens: int,
+        batch_size: int | None = None,
+        overhead: int | None = None,
+    ):
         self._model = model
         self._recorder = recorder
         self._batch_tokens = batch_tokens
         self._batch_size = batch_size
         self._ahead = AHEAD.get(model.device.type, 0)
+        self._overhead = BATCH_OVERHEAD.get(model.device.type, 0) if overhead is None else overhead
 
     def run(self, work: Iterable[Work]) -> Iterator[tuple[int, Batch, Recorded]]:
         """What is recorded of all samples, batch by batch, each with the number of its shard; the longest of a group first.
 
-        Where memory runs out the batch is halved, down to one sample, and later batches are as small. A sample whose values are
+        Where memory runs out a batch's tokens are halved, down to one sample, for later batches too. A sample whose values are
         not finite comes once more, alone, as the padding beside it may have been the cause. On a GPU the next batch is launched
         before one is handed out, so that the device works while the caller does. Raises RunError where one sample is too much,
         or the model fails.
@@ -94,15 +103,15 @@ class Runner:
                 lengths = [len(shard.samples[same[0]].ids) - group.prefix for same in group.members]
                 left = [group.members[i] for i in longest_first(lengths)]
                 while left:
-                    cost = len(shard.samples[left[0][0]].ids) - group.prefix + int(group.prefix * PREFIX_COST)
-                    count = min(batch_count(cost, self._batch_tokens, self._batch_size), len(left))
-                    launched = self._launch(shard, prefix, left[:count])
-                    if launched:
+                    costs = [len(shard.samples[i].ids) - group.prefix + int(group.prefix * PREFIX_COST) for i, *_ in left]
+                    for count in batch_counts(costs, self._batch_tokens, self._batch_size, self._overhead):
+                        launched = self._launch(shard, prefix, left[:count])
+                        if not launched:
+                            self._batch_tokens = costs[-len(left)] * count // 2
+                            logger.warning("out of memory with %d samples; going on with smaller batches", count)
+                            break
                         del left[:count]
                         yield launched
-                    else:
-                        self._batch_tokens = cost * count // 2
-                        logger.warning("out of memory with %d samples; going on with half as many", count)
 
     def _finished(self, launched: "_Launched") -> Iterator[tuple[int, Batch, Recorded]]:
         """What was recorded of a batch, and of each sample in it that has to be run again."""

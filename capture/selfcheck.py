@@ -127,7 +127,8 @@ def _record(
 ) -> list[tuple[Recorded, int]]:
     """For each sample what was recorded of its batch, and its position in it; by default all of them make one batch."""
     tokens = max(len(sample.ids) for sample in samples)
-    runner = Runner(model, recorder, len(samples) * tokens)
+    padded = len(samples) * tokens
+    runner = Runner(model, recorder, padded, overhead=padded)  # at that price of another batch there is only one
     found: dict[int, tuple[Recorded, int]] = {}
     try:
         with torch.inference_mode(), recording(model, recorder):

@@ -89,7 +89,7 @@ def test_public_names_are_there_and_calls_share_their_folders_names() -> None:
     importlib.import_module("headscore.capture.batches")
     importlib.import_module("headscore.score.signals")
     assert callable(headscore.capture) and callable(headscore.score)
-    assert headscore.capture.batches.batch_count and headscore.score.signals.SIGNALS
+    assert headscore.capture.batches.batch_counts and headscore.score.signals.SIGNALS
     with pytest.raises(AttributeError):
         _ = headscore.nonsense
     with pytest.raises(TypeError, match="max_sample"):

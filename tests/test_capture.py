@@ -1,4 +1,6 @@
+import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from parity import assert_parity
 
 import headscore
 from headscore.capture import attention, runner, shards
-from headscore.capture.batches import batch_count, longest_first
+from headscore.capture.batches import batch_counts, longest_first
 from headscore.data.cache import open_cache
 from headscore.data.errors import InputError, RunError
 from headscore.data.reader import Shard
@@ -191,9 +193,10 @@ def test_out_of_memory_with_one_sample_says_what_to_lower(llama: Path, tmp_path:
         real(recorder, lengths, *prefix)
 
     monkeypatch.setattr(shards.Recorder, "start", forward_runs_out)
+    monkeypatch.setitem(runner.BATCH_OVERHEAD, "cpu", 5000)  # all in one batch
     with pytest.raises(RunError, match="lower --max-length"):
         headscore.capture(tmp_path / "c", model=str(llama), max_samples=4, share_prefixes=False, batch_tokens=5000)
-    assert calls[3:] == [4, 2, 1]
+    assert calls[3] == 4 and calls[-1] == 1
     assert not list((tmp_path / "c").rglob("*.h5"))
 
 
@@ -288,15 +291,28 @@ def test_architectures_that_cannot_be_recorded_are_refused_by_name(tmp_path: Pat
         headscore.capture(tmp_path / "c", model=str(folder), max_samples=2)
 
 
-@given(st.lists(st.integers(1, 60), min_size=1, max_size=40), st.integers(1, 200), st.none() | st.integers(1, 5))
-def test_batches_hold_every_sample_once_within_the_budget(lengths: list[int], tokens: int, size: int | None) -> None:
+@given(
+    st.lists(st.integers(1, 60), min_size=1, max_size=9), st.integers(1, 200), st.none() | st.integers(1, 5), st.integers(0, 50)
+)
+def test_no_batches_within_the_budget_cost_less(lengths: list[int], tokens: int, size: int | None, overhead: int) -> None:
     order = longest_first(lengths)
     assert sorted(order) == list(range(len(lengths)))
-    assert [lengths[i] for i in order] == sorted(lengths, reverse=True), "the longest goes first"
-    while order:
-        longest = lengths[order[0]]
-        count = batch_count(longest, tokens, size)
-        assert count >= 1 and (count == 1 or count * longest <= tokens)
-        assert size is None or count <= size
-        assert count == size or (count + 1) * longest > tokens, "the batch is filled"
-        order = order[count:]
+    falling = [lengths[i] for i in order]
+    assert falling == sorted(lengths, reverse=True), "the longest goes first"
+
+    def cost(counts: Sequence[int]) -> int | None:
+        total, first = 0, 0
+        for count in counts:
+            if (count > 1 and count * falling[first] > tokens) or count > (size or count):
+                return None
+            total += count * falling[first] + overhead
+            first += count
+        return total
+
+    counts = batch_counts(falling, tokens, size, overhead)
+    assert sum(counts) == len(lengths) and min(counts) >= 1
+    ways = (
+        split for parts in range(1, len(lengths) + 1) for split in itertools.combinations(range(1, len(lengths)), parts - 1)
+    )
+    costs = [cost(np.diff([0, *split, len(lengths)]).tolist()) for split in ways]
+    assert cost(counts) == min(value for value in costs if value is not None)
