@@ -5,9 +5,9 @@ would silently drop causal masking), and serves every architecture that goes thr
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,16 +28,28 @@ NAME = "headscore_recording"
 _CHANGES_THE_SOFTMAX = ("softcap", "s_aux", "position_bias")
 
 
-class Listener(Protocol):
-    """What is told of every attention layer's forward pass."""
+@dataclass(frozen=True)
+class AttentionCall:
+    """One attention layer's forward pass: query [B,H,T,D], key and value [B,G,P+T,D], mask as for `reductions`.
 
-    def __call__(self, module: nn.Module, query: Tensor, key: Tensor, z: Tensor, scaling: float, mask: Tensor | None) -> None:
-        """query [B,H,T,D], key [B,G,T,D], z [B,T,H,D]; mask as in `reductions.last_token_patterns`."""
+    `sdpa()` makes z [B,T,H,D] by SDPA.
+    """
+
+    module: nn.Module
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scaling: float
+    mask: Tensor | None
+    sdpa: Callable[[], Tensor]
+
+
+Listener = Callable[[AttentionCall], Tensor]  # makes z [B,T,H,D]
 
 
 @contextlib.contextmanager
 def recording(model: PreTrainedModel, listener: Listener) -> Iterator[None]:
-    """Within this context `listener` hears of every attention layer that `model` runs; afterwards all is as before.
+    """Within this context `listener` makes z in every attention layer that `model` runs; afterwards all is as before.
 
     Raises InputError where the architecture does not go through transformers' attention interface, or changes the softmax
     in a way that is not supported.
@@ -54,10 +66,13 @@ def recording(model: PreTrainedModel, listener: Listener) -> Iterator[None]:
         for name in _CHANGES_THE_SOFTMAX:
             if options.get(name) is not None:
                 raise InputError(f"{model.config.model_type}: attention with '{name}' is not supported")
-        z, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-        scaling = options.get("scaling")
-        listener(module, query, key, z, query.shape[-1] ** -0.5 if scaling is None else scaling, attention_mask)
-        return z, None
+
+        def sdpa() -> Tensor:
+            z, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+            return z
+
+        scaling = query.shape[-1] ** -0.5 if options.get("scaling") is None else options["scaling"]
+        return listener(AttentionCall(module, query, key, value, scaling, attention_mask, sdpa)), None
 
     previous = model.config._attn_implementation
     AttentionInterface.register(NAME, attend)
@@ -170,21 +185,25 @@ class Recorder:
         """Let go of what a failed batch holds."""
         self._found, self._sums = {}, {}
 
-    def __call__(self, module: nn.Module, query: Tensor, key: Tensor, z: Tensor, scaling: float, mask: Tensor | None) -> None:
-        """Reduce one layer of the current batch; arguments as for Listener."""
+    def __call__(self, call: AttentionCall) -> Tensor:
+        """Run and reduce one layer of the current batch; z [B,T,H,D]."""
+        query, key, scaling, mask = call.query, call.key, call.scaling, call.mask
         lengths = self._lengths.to(query.device)
-        layer = int(module.layer_idx)  # type: ignore[arg-type]
+        layer = int(call.module.layer_idx)  # type: ignore[arg-type]
         self.layers.append(layer)
         self.kv_heads = key.shape[1]
-        outputs = reductions.output_norms(z)
-        results = reductions.result_norms(z, self._result_factors(layer, module, z))
-        sums = {
-            "all_tokens/output_norm": reductions.sum_over_tokens(outputs, lengths),
-            "all_tokens/result_norm": reductions.sum_over_tokens(results, lengths),
-        }
+        sums, z = {}, None
         if self._all_tokens:
-            attention, entropy = reductions.all_token_patterns(query, key, lengths, scaling, mask)
-            sums |= {"all_tokens/attention": attention, "all_tokens/entropy": entropy}
+            # On a CPU z costs less from the patterns that are made anyway; a GPU's SDPA takes next to no time.
+            value = call.value if query.device.type == "cpu" else None
+            attention, entropy, z = reductions.all_token_patterns(query, key, value, lengths, scaling, mask)
+            sums = {"all_tokens/attention": attention, "all_tokens/entropy": entropy}
+        if z is None:
+            z = call.sdpa()
+        outputs = reductions.output_norms(z)
+        results = reductions.result_norms(z, self._result_factors(layer, call.module, z))
+        sums["all_tokens/output_norm"] = reductions.sum_over_tokens(outputs, lengths)
+        sums["all_tokens/result_norm"] = reductions.sum_over_tokens(results, lengths)
         self._sums[layer] = sums
         found = {
             "last_token/attention": reductions.last_token_patterns(query, key, lengths, scaling, mask).half(),
@@ -194,6 +213,7 @@ class Recorder:
         }
         for name, values in found.items():
             self._found.setdefault(name, []).append(values)
+        return z
 
     def take_prefix(self, tokens: int, kv_cache: Cache) -> Prefix:
         """What was just run, a batch of one, as a prefix."""

@@ -4,12 +4,16 @@ Shapes by letter: B batch, T tokens, H heads, G kv heads, D head dim, M model di
 sample's real tokens are its first `lengths[b]`. All results are float32 whatever the model's dtype.
 """
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 LEAST_LOGIT = torch.finfo(torch.float32).min  # the logit of what is not attended; its exponential is 0
+BITS = math.log2(math.e)  # bits in a nat
 # What one block of attention logits takes in `all_token_patterns`: on a CPU no more than its caches hold.
-BLOCK_BYTES = {"cpu": 2 << 20, "cuda": 64 << 20}
+BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}
 
 
 def last_token_patterns(query: Tensor, key: Tensor, lengths: Tensor, scaling: float, mask: Tensor | None) -> Tensor:
@@ -24,46 +28,59 @@ def last_token_patterns(query: Tensor, key: Tensor, lengths: Tensor, scaling: fl
     row_mask = None if mask is None else mask.expand(len(last), -1, -1, -1)[each, :, last]
     keys = torch.arange(key.shape[2], device=key.device) - (key.shape[2] - query.shape[2])
     seen = (keys <= last[:, None])[:, None]  # [B,1,P+T]
-    logits = _grouped_logits(query[each, :, last].unsqueeze(2), key, scaling).squeeze(2)
-    logits = logits if row_mask is None else _masked(logits, row_mask)
+    grouped = query[each, :, last].float().mul(scaling).unflatten(1, (key.shape[1], -1))  # [B,G,H/G,D]
+    logits = torch.matmul(grouped, key.float().transpose(2, 3)).flatten(1, 2)
+    if row_mask is not None:
+        _mask(logits, row_mask)
     return logits.masked_fill(~seen, -torch.inf).softmax(-1)
 
 
 def all_token_patterns(
-    query: Tensor, key: Tensor, lengths: Tensor, scaling: float, mask: Tensor | None
-) -> tuple[Tensor, Tensor]:
+    query: Tensor, key: Tensor, value: Tensor | None, lengths: Tensor, scaling: float, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """The patterns and the row entropies, summed over all real query positions, computed in blocks of queries.
 
-    Arguments as for `last_token_patterns` -> sum of the attention to each key [B,H,P+T] (in all: `lengths`) and of the
-    entropies in nats [B,H] (0 ln 0 is 0; a row over one token has entropy 0). Memory is bounded by BLOCK_BYTES per temporary
-    whatever T, once one query row of the batch fits. With l the logits less their largest: H = ln Σ eˡ − Σ l eˡ / Σ eˡ, which
-    needs one exponential and no logarithm per weight, and loses nothing to cancellation.
+    Arguments as for `last_token_patterns`, value [B,G,P+T,D'] -> sum of the attention to each key [B,H,P+T] (in all:
+    `lengths`), of the entropies in nats [B,H] (0 ln 0 is 0; a row over one token has entropy 0), and with a value z [B,T,H,D'],
+    which from the same patterns costs less than attention of its own. Memory is bounded by BLOCK_BYTES per temporary whatever
+    T, once one query row of the batch fits. With l the base-2 logits less their largest, H = log₂ Σ 2ˡ − Σ l 2ˡ / Σ 2ˡ bits,
+    which needs one exponential and no logarithm per weight, and loses nothing to cancellation.
     """
     batch, heads, tokens, _ = query.shape
-    past = key.shape[2] - tokens
-    attention = query.new_zeros((batch, heads, past + tokens), dtype=torch.float32)
+    groups, keys = key.shape[1:3]
+    past = keys - tokens
+    attention = query.new_zeros((batch, heads, keys), dtype=torch.float32)
     entropy = query.new_zeros((batch, heads), dtype=torch.float32)
+    z = None if value is None else query.new_empty((batch, tokens, heads, value.shape[-1]))
     positions = torch.arange(tokens, device=query.device)
     real = positions < lengths[:, None]  # [B,T]
-    query = torch.where(real[:, None, :, None], query, 0)  # what stands at padding may be NaN
-    key = torch.cat([key[:, :, :past], torch.where(real[:, None, :, None], key[:, :, past:], 0)], dim=2)
-    block = max(1, BLOCK_BYTES.get(query.device.type, 1 << 26) // (4 * batch * heads * (past + tokens)))
+    # What stands at padding may be NaN.
+    key = key.float().masked_fill(~F.pad(real, (past, 0), value=True)[:, None, :, None], 0).transpose(2, 3).flatten(0, 1)
+    value = None if value is None else value.float().flatten(0, 1)
+    block = min(tokens, max(1, BLOCK_BYTES.get(query.device.type, 1 << 26) // (4 * batch * heads * keys)))
+    # Memory that is used anew for each block stays in the caches of a CPU, and is not asked of the system again and again.
+    logits_memory, weights_memory = query.new_empty((2, batch * heads * block * keys), dtype=torch.float32)
     for start in range(0, tokens, block):
         stop = min(start + block, tokens)
         end = past + stop  # keys after the block are seen by none of it
-        logits = _grouped_logits(query[:, :, start:stop], key[:, :, :end], scaling)
-        if mask is not None:
-            logits = _masked(logits, mask[:, :, start:stop, :end])
-        # Of the others only keys within the block may come later than a query. Not -inf, which would make NaN of 0 · l.
-        later = positions[start:stop] > positions[start:stop, None]
-        logits[..., past + start :].masked_fill_(later, LEAST_LOGIT)
-        logits -= logits.amax(-1, keepdim=True)
-        weights = logits.exp()
-        sums = weights.sum(-1)
+        shape = (batch, heads, stop - start, end)
+        logits, weights = (memory[: math.prod(shape)].view(shape) for memory in (logits_memory, weights_memory))
         counted = real[:, None, start:stop]
-        attention[:, :, :end] += torch.matmul((counted / sums).unsqueeze(2), weights).squeeze(2)
-        entropy += ((sums.log() - torch.linalg.vecdot(weights, logits) / sums) * counted).sum(-1)
-    return attention, entropy
+        rows = query[:, :, start:stop].float().mul(scaling * BITS).masked_fill_(~counted[..., None], 0)
+        torch.bmm(rows.reshape(batch * groups, -1, rows.shape[-1]), key[..., :end], out=logits.view(batch * groups, -1, end))
+        if mask is not None:
+            _mask(logits, mask[:, :, start:stop, :end], BITS)
+        # Of the others only keys within the block may come later than a query.
+        logits[..., past + start :].masked_fill_(positions[start:stop] > positions[start:stop, None], LEAST_LOGIT)
+        logits -= logits.amax(-1, keepdim=True)
+        torch.exp2(logits, out=weights)
+        sums = weights.sum(-1)
+        attention[..., :end] += torch.matmul((counted / sums).unsqueeze(2), weights).squeeze(2)
+        if z is not None and value is not None:
+            unscaled = torch.bmm(weights.view(batch * groups, -1, end), value[:, :end]).view(*shape[:3], -1)
+            torch.div(unscaled, sums[..., None], out=z[:, start:stop].transpose(1, 2))
+        entropy += ((sums.log2() - logits.mul_(weights).sum(-1) / sums) * counted).sum(-1)
+    return attention, entropy / BITS, z
 
 
 def output_norms(z: Tensor) -> Tensor:
@@ -97,15 +114,9 @@ def sum_over_tokens(values: Tensor, lengths: Tensor) -> Tensor:
     return torch.where(real[:, :, None], values, 0).sum(1)
 
 
-def _grouped_logits(query: Tensor, key: Tensor, scaling: float) -> Tensor:
-    """q Kᵀ · scaling in float32 without repeating K over the heads that share it: [B,H,Q,D], [B,G,T,D] -> [B,H,Q,T]."""
-    grouped = query.float().mul(scaling).unflatten(1, (key.shape[1], -1)).flatten(2, 3)  # [B,G,(H/G)·Q,D]
-    logits = torch.matmul(grouped, key.float().transpose(2, 3))
-    return logits.unflatten(2, (-1, query.shape[2])).flatten(1, 2)
-
-
-def _masked(logits: Tensor, mask: Tensor) -> Tensor:
-    """The logits under a mask of the model's own: boolean, where True is attended, or to be added."""
+def _mask(logits: Tensor, mask: Tensor, unit: float = 1) -> None:
+    """Put a mask of the model's own on the logits, of which `unit` make a nat: boolean, True is attended, or to be added."""
     if mask.dtype == torch.bool:
-        return logits.masked_fill(~mask, LEAST_LOGIT)
-    return (logits + mask).clamp(min=LEAST_LOGIT)
+        logits.masked_fill_(~mask, LEAST_LOGIT)
+    else:
+        logits.add_(mask, alpha=unit).clamp_(min=LEAST_LOGIT)

@@ -231,8 +231,13 @@ FAULTS = {  # what is broken, and in which array the self-check finds it
         lambda real: lambda weight, heads: real(weight, heads) * 1.5,
         "last_token/result_norm",
     ),
-    "a wrong mean": ("all_token_patterns", lambda real: lambda *of: (real(*of)[0] / 2, real(*of)[1]), "all_tokens/attention"),
-    "a wrong entropy": ("all_token_patterns", lambda real: lambda *of: (real(*of)[0], real(*of)[1] * 2), "all_tokens/entropy"),
+    "a wrong mean": ("all_token_patterns", lambda real: lambda *of: (real(*of)[0] / 2, *real(*of)[1:]), "all_tokens/attention"),
+    "a wrong entropy": (
+        "all_token_patterns",
+        lambda real: lambda *of: (real(*of)[0], real(*of)[1] * 2, real(*of)[2]),
+        "all_tokens/entropy",
+    ),
+    "a wrong z": ("all_token_patterns", lambda real: lambda *of: (*real(*of)[:2], 2 * real(*of)[2]), "last_token/output_norm"),
 }
 
 
@@ -278,7 +283,12 @@ def test_masks_are_passed_only_where_they_are_needed(name: str, expected: set[bo
     """Full causal layers get no mask, so that SDPA takes its fastest kernels; windowed layers get theirs."""
     model = tiny.build(tiny.CONFIGS[name]()).get_decoder()
     masked = set()
-    with attention.recording(model, lambda module, query, key, z, scaling, mask: masked.add(mask is not None)):
+
+    def listen(call: attention.AttentionCall) -> torch.Tensor:
+        masked.add(call.mask is not None)
+        return call.sdpa()
+
+    with attention.recording(model, listen):
         model(torch.arange(2, 40)[None].repeat(2, 1), use_cache=False)
     assert masked == expected
 

@@ -45,6 +45,7 @@ def test_reductions_equal_the_full_patterns(
     tokens = prefix + suffix
     torch.manual_seed(seed)
     query, key = torch.randn(batch, heads, tokens, 8), torch.randn(batch, kv_heads, tokens, 8)
+    value = torch.randn(batch, kv_heads, tokens, 5)
     lengths = torch.randint(1, suffix + 1, (batch,))
     mask = {None: None, "window": window(tokens, 3), "bias": torch.randn(1, heads, tokens, tokens)}[kind]
     full = naive_patterns(query, key, 0.7, mask)[:, :, prefix:]
@@ -53,12 +54,15 @@ def test_reductions_equal_the_full_patterns(
     rows = reductions.last_token_patterns(query, key, lengths, 0.7, mask)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(reductions.BLOCK_BYTES, "cpu", block_bytes)  # down to one query row a block
-        attention, entropy = reductions.all_token_patterns(query, key, lengths, 0.7, mask)
+        attention, entropy, z = reductions.all_token_patterns(query, key, value, lengths, 0.7, mask)
+    assert z is not None
     for b, length in enumerate(lengths.tolist()):
         real = full[b, :, :length]
         torch.testing.assert_close(rows[b].double(), real[:, -1], atol=1e-6, rtol=0)
         torch.testing.assert_close(attention[b].double(), real.sum(1), atol=1e-5, rtol=0)
         torch.testing.assert_close(entropy[b].double(), torch.special.entr(real).sum(-1).sum(1), atol=2e-5, rtol=1e-6)
+        expected = real @ value[b].double().repeat_interleave(heads // kv_heads, 0)
+        torch.testing.assert_close(z[b, :length].double(), expected.transpose(0, 1), atol=1e-5, rtol=0)
         assert not rows[b, :, prefix + length :].any(), "padding got attention"
 
 
