@@ -12,11 +12,14 @@ and the shards on disk. The other ways are given tokens that are ready and keep 
     ours_all, shared_all    the same with --queries all_tokens
 
 The ceiling of `ours` is `base`: whatever it takes beyond that is the price of recording. `shared` may be below it by the share
-of tokens that are saved, which is printed. Ways are interleaved in every round, and medians of the rounds are given, with
-ratios to `plain`. Memory is the peak over what the process (on CUDA: the device) held before the way began.
+of tokens that are saved. "run" is how many tokens go through the model for each token of the prompts: above 1 by what is
+padding, below it by what is shared. Every round has every way once, in an order of its own; medians of the rounds are given,
+with the medians of each round's ratios to `plain` and `base`. Memory is the peak over what the process (on CUDA: the device)
+held before the way began.
 
 Examples:
-    python benchmarks/bench_capture.py --data arc.jsonl --template benchmarks/arc_alpaca.txt --samples 64
+    grep "choose the correct answer" commonsense.jsonl > arc.jsonl   (ARC, as LLM-Adapters words it)
+    python benchmarks/bench_capture.py --data arc.jsonl --samples 64
     python benchmarks/bench_capture.py --lengths 100 512 1024 2048 --samples 8
     python benchmarks/bench_capture.py --random-weights llama-3.2-1b --device cuda --dtype bf16 --lengths 128 --samples 2048
 
@@ -28,6 +31,7 @@ import ctypes
 import gc
 import json
 import platform
+import random
 import statistics
 import sys
 import tempfile
@@ -86,7 +90,7 @@ def main() -> None:
         "--random-weights", metavar="CONFIG", help=f"{', '.join(PRESETS)}, or a config.json: no model is loaded"
     )
     parser.add_argument("--data", help="data file of real prompts; else random tokens of --lengths")
-    parser.add_argument("--template", type=Path, help="template of --data, such as arc_alpaca.txt beside this file")
+    parser.add_argument("--template", type=Path, help="prompt template of --data")
     parser.add_argument("--max-length", type=int, default=512, help="longest prompt taken from --data")
     parser.add_argument("--lengths", type=int, nargs="+", default=[100, 512, 1024, 2048])
     parser.add_argument("--samples", type=int, default=64, help="prompts of a measurement")
@@ -153,6 +157,7 @@ class Prompts:
             queries=queries,
             share_prefixes=share,
             batch_size=self._arguments.our_batch_size,
+            batch_tokens=10**9 if self._arguments.our_batch_size else None,
             **{name: getattr(self._arguments, name) for name in names},
         )
 
@@ -207,15 +212,21 @@ def measure(causal: PreTrainedModel, arguments: argparse.Namespace, length: int)
     ways = {name: way for name, way in ways.items() if name in arguments.ways}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     memory: dict[str, list[float]] = {name: [] for name in ways}
-    names = list(ways)
+    run = dict.fromkeys(ways, 0)
+    hook = base.get_input_embeddings().register_forward_pre_hook(
+        lambda _, given: run.update({name: run[name] + given[0].numel()})
+    )
+    names, order = list(ways), random.Random(arguments.seed)
     for round_ in range(arguments.rounds + 1):  # the first warms up
-        turn = round_ % len(names)
-        for name in names[turn:] + names[:turn]:  # each way follows every other: eager leaves the memory in disorder
+        order.shuffle(names)  # so that none always follows eager, which leaves the memory in disorder
+        for name in names:
+            run[name] = 0
             spent, peak = timed(ways[name], causal.device)
             if round_:
                 seconds[name].append(spent)
                 memory[name].append(peak)
-    return report(prompts, arguments, length, seconds, memory)
+    hook.remove()
+    return report(prompts, arguments, length, seconds, memory, run)
 
 
 def timed(way: Callable[[], None], device: torch.device) -> tuple[float, float]:
@@ -260,18 +271,25 @@ def report(
     length: int,
     seconds: dict[str, list[float]],
     memory: dict[str, list[float]],
+    run: dict[str, int],
 ) -> dict[str, Any]:
     """Print a table and give its figures."""
     tokens = sum(map(len, prompts.ids))
     print(f"\n{arguments.data or f'random tokens, {length} a prompt'}: {len(prompts.ids)} prompts, {tokens} tokens")
-    yardstick = seconds.get("plain")
     results = {}
     for name in seconds:
-        line = {"seconds": statistics.median(seconds[name]), "peak_mib": statistics.median(memory[name])}
+        line = {
+            "seconds": statistics.median(seconds[name]),
+            "peak_mib": statistics.median(memory[name]),
+            "run": run[name] / tokens,
+        }
         shown = f"{name:12} {line['seconds']:8.2f} s  {tokens / line['seconds']:9.0f} tokens/s  {line['peak_mib']:7.0f} MiB"
-        if yardstick:  # the median of the ratios of each round, as a machine's speed drifts
-            line["to_plain"] = statistics.median(a / b for a, b in zip(seconds[name], yardstick, strict=True))
-            shown += f"  {line['to_plain']:.2f} of plain"
+        shown += f"  {line['run']:.2f} run"
+        for yardstick in ("plain", "base"):
+            if yardstick in seconds:  # the median of the ratios of each round, as a machine's speed drifts
+                rounds = zip(seconds[name], seconds[yardstick], strict=True)
+                line[f"to_{yardstick}"] = statistics.median(a / b for a, b in rounds)
+                shown += f"  {line[f'to_{yardstick}']:.2f} of {yardstick}"
         print(shown, flush=True)
         results[name] = {key: round(value, 4) for key, value in line.items()}
     return {"prompts": len(prompts.ids), "tokens": tokens, **results}

@@ -7,8 +7,8 @@ import torch
 
 logger = logging.getLogger("headscore")
 
-ENOUGH_TOKENS = {"cpu": 512, "cuda": 32_768}  # a larger batch is no faster, token by token
-BATCH_OVERHEAD = {"cpu": 40, "cuda": 1000}  # what a batch takes however small it is, as the tokens that take as long
+ENOUGH_TOKENS = {"cpu": 768, "cuda": 32_768}  # a larger batch is no faster, token by token
+BATCH_OVERHEAD = {"cpu": 60, "cuda": 1000}  # what a batch takes however small it is, as the tokens that take as long
 SHARE_OF_FREE = 0.7  # the rest is for what a fit over two batches does not see, such as fragmentation
 
 

@@ -66,7 +66,7 @@ class Runner:
         self._batch_tokens = batch_tokens
         self._batch_size = batch_size
         self._ahead = AHEAD.get(model.device.type, 0)
-        self._overhead = BATCH_OVERHEAD.get(model.device.type, 0) if overhead is None else overhead
+        self._overhead = BATCH_OVERHEAD.get(model.device.type, BATCH_OVERHEAD["cuda"]) if overhead is None else overhead
 
     def run(self, work: Iterable[Work]) -> Iterator[tuple[int, Batch, Recorded]]:
         """What is recorded of all samples, batch by batch, each with the number of its shard; the longest of a group first.

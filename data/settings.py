@@ -124,7 +124,7 @@ class CaptureSettings(_Checked):
     )
     batch_tokens: int | None = _option(
         None,
-        "Tokens in a batch, padding included; if not given 512 on the CPU, on a GPU what fits into its free memory.",
+        "Tokens in a batch, padding included; if not given 768 on the CPU, on a GPU what fits into its free memory.",
         least=1,
     )
     batch_size: int | None = _option(None, "Most samples in a batch.", least=1)
