@@ -54,9 +54,10 @@ def all_token_patterns(
     z = None if value is None else query.new_empty((batch, tokens, heads, value.shape[-1]))
     positions = torch.arange(tokens, device=query.device)
     real = positions < lengths[:, None]  # [B,T]
-    # What stands at padding may be NaN.
-    key = key.float().masked_fill(~F.pad(real, (past, 0), value=True)[:, None, :, None], 0).transpose(2, 3).flatten(0, 1)
-    value = None if value is None else value.float().flatten(0, 1)
+    # What stands at padding may be NaN, and a weight of 0 would not take that away.
+    padding = ~F.pad(real, (past, 0), value=True)[:, None, :, None]
+    key = key.float().masked_fill(padding, 0).transpose(2, 3).flatten(0, 1)
+    value = None if value is None else value.float().masked_fill(padding, 0).flatten(0, 1)
     block = min(tokens, max(1, BLOCK_BYTES.get(query.device.type, 1 << 26) // (4 * batch * heads * keys)))
     # Memory that is used anew for each block stays in the caches of a CPU, and is not asked of the system again and again.
     logits_memory, weights_memory = query.new_empty((2, batch * heads * block * keys), dtype=torch.float32)
