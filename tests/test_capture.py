@@ -196,7 +196,7 @@ def test_out_of_memory_with_one_sample_says_what_to_lower(llama: Path, tmp_path:
     monkeypatch.setitem(runner.BATCH_OVERHEAD, "cpu", 5000)  # all in one batch
     with pytest.raises(RunError, match="lower --max-length"):
         headscore.capture(tmp_path / "c", model=str(llama), max_samples=4, share_prefixes=False, batch_tokens=5000)
-    assert calls[3] == 4 and calls[-1] == 1
+    assert calls[3] == 4 and calls[-1] == 1 and len(set(calls[3:])) == len(calls[3:]), "each smaller than the one before"
     assert not list((tmp_path / "c").rglob("*.h5"))
 
 
