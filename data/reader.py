@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from .chunks import CHECKSUM_BYTES, PlainChunks
 from .errors import InputError, one_line
 from .files import require_plain_file
 from .metadata import FORMAT, MAX_HEADS, Metadata, check_metadata
@@ -64,6 +65,7 @@ class Shard:
             self.number: int = self.metadata.pop("shard")
             self.skipped: list[dict[str, Any]] = self.metadata.pop("skipped")
             self.names = array_names(self.metadata["settings"]["queries"])
+            self._plain: dict[str, PlainChunks] = {}  # the arrays that are read past HDF5
             self._arrays = self._checked_arrays()
             self.samples, self.tokens, self.layers, self.heads = self._checked_dims()
         except (InputError, ArithmeticError, LookupError, ValueError, TypeError, OSError, RuntimeError) as error:
@@ -94,7 +96,9 @@ class Shard:
         start, count = tuple(part.start for part in ranges), tuple(part.stop - part.start for part in ranges)
         values = np.empty(count, dtype)
         try:
-            if values.size:
+            if name in self._plain and layer is not None:
+                self._plain[name].read(layer, ranges[2], values[0])
+            elif values.size:
                 place = array.get_space()
                 place.select_hyperslab(start, count)
                 array.read(h5py.h5s.create_simple(count), place, values)
@@ -125,17 +129,20 @@ class Shard:
 
     def _read_attributes(self) -> Metadata:
         attributes: Metadata = {}
-        stored = self._file.attrs
-        if len(stored) > MAX_ATTRIBUTES:
+        root = h5py.h5g.open(self._file.id, b"/")
+        count = h5py.h5a.get_num_attrs(root)
+        if count > MAX_ATTRIBUTES:
             raise InputError(f"{self.path}: has more than {MAX_ATTRIBUTES} attributes")
-        for key in stored:
-            attribute = stored.get_id(key)
+        for index in range(count):
+            attribute = h5py.h5a.open(root, index=index)
             if attribute.get_storage_size() > MAX_ATTRIBUTE_BYTES:
                 raise InputError(f"{self.path}: has an attribute of more than {MAX_ATTRIBUTE_BYTES} bytes")
             if attribute.dtype.kind not in "Siu":  # others would be read from an unchecked heap
                 continue
-            value = stored[key]
-            text = value.decode() if isinstance(value, bytes) else int(value)
+            value = np.empty(attribute.shape, attribute.dtype)
+            attribute.read(value)
+            key, content = attribute.name.decode(), value.item()
+            text = content.decode() if isinstance(content, bytes) else content
             attributes[key] = json.loads(text) if isinstance(text, str) and key != "format" else text
         if attributes.get("format") != FORMAT:
             raise InputError(f"{self.path}: is not a shard of a headscore cache")
@@ -147,13 +154,13 @@ class Shard:
         With HDF5's own calls, which take less time than h5py's objects: a large cache has many shards to open.
         """
         groups: dict[str, Any] = {}
-        found = {}
+        found: dict[str, tuple[Any, tuple[int, ...]]] = {}
         for name in self.names:
             group, array = name.split("/")
             groups[group] = groups.get(group) or self._linked(self._file.id, group, name)
-            found[name] = self._linked(groups[group], array, name)
-            self._check_array(name, found[name])
-        return {name: (array, array.shape) for name, array in found.items()}
+            identifier = self._linked(groups[group], array, name)
+            found[name] = identifier, self._checked_shape(name, identifier)
+        return found
 
     def _linked(self, place: Any, part: str, name: str) -> Any:
         """What a hard link leads to: no other can be trusted to stay inside this file."""
@@ -162,7 +169,8 @@ class Shard:
             return h5py.h5o.open(place, link)
         raise InputError(f"{self.path}: '{name}' is missing or is not a plain array of this file")
 
-    def _check_array(self, name: str, array: Any) -> None:
+    def _checked_shape(self, name: str, array: Any) -> tuple[int, ...]:
+        """The dims of an array, once it is known to be stored as the format says, and in pieces that are safe to read."""
         expected, axes = ARRAYS[name]
         layout = array.get_create_plist() if isinstance(array, h5py.h5d.DatasetID) else None
         if layout is None or layout.get_external_count() or layout.get_layout() == h5py.h5d.VIRTUAL:
@@ -179,10 +187,12 @@ class Shard:
         if size > array.get_storage_size() * MAX_GZIP_RATIO:
             raise InputError(f"{self.path}: '{name}' declares more data than the file holds")
         if size:
-            self._check_chunks(name, array, shape, layout.get_chunk(), dtype.itemsize)
+            self._check_chunks(name, array, shape, layout.get_chunk(), filters)
+        return tuple(shape)
 
-    def _check_chunks(self, name: str, array: Any, shape: Sequence[int], chunk: Sequence[int], item: int) -> None:
+    def _check_chunks(self, name: str, array: Any, shape: Sequence[int], chunk: Sequence[int], filters: list[int]) -> None:
         """Raises InputError where the pieces that an array is stored in are too large or too many, or inflate too far."""
+        item = np.dtype(ARRAYS[name][0]).itemsize
         size, chunk_bytes = prod(shape) * item, prod(chunk) * item
         across_layers = len(shape) == 3 and chunk[0] != 1  # would be read again for each layer
         if (len(shape) == 1 and size > MAX_READ_BYTES) or chunk_bytes > MAX_CHUNK_BYTES or across_layers:
@@ -195,6 +205,10 @@ class Shard:
         # Inflating does not stop at the chunk's size, so what is stored must not be larger than it could be.
         if len(stored) != count or any(c.filter_mask or c.size > chunk_bytes + chunk_bytes // 100 + 64 for c in stored):
             raise InputError(f"{self.path}: '{name}' has pieces that are missing, or are not stored as they should be")
+        as_in_memory = all(c.size == chunk_bytes + CHECKSUM_BYTES for c in stored) and filters == [h5py.h5z.FILTER_FLETCHER32]
+        if ARRAYS[name][1] == ("L", "H", "t") and chunk[1] == shape[1] and as_in_memory:
+            places = {(c.chunk_offset[0], c.chunk_offset[2]): c.byte_offset for c in stored}
+            self._plain[name] = PlainChunks(self._file.id.get_vfd_handle(), ARRAYS[name][0], chunk, places)
 
     def _checked_dims(self) -> tuple[int, int, int, int]:
         dims: dict[str, int] = {}

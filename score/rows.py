@@ -19,6 +19,7 @@ _ONE = 0x3C00  # the bits of 1.0; those of the numbers from 0 to 1 rise with the
 _MASS_UNIT = 2.0**-24  # every half-precision number is a multiple of it
 _ENTROPY_UNIT = 2.0**-34
 _ENTROPY_BITS = 38  # room for 16 nats, more than the entropy of a row of 8 million tokens; the bits above are the mass's
+_ENTROPY = (1 << _ENTROPY_BITS) - 1
 
 
 class RowSums:
@@ -38,9 +39,8 @@ class RowSums:
         starts[1:] |= member[1:] != member[:-1]
         self._starts = np.flatnonzero(starts)
         self._of_window = [*np.searchsorted(self._starts, windows).tolist(), len(self._starts)]
-        self._of_sample = np.searchsorted(self._starts, offsets[:-1])
-        self._inside = np.flatnonzero(member[self._starts])
-        self._inside_of_sample = np.searchsorted(self._inside, [*self._of_sample, len(self._starts)])
+        self._samples = np.append(np.searchsorted(self._starts, offsets[:-1]), len(self._starts))  # where theirs begin and end
+        self._inside = member[self._starts]
         self._packed = np.empty(heads * min(self._window, self._tokens), np.int64)
 
     def mass_and_entropy(self, patterns: npt.NDArray[np.float16]) -> tuple[Float, Float]:
@@ -50,11 +50,10 @@ class RowSums:
         exact, −H within T · 3e-11. Raises ValueError for values that are not between 0 and 1.
         """
         pieces = self._pieces(patterns.view(np.uint16))
-        entropy = np.add.reduceat(pieces, self._of_sample, axis=1) & ((1 << _ENTROPY_BITS) - 1)
-        mass = np.zeros((len(pieces), len(self._inside) + 1), np.int64)
-        np.cumsum(pieces[:, self._inside] >> _ENTROPY_BITS, axis=1, out=mass[:, 1:])
-        start, stop = self._inside_of_sample[:-1], self._inside_of_sample[1:]
-        return (mass[:, stop] - mass[:, start]) * _MASS_UNIT, entropy * -_ENTROPY_UNIT
+        up_to = np.zeros((len(pieces), pieces.shape[1] + 1), np.int64)  # this may wrap around, differences do not
+        np.cumsum(np.where(self._inside, pieces, pieces & _ENTROPY), axis=1, out=up_to[:, 1:])
+        sums = np.diff(up_to.take(self._samples, axis=1))
+        return (sums >> _ENTROPY_BITS) * _MASS_UNIT, (sums & _ENTROPY) * -_ENTROPY_UNIT
 
     def _pieces(self, bits: npt.NDArray[np.uint16]) -> Integers:
         """The packed sum of every piece: bits of pattern rows [H,t] -> [H,pieces]."""

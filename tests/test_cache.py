@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from test_score import BY_HAND, metadata, write_cache
 
 import headscore
 from headscore.data.cache import open_cache, read_metadata, shard_path
+from headscore.data.chunks import fletcher32
 from headscore.data.errors import InputError, RunError
 from headscore.data.reader import Shard, verify_shard
 from headscore.data.shard import ARRAYS, write_shard
@@ -56,6 +58,44 @@ def test_what_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, 
             np.testing.assert_array_equal(shard.read(name), arrays[name].astype(dtype))
             if axes[0] == "L" and len(axes) > 1:
                 np.testing.assert_array_equal(shard.read(name, 1), arrays[name][1].astype(dtype))
+
+
+@settings(max_examples=40)
+@given(words=st.integers(1, 5000), seed=st.integers(0, 9), kind=st.sampled_from(["any", "zeros", "ones", "few", "chunk"]))
+def test_checksums_are_those_of_hdf5(words: int, seed: int, kind: str) -> None:
+    random = np.random.default_rng(seed)
+    made = {
+        "any": lambda: random.integers(0, 1 << 16, words),
+        "zeros": lambda: np.zeros(words),  # 0 and 65,535 are the same modulo 65,535, but not as checksums
+        "ones": lambda: np.full(words, 65535),
+        "few": lambda: (random.random(words) < 0.01) * 65535,
+        "chunk": lambda: random.integers(0, 1 << 16, 1 << 19),  # the most that a chunk may hold
+    }[kind]()
+    content = made.astype("<u2")
+    with h5py.File(io.BytesIO(), "w") as file:
+        stored = file.create_dataset("x", data=content, chunks=content.shape, fletcher32=True).id.read_direct_chunk((0,))[1]
+    assert stored == content.tobytes() + fletcher32(content).to_bytes(4, "little")
+
+
+@settings(max_examples=25)
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=12), sizes=st.tuples(st.integers(1, 90), st.integers(1, 90)))
+def test_how_arrays_are_cut_changes_nothing(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], sizes: tuple[int, int]
+) -> None:
+    folder, arrays = tmp_path_factory.mktemp("cache"), arrays_of_lengths(lengths)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("headscore.data.shard.CHUNK_ITEMS", sizes[0])
+        patch.setattr("headscore.data.reader.BLOCK_ITEMS", sizes[1])
+        patch.setattr("headscore.data.reader.LEAST_CHUNK_BYTES", 1)
+        for compression in ("none", "gzip"):
+            made = metadata(LAYERS, HEADS, {"settings": {"queries": "all_tokens", "compression": compression}})
+            made["layers"] = [1, 4]
+            write_shard(shard_path(folder, 0), 0, arrays, made, [])
+            with Shard(shard_path(folder, 0)) as shard:
+                for name in ("last_token/attention", "all_tokens/attention"):
+                    for layer in range(LAYERS):
+                        blocks = [shard.read(name, layer, block) for block in shard.blocks()]
+                        np.testing.assert_array_equal(np.concatenate(blocks, axis=1), arrays[name][layer].astype("float16"))
 
 
 def test_the_file_is_as_the_format_says(cache: Path) -> None:
@@ -208,7 +248,7 @@ def test_hostile_and_broken_shards_are_refused(tmp_path: Path, what: str) -> Non
 def test_a_sample_too_large_to_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = write_cache(tmp_path, **BY_HAND)
     monkeypatch.setattr("headscore.data.reader.MAX_READ_BYTES", 15)  # the longest has 4 tokens, 2 heads, 2 bytes
-    monkeypatch.setattr("headscore.data.reader.Shard._check_array", lambda shard, name, array: None)
+    monkeypatch.setattr("headscore.data.reader.Shard._checked_shape", lambda shard, name, array: array.shape)
     with pytest.raises(InputError, match="has a sample of more tokens than can be read at once"):
         headscore.score(cache)
 
