@@ -45,6 +45,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from headscore.capture import models
+from headscore.capture.attention import Recorder
 from headscore.capture.metadata import data_metadata, with_model
 from headscore.capture.samples import EncodedShard, Marker, ShardSamples, SkipLimit, encode_shards, read_prompts
 from headscore.capture.shards import capture_shards
@@ -127,6 +128,7 @@ class Prompts:
     def __init__(self, causal: PreTrainedModel, arguments: argparse.Namespace, length: int):
         self._arguments, self._length, self._base = arguments, length, causal.get_decoder()
         self._tokenizer = models.load_tokenizer(models.resolve(arguments.model))
+        self._recorders: dict[str, Recorder] = {}
         settings = self._settings("last_token", True)
         shards, marker = self._shards(settings)
         self.ids = [prompt.ids for shard in shards for prompt in shard.prompts]
@@ -146,7 +148,8 @@ class Prompts:
             (Path(folder) / "shards").mkdir()
             cache = Cache(Path(folder), metadata, (), len(shards))
             limit = SkipLimit(settings, self._arguments.samples, 0)
-            capture_shards(cache, dict(enumerate(shards)), marker, self._base, settings, limit, None, share=share)
+            recorder = self._recorders.setdefault(queries, Recorder(queries == "all_tokens"))  # as the self-check leaves one
+            capture_shards(cache, dict(enumerate(shards)), marker, self._base, recorder, settings, limit, None, share=share)
 
     def _settings(self, queries: str, share: bool) -> CaptureSettings:
         names = ("data", "template", "max_length") if self._arguments.data else ()

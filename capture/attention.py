@@ -158,7 +158,8 @@ class Recorder:
     """The listener that reduces each layer at once and hands a whole batch to the host in one go.
 
     all_tokens: whether the mean pattern and entropy over all query positions are wanted too. After each forward pass `take()`
-    gives what was recorded, `layers` the model's numbers of the L layers, and `projections` their output projections.
+    gives what was recorded, `layers` the model's numbers of the L layers, and `projections` their output projections. One
+    object serves one model, and is slower on its first pass.
     """
 
     def __init__(self, all_tokens: bool):
@@ -166,7 +167,8 @@ class Recorder:
         self._lengths = torch.empty(0, dtype=torch.long)
         self._prefix: Prefix | None = None
         self._factors: dict[int, Tensor] = {}
-        self._found: dict[str, list[Tensor]] = {}
+        self._room = 1
+        self._found: dict[str, Tensor] = {}
         self._sums: dict[int, dict[str, Tensor]] = {}
         self.layers: list[int] = []
         self.kv_heads = 0
@@ -206,14 +208,29 @@ class Recorder:
         sums["all_tokens/result_norm"] = reductions.sum_over_tokens(results, lengths)
         self._sums[layer] = sums
         found = {
-            "last_token/attention": reductions.last_token_patterns(query, key, lengths, scaling, mask).half(),
+            "last_token/attention": reductions.last_token_patterns(query, key, lengths, scaling, mask),
             "last_token/output_norm": reductions.at_last_token(outputs, lengths),
             "last_token/result_norm": reductions.at_last_token(results, lengths),
             **{name: self._mean(layer, name, values) for name, values in sums.items()},
         }
         for name, values in found.items():
-            self._found.setdefault(name, []).append(values)
+            self._keep(name, values)
         return z
+
+    def _keep(self, name: str, values: Tensor) -> None:
+        """Put the latest layer's values beside those of the layers before.
+
+        There is room for all layers from the first on: small tensors that outlast a layer would scatter its temporaries.
+        """
+        layers = len(self.layers)
+        kept = self._found.get(name)
+        if kept is None:
+            dtype = torch.half if name.endswith("attention") else torch.float32
+            kept = self._found[name] = values.new_empty((max(self._room, layers), *values.shape), dtype=dtype)
+        elif len(kept) < layers:
+            kept = self._found[name] = torch.cat([kept, torch.empty_like(kept)])
+            self._room = len(kept)
+        kept[layers - 1].copy_(values)
 
     def take_prefix(self, tokens: int, kv_cache: Cache) -> Prefix:
         """What was just run, a batch of one, as a prefix."""
@@ -228,20 +245,19 @@ class Recorder:
             before = self._prefix.sums[layer][name]
             sums[..., : before.shape[-1]] += before  # a key's sums are [1,H,P], a head's [1,H]
             total = total + self._prefix.tokens
-        means = sums / total.view(-1, *[1] * (sums.ndim - 1))
-        return means.half() if name.endswith("attention") else means
+        return sums / total.view(-1, *[1] * (sums.ndim - 1))
 
     def take(self) -> Recording:
         """What was recorded of the batch, in the order of `layers`; on a GPU this waits for nothing."""
         if not self._found:
             raise NoAttentionError
-        device = next(iter(self._found.values()))[0].device  # layers may lie on several devices
-        stacked = {name: torch.stack([v.to(device) for v in values]) for name, values in self._found.items()}
+        found = {name: values[: len(self.layers)] for name, values in self._found.items()}
         self.clear()
         # All values are at least 0, so that one pass for the largest tells NaN and infinity too.
-        largest = torch.stack([v.amax(dim=(0, *range(2, v.ndim))).float() for v in stacked.values()])
+        largest = torch.stack([v.amax(dim=(0, *range(2, v.ndim))).float() for v in found.values()])
         finite = torch.isfinite(largest).all(0)
-        arrays = {name: _to_host(v) for name, v in stacked.items()}
+        arrays = {name: _to_host(v) for name, v in found.items()}
+        device = finite.device
         on_host = _to_host(finite)
         event = torch.cuda.Event() if device.type == "cuda" else None
         if event:

@@ -12,6 +12,7 @@ from ..data.errors import InputError
 from ..data.files import output_folder, remove_leftovers
 from ..data.settings import CaptureSettings
 from . import models
+from .attention import Recorder
 from .metadata import data_metadata, with_model
 from .ranks import Rank, this_rank
 from .resume import finished_shards, require_same_capture, start_cache
@@ -65,13 +66,14 @@ def _capture(out: Path, settings: CaptureSettings, overwrite: bool, rank: Rank, 
     encoded = [prompt for shard in shards for prompt in shard.prompts]
     models.require_same_vocabulary(source, model, max(int(prompt.ids.max()) for prompt in encoded))
     logger.info("%s: %s on %s", settings.model, dtype, "several devices" if settings.device_map else device)
-    check = self_check(model, encoded, dtype, settings)
+    recorder = Recorder(settings.queries == "all_tokens")
+    check = self_check(model, recorder, encoded, dtype, settings)
     worst = max(check["largest_difference"].values())
     logger.info("self-check passed: within %.1g of the model's own eager attention", worst)
 
     cache = start_cache(out, with_model(metadata, model, check), overwrite, rank)
     limit = SkipLimit(settings, len(prompts.drawn), sum(len(shard.skipped) for shard in shards))
-    made = capture_shards(cache, own, marker, model, settings, limit, progress, share=check["shared_prefixes"])
+    made = capture_shards(cache, own, marker, model, recorder, settings, limit, progress, share=check["shared_prefixes"])
 
     lines, skipped, missing = finished_shards(out)
     if skipped:

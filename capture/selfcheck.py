@@ -30,7 +30,9 @@ MOST_TRIED = 8  # samples from either end, where the first give values that are 
 MOST_TOKENS = 512  # eager attention holds L·H·T² weights at once, so the check's prompts must not be long
 
 
-def self_check(model: PreTrainedModel, samples: Sequence[Tokens], dtype: str, settings: CaptureSettings) -> dict[str, Any]:
+def self_check(
+    model: PreTrainedModel, recorder: Recorder, samples: Sequence[Tokens], dtype: str, settings: CaptureSettings
+) -> dict[str, Any]:
     """Run the shortest and the longest of `samples` as the capture will, and one at a time through eager attention.
 
     They are run as one padded batch, and (with `--share-prefixes`) each once more with its first half as a prefix.
@@ -43,7 +45,6 @@ def self_check(model: PreTrainedModel, samples: Sequence[Tokens], dtype: str, se
     """
     by_length = sorted(samples, key=lambda sample: len(sample.ids))
     short_enough = [sample for sample in by_length if len(sample.ids) <= MOST_TOKENS] or by_length[:1]
-    recorder = Recorder(all_tokens=settings.queries == "all_tokens")
     if short_enough[-1] is not by_length[-1]:
         _record(model, recorder, by_length[-1:])  # can the model take it at all?
     checked = _finite_samples(model, recorder, short_enough, dtype, settings.on_nan)

@@ -34,6 +34,7 @@ def capture_shards(
     shards: Mapping[int, EncodedShard],
     marker: Marker,
     model: PreTrainedModel,
+    recorder: Recorder,
     settings: CaptureSettings,
     limit: SkipLimit,
     progress: Progress | None,
@@ -46,7 +47,6 @@ def capture_shards(
     RunError where the disk refuses, the model fails, or a sample gives values that are not finite (with `--on-nan skip`: where
     that makes too many), and KeyboardInterrupt after a Ctrl-C; whole shards stay in any case.
     """
-    recorder = Recorder(settings.queries == "all_tokens")
     runner = Runner(model, recorder, settings.batch_tokens or 1, settings.batch_size)
     prompts = [prompt for shard in shards.values() for prompt in shard.prompts]
     done, made, stopped = 0, 0, False
