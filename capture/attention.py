@@ -105,6 +105,10 @@ def output_weight(projection: Any) -> Tensor:
     return weight.detach().T if type(projection).__name__ == "Conv1D" else weight.detach()
 
 
+class AllRecorded(Exception):
+    """Raised in a forward pass once the last attention layer is recorded: nothing needs the rest of it."""
+
+
 class NoAttentionError(Exception):
     """The model ran, but no attention layer was heard of."""
 
@@ -159,14 +163,16 @@ class Recorder:
 
     all_tokens: whether the mean pattern and entropy over all query positions are wanted too. After each forward pass `take()`
     gives what was recorded, `layers` the model's numbers of the L layers, and `projections` their output projections. One
-    object serves one model, and is slower on its first pass.
+    object serves one model. Its first pass tells it how many layers there are; later ones it may end early by AllRecorded.
     """
 
     def __init__(self, all_tokens: bool):
         self._all_tokens = all_tokens
         self._lengths = torch.empty(0, dtype=torch.long)
         self._prefix: Prefix | None = None
+        self._will_be_prefix = False
         self._factors: dict[int, Tensor] = {}
+        self._depth = 0  # attention layers of a whole pass, once known
         self._room = 1
         self._found: dict[str, Tensor] = {}
         self._sums: dict[int, dict[str, Tensor]] = {}
@@ -174,21 +180,34 @@ class Recorder:
         self.kv_heads = 0
         self.projections: dict[int, nn.Module] = {}
 
-    def start(self, lengths: Tensor, prefix: Prefix | None = None) -> None:
-        """Begin a batch whose samples have `lengths` [B] real tokens, after those of the prefix.
+    def start(self, lengths: Tensor, prefix: Prefix | None = None, *, will_be_prefix: bool = False) -> None:
+        """Begin a batch whose samples have `lengths` [B] real tokens, after those of the prefix; or one to `take_prefix` of.
 
         They should lie on the model's device: to bring them there in each layer would wait for it.
         """
-        self._lengths, self._prefix = lengths, prefix
-        self._found, self._sums = {}, {}
+        self._lengths, self._prefix, self._will_be_prefix = lengths, prefix, will_be_prefix
         self.layers = []
+        self.clear()
 
     def clear(self) -> None:
         """Let go of what a failed batch holds."""
         self._found, self._sums = {}, {}
 
+    def run(self, model: PreTrainedModel, **inputs: Any) -> None:
+        """The forward pass of a batch, up to where all is recorded."""
+        with contextlib.suppress(AllRecorded):
+            model(**inputs)
+            # What moves weights from device to device counts on whole passes.
+            self._depth = 0 if hasattr(model, "hf_device_map") else len(self.layers)
+
     def __call__(self, call: AttentionCall) -> Tensor:
-        """Run and reduce one layer of the current batch; z [B,T,H,D]."""
+        """Run and reduce one layer of the current batch; z [B,T,H,D]. Raises AllRecorded after the last."""
+        z = self._record(call)
+        if len(self.layers) == self._depth:
+            raise AllRecorded
+        return z
+
+    def _record(self, call: AttentionCall) -> Tensor:
         query, key, scaling, mask = call.query, call.key, call.scaling, call.mask
         lengths = self._lengths.to(query.device)
         layer = int(call.module.layer_idx)  # type: ignore[arg-type]
@@ -206,7 +225,9 @@ class Recorder:
         results = reductions.result_norms(z, self._result_factors(layer, call.module, z))
         sums["all_tokens/output_norm"] = reductions.sum_over_tokens(outputs, lengths)
         sums["all_tokens/result_norm"] = reductions.sum_over_tokens(results, lengths)
-        self._sums[layer] = sums
+        if self._will_be_prefix:
+            self._sums[layer] = sums
+            return z
         found = {
             "last_token/attention": reductions.last_token_patterns(query, key, lengths, scaling, mask),
             "last_token/output_norm": reductions.at_last_token(outputs, lengths),

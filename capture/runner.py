@@ -127,9 +127,9 @@ class Runner:
         """The prefix of a group of prompts, run once."""
         kv_cache = DynamicCache()
         with self._failures(len(ids), 1):
-            self._recorder.start(torch.tensor([len(ids)], device=self._model.device))
+            self._recorder.start(torch.tensor([len(ids)], device=self._model.device), will_be_prefix=True)
             tokens = torch.from_numpy(ids.astype(np.int64))[None].to(self._model.device)
-            self._model(input_ids=tokens, past_key_values=kv_cache, use_cache=True)
+            self._recorder.run(self._model, input_ids=tokens, past_key_values=kv_cache, use_cache=True)
             return self._recorder.take_prefix(len(ids), kv_cache)
 
     def _launch(self, work: Work, prefix: Prefix | None, index: list[list[int]]) -> "_Launched | None":
@@ -139,7 +139,7 @@ class Runner:
         try:
             with self._failures(int(batch.lengths.max()), len(index)):
                 self._recorder.start(batch.lengths.to(self._model.device), prefix)
-                self._model(input_ids=batch.ids.to(self._model.device), **options)
+                self._recorder.run(self._model, input_ids=batch.ids.to(self._model.device), **options)
                 return _Launched(work, prefix, batch, self._recorder.take())
         except torch.OutOfMemoryError:
             pass

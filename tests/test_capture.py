@@ -278,6 +278,28 @@ def test_recording_leaves_no_trace(llama: Path) -> None:
     assert attention.NAME not in ALL_ATTENTION_FUNCTIONS and attention.NAME not in ALL_MASK_ATTENTION_FUNCTIONS
 
 
+def test_what_follows_the_last_attention_is_run_once_and_never_again(llama: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(llama).get_decoder()
+    ran: list[int] = []
+    for number, layer in enumerate(model.layers):
+        layer.mlp.register_forward_hook(lambda *_, number=number: ran.append(number))
+    recorder, layers = attention.Recorder(all_tokens=True), list(range(len(model.layers)))
+    first, second = (torch.arange(start, start + 10)[None] for start in (2, 30))
+    found = []
+    with torch.inference_mode(), attention.recording(model, recorder):
+        for ids in (first, second, first):
+            recorder.start(torch.tensor([10]))
+            recorder.run(model, input_ids=ids, use_cache=False)
+            found.append(recorder.take().finish())
+    assert ran == layers + 2 * layers[:-1]
+    assert all(recorded.layers == layers for recorded in found)
+    for name, values in found[0].arrays.items():
+        np.testing.assert_array_equal(values, found[2].arrays[name])
+        assert not np.array_equal(values, found[1].arrays[name])
+
+
 @pytest.mark.parametrize(("name", "expected"), [("llama", {False}), ("mistral_window", {True})])
 def test_masks_are_passed_only_where_they_are_needed(name: str, expected: set[bool]) -> None:
     """Full causal layers get no mask, so that SDPA takes its fastest kernels; windowed layers get theirs."""
