@@ -1,6 +1,7 @@
 """How fast caches are scored, each time by a whole `headscore score` process, from a warm page cache.
 
     python benchmarks/bench_score.py                  # synthetic caches: 1,024 rows, and 2 GB of pattern rows
+    python benchmarks/bench_score.py --shape llama-3.2-1b --size 4
     python benchmarks/bench_score.py --cache CACHE    # your own
 
 What is measured, as medians over rounds, with everything in each round once so that ratios are of neighbours in time:
@@ -35,12 +36,14 @@ from headscore.data.cache import Cache, open_cache, shard_path, write_metadata
 from headscore.data.shard import write_shard
 from headscore.score.derived import DERIVED_FOLDER, SETTLED_NS
 
-LAYERS, HEADS, SHARD_SIZE = 30, 9, 256  # SmolLM2-135M, and capture's default
+SHAPES = {"smollm2-135m": (30, 9), "llama-3.2-1b": (16, 32)}  # layers, heads
+SHARD_SIZE = 256  # capture's default
 SETTINGS = {"queries": "last_token", "compression": "none", "dtype": "fp32", "shard_size": SHARD_SIZE, "seed": 0}
 
 
-def synthetic_cache(folder: Path, samples: int, tokens: int, distinct: int = 4) -> Path:
+def synthetic_cache(folder: Path, shape: tuple[int, int], samples: int, tokens: int, distinct: int = 4) -> Path:
     """A cache of `samples` prompts of about `tokens` tokens, through headscore's own writer; `distinct` shards are repeated."""
+    layers, heads = shape
     shards = -(-samples // SHARD_SIZE)
     metadata: dict[str, Any] = {
         "format": "headscore-cache",
@@ -51,14 +54,14 @@ def synthetic_cache(folder: Path, samples: int, tokens: int, distinct: int = 4) 
         "templates": [],
         "span_names": ["question", "choices", "template", "special"],
         "settings": SETTINGS,
-        "dims": {"layers": LAYERS, "heads": HEADS},
-        "layers": list(range(LAYERS)),
+        "dims": {"layers": layers, "heads": heads},
+        "layers": list(range(layers)),
         "plan": {"rows": samples, "shards": shards},
         "example": {"row": 0, "pieces": []},
     }
     write_metadata(folder, metadata, keep_existing=False)
     random = np.random.default_rng(0)
-    made = [synthetic_arrays(random, tokens) for _ in range(min(distinct, shards))]
+    made = [synthetic_arrays(random, layers, heads, tokens) for _ in range(min(distinct, shards))]
     for number in range(shards):
         arrays = made[number % len(made)]
         arrays["samples/row"] = np.arange(SHARD_SIZE) + number * SHARD_SIZE
@@ -67,19 +70,19 @@ def synthetic_cache(folder: Path, samples: int, tokens: int, distinct: int = 4) 
     return folder
 
 
-def synthetic_arrays(random: np.random.Generator, tokens: int) -> dict[str, np.ndarray]:
+def synthetic_arrays(random: np.random.Generator, layers: int, heads: int, tokens: int) -> dict[str, np.ndarray]:
     lengths = random.integers(tokens // 2, tokens * 3 // 2 + 1, SHARD_SIZE)
     offsets = np.cumsum([0, *lengths])
-    weights = np.exp(random.normal(0, 2, (LAYERS, HEADS, offsets[-1])))
+    weights = np.exp(random.normal(0, 2, (layers, heads, offsets[-1])))
     sums = np.add.reduceat(weights, offsets[:-1], axis=2)
     place = np.concatenate([np.arange(length) / length for length in lengths])
-    norms = random.random((LAYERS, HEADS, SHARD_SIZE))
+    norms = random.random((layers, heads, SHARD_SIZE))
     names = [f"{mode}/{norm}" for mode in ("last_token", "all_tokens") for norm in ("output_norm", "result_norm")]
     return {
         "samples/offset": offsets,
         "tokens/id": np.zeros(offsets[-1]),
         "tokens/span": np.where((place > 0.2) & (place < 0.4), 1, 4),
-        "layers/index": np.arange(LAYERS),
+        "layers/index": np.arange(layers),
         "last_token/attention": weights / np.repeat(sums, lengths, axis=2),
         **dict.fromkeys(names, norms),
     }
@@ -155,6 +158,7 @@ def rounds_of(path: Path, out: Path, rounds: int, workers: list[int], elsewhere:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, action="append", help="measure this cache; its derived/ is removed")
+    parser.add_argument("--shape", choices=SHAPES, default="smollm2-135m", help="of the synthetic caches")
     parser.add_argument("--rows", type=int, default=1024, help="rows of the small synthetic cache")
     parser.add_argument("--size", type=float, default=2.0, help="GB of pattern rows in the large synthetic cache; 0 for none")
     parser.add_argument("--tokens", type=int, default=128, help="mean tokens of a synthetic prompt")
@@ -166,10 +170,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, elsewhere:
         caches = dict(zip(map(str, arguments.cache or ()), arguments.cache or (), strict=True))
         if not caches:
-            large = round(arguments.size * 1e9 / (2 * LAYERS * HEADS * arguments.tokens))
+            shape = SHAPES[arguments.shape]
+            large = round(arguments.size * 1e9 / (2 * shape[0] * shape[1] * arguments.tokens))
             for name, samples in {"small": arguments.rows, "large": large}.items():
                 if samples:
-                    made = elsewhere.submit(synthetic_cache, Path(folder) / name, samples, arguments.tokens)
+                    made = elsewhere.submit(synthetic_cache, Path(folder) / name, shape, samples, arguments.tokens)
                     caches[name] = made.result()
         figures: dict[str, Any] = {}
         for name, path in caches.items():

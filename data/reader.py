@@ -133,15 +133,17 @@ class Shard:
         count = h5py.h5a.get_num_attrs(root)
         if count > MAX_ATTRIBUTES:
             raise InputError(f"{self.path}: has more than {MAX_ATTRIBUTES} attributes")
-        for index in range(count):
-            attribute = h5py.h5a.open(root, index=index)
+        names: list[bytes] = []
+        h5py.h5a.iterate(root, names.append)
+        for name in names:
+            attribute = h5py.h5a.open(root, name)
             if attribute.get_storage_size() > MAX_ATTRIBUTE_BYTES:
                 raise InputError(f"{self.path}: has an attribute of more than {MAX_ATTRIBUTE_BYTES} bytes")
             if attribute.dtype.kind not in "Siu":  # others would be read from an unchecked heap
                 continue
             value = np.empty(attribute.shape, attribute.dtype)
             attribute.read(value)
-            key, content = attribute.name.decode(), value.item()
+            key, content = name.decode(), value.item()
             text = content.decode() if isinstance(content, bytes) else content
             attributes[key] = json.loads(text) if isinstance(text, str) and key != "format" else text
         if attributes.get("format") != FORMAT:
