@@ -4,6 +4,7 @@ There are 15,361 half-precision numbers from 0 to 1. A table gives p and −p ln
 that one sum yields both a row's mass and its entropy. Integers add up to the same in whatever order.
 """
 
+import itertools
 from functools import cache
 from typing import Any
 
@@ -30,18 +31,19 @@ class RowSums:
     """
 
     def __init__(self, member: npt.NDArray[np.bool_], offsets: Integers, heads: int):
-        self._tokens = len(member)
-        self._window = max(1, WINDOW_ITEMS // heads)
-        windows = np.arange(0, self._tokens, self._window)
-        # A piece is a part of a row that lies in one sample, in one window, and in or out of the span.
-        starts = np.zeros(self._tokens, bool)
-        starts[offsets[:-1]] = starts[windows] = True
-        starts[1:] |= member[1:] != member[:-1]
-        self._starts = np.flatnonzero(starts)
-        self._of_window = [*np.searchsorted(self._starts, windows).tolist(), len(self._starts)]
-        self._samples = np.append(np.searchsorted(self._starts, offsets[:-1]), len(self._starts))  # where theirs begin and end
-        self._inside = member[self._starts]
-        self._packed = np.empty(heads * min(self._window, self._tokens), np.int64)
+        # All heads' rows are one sequence. A piece of it lies in one sample, in one window, and in or out of the span.
+        tokens, rows = len(member), np.arange(heads)[:, np.newaxis] * len(member)
+        edges = np.union1d(offsets[:-1], np.flatnonzero(member[1:] != member[:-1]) + 1)
+        windows = np.arange(0, heads * tokens, WINDOW_ITEMS)
+        starts = np.union1d(rows + edges, windows)
+        of_window = [*np.searchsorted(starts, windows).tolist(), len(starts)]
+        self._windows = [
+            (slice(start, start + WINDOW_ITEMS), starts[first:end] - start, slice(first, end))
+            for start, (first, end) in zip(windows.tolist(), itertools.pairwise(of_window), strict=True)
+        ]
+        self._samples = np.append(np.searchsorted(starts, rows + offsets[:-1]), len(starts))  # where theirs begin and end
+        self._inside = member[starts % tokens]
+        self._packed = np.empty(min(WINDOW_ITEMS, heads * tokens), np.int64)
 
     def mass_and_entropy(self, patterns: npt.NDArray[np.float16]) -> tuple[Float, Float]:
         """The mass, between 0 and 1, and −H in nats, between −ln T and 0 (0 ln 0 is 0): patterns [H,t] -> both [H,n].
@@ -50,23 +52,22 @@ class RowSums:
         exact, −H within T · 3e-11. Raises ValueError for values that are not between 0 and 1.
         """
         pieces = self._pieces(patterns.view(np.uint16))
-        up_to = np.zeros((len(pieces), pieces.shape[1] + 1), np.int64)  # this may wrap around, differences do not
-        np.cumsum(np.where(self._inside, pieces, pieces & _ENTROPY), axis=1, out=up_to[:, 1:])
-        sums = np.diff(up_to.take(self._samples, axis=1))
+        up_to = np.zeros(len(pieces) + 1, np.int64)  # this may wrap around, differences do not
+        np.cumsum(np.where(self._inside, pieces, pieces & _ENTROPY), out=up_to[1:])
+        sums = np.diff(up_to[self._samples]).reshape(len(patterns), -1)
         return (sums >> _ENTROPY_BITS) * _MASS_UNIT, (sums & _ENTROPY) * -_ENTROPY_UNIT
 
     def _pieces(self, bits: npt.NDArray[np.uint16]) -> Integers:
-        """The packed sum of every piece: bits of pattern rows [H,t] -> [H,pieces]."""
+        """The packed sum of every piece: bits of pattern rows [H,t] -> [pieces]."""
         if bits.max(initial=0) > _ONE:
             raise ValueError("values that are not between 0 and 1")
-        heads = len(bits)
-        pieces = np.empty((heads, len(self._starts)), np.int64)
-        for window, start in enumerate(range(0, self._tokens, self._window)):
-            part = bits[:, start : start + self._window]
-            packed = self._packed[: part.size].reshape(part.shape)
-            np.take(_packed_table(), part, out=packed, mode="clip")
-            own = slice(self._of_window[window], self._of_window[window + 1])
-            np.add.reduceat(packed, self._starts[own] - start, axis=1, out=pieces[:, own])
+        values, table = bits.reshape(-1), _packed_table()
+        pieces = np.empty(len(self._inside), np.int64)
+        for window, starts, own in self._windows:
+            part = values[window]
+            packed = self._packed[: len(part)]
+            table.take(part, out=packed, mode="clip")
+            np.add.reduceat(packed, starts, out=pieces[own])
         return pieces
 
 
