@@ -33,9 +33,12 @@ class RowSums:
     def __init__(self, member: npt.NDArray[np.bool_], offsets: Integers, heads: int):
         # All heads' rows are one sequence. A piece of it lies in one sample, in one window, and in or out of the span.
         tokens, rows = len(member), np.arange(heads)[:, np.newaxis] * len(member)
-        edges = np.union1d(offsets[:-1], np.flatnonzero(member[1:] != member[:-1]) + 1)
-        windows = np.arange(0, heads * tokens, WINDOW_ITEMS)
-        starts = np.union1d(rows + edges, windows)
+        is_start = np.zeros((heads, tokens), bool)
+        is_start[:, offsets[:-1]] = True
+        is_start[:, 1:] |= member[1:] != member[:-1]
+        windows = np.arange(0, is_start.size, WINDOW_ITEMS)
+        is_start.ravel()[windows] = True
+        starts = np.flatnonzero(is_start)
         of_window = [*np.searchsorted(starts, windows).tolist(), len(starts)]
         self._windows = [
             (slice(start, start + WINDOW_ITEMS), starts[first:end] - start, slice(first, end))
