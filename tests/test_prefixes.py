@@ -85,9 +85,9 @@ def test_prefixes_are_run_once_and_identical_prompts_too(
 ) -> None:
     real, run = attention.Recorder.start, []
 
-    def start(recorder: attention.Recorder, lengths: object, prefix: attention.Prefix | None = None) -> None:
+    def start(recorder: attention.Recorder, lengths: object, prefix: attention.Prefix | None = None, **options: bool) -> None:
         run.append((len(lengths), int(lengths.sum()), prefix.tokens if prefix else 0))
-        real(recorder, lengths, prefix)
+        real(recorder, lengths, prefix, **options)
 
     monkeypatch.setattr(attention.Recorder, "start", start)
     options = {"data": str(long_prompts / "d.jsonl"), "template": long_prompts / "template.txt"}
