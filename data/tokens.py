@@ -5,7 +5,6 @@ decoding; where they are wrong or missing, tokens are aligned by decoding ever l
 """
 
 import itertools
-import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -113,7 +112,7 @@ def span_mask(prompt: Prompt, offsets: Offsets, special: npt.NDArray[np.bool_], 
     bits = np.zeros(len(prompt.text) + 1, np.uint8)  # one more, so that an offset at the end is a valid index
     for span in prompt.spans:
         bits[span.start : span.end] |= 1 << span_names.index(span.name)
-    bits[[match.start() for match in re.finditer(r"\s", prompt.text)]] = 0
+    bits[:-1][np.fromiter(map(str.isspace, prompt.text), bool, len(prompt.text))] = 0
     offsets = np.clip(offsets, 0, len(prompt.text))  # as reported, they may point anywhere
     mask: Mask = np.bitwise_or.reduceat(bits, offsets.ravel())[::2]
     mask[(offsets[:, 0] >= offsets[:, 1]) | special] = 0
@@ -187,9 +186,10 @@ def _decodes_to(
 
 
 def _decode(tokenizer: Any, ids: npt.NDArray[np.int32]) -> str:
-    return str(tokenizer.decode(ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    # As an array: of a list transformers looks at each element.
+    return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def _folded(text: str) -> str:
     """Text without white space and in one normal form, as tokenizers may normalise and add spaces."""
-    return re.sub(r"\s+", "", unicodedata.normalize("NFKC", text)).casefold()
+    return "".join(unicodedata.normalize("NFKC", text).split()).casefold()
