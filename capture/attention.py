@@ -197,8 +197,9 @@ class Recorder:
         """The forward pass of a batch, up to where all is recorded."""
         with contextlib.suppress(AllRecorded):
             model(**inputs)
+            self._room = len(self.layers)
             # What moves weights from device to device counts on whole passes.
-            self._depth = 0 if hasattr(model, "hf_device_map") else len(self.layers)
+            self._depth = 0 if hasattr(model, "hf_device_map") else self._room
 
     def __call__(self, call: AttentionCall) -> Tensor:
         """Run and reduce one layer of the current batch; z [B,T,H,D]. Raises AllRecorded after the last."""
@@ -250,7 +251,6 @@ class Recorder:
             kept = self._found[name] = values.new_empty((max(self._room, layers), *values.shape), dtype=dtype)
         elif len(kept) < layers:
             kept = self._found[name] = torch.cat([kept, torch.empty_like(kept)])
-            self._room = len(kept)
         kept[layers - 1].copy_(values)
 
     def take_prefix(self, tokens: int, kv_cache: Cache) -> Prefix:

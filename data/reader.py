@@ -130,8 +130,7 @@ class Shard:
     def _read_attributes(self) -> Metadata:
         attributes: Metadata = {}
         root = h5py.h5g.open(self._file.id, b"/")
-        count = h5py.h5a.get_num_attrs(root)
-        if count > MAX_ATTRIBUTES:
+        if h5py.h5a.get_num_attrs(root) > MAX_ATTRIBUTES:
             raise InputError(f"{self.path}: has more than {MAX_ATTRIBUTES} attributes")
         names: list[bytes] = []
         h5py.h5a.iterate(root, names.append)
@@ -141,7 +140,7 @@ class Shard:
                 raise InputError(f"{self.path}: has an attribute of more than {MAX_ATTRIBUTE_BYTES} bytes")
             if attribute.dtype.kind not in "Siu":  # others would be read from an unchecked heap
                 continue
-            value = np.empty(attribute.shape, attribute.dtype)
+            value = np.zeros(attribute.shape, attribute.dtype)
             attribute.read(value)
             key, content = name.decode(), value.item()
             text = content.decode() if isinstance(content, bytes) else content
@@ -210,7 +209,8 @@ class Shard:
         as_in_memory = all(c.size == chunk_bytes + CHECKSUM_BYTES for c in stored) and filters == [h5py.h5z.FILTER_FLETCHER32]
         if ARRAYS[name][1] == ("L", "H", "t") and chunk[1] == shape[1] and as_in_memory:
             places = {(c.chunk_offset[0], c.chunk_offset[2]): c.byte_offset for c in stored}
-            self._plain[name] = PlainChunks(self._file.id.get_vfd_handle(), ARRAYS[name][0], chunk, places)
+            if places.keys() == set(itertools.product(range(shape[0]), range(0, shape[2], chunk[2]))):
+                self._plain[name] = PlainChunks(self._file.id.get_vfd_handle(), ARRAYS[name][0], chunk, places)
 
     def _checked_dims(self) -> tuple[int, int, int, int]:
         dims: dict[str, int] = {}
