@@ -173,7 +173,6 @@ class Recorder:
         self._will_be_prefix = False
         self._factors: dict[int, Tensor] = {}
         self._depth = 0  # attention layers of a whole pass, once known
-        self._room = 1
         self._found: dict[str, Tensor] = {}
         self._sums: dict[int, dict[str, Tensor]] = {}
         self.layers: list[int] = []
@@ -197,9 +196,7 @@ class Recorder:
         """The forward pass of a batch, up to where all is recorded."""
         with contextlib.suppress(AllRecorded):
             model(**inputs)
-            self._room = len(self.layers)
-            # What moves weights from device to device counts on whole passes.
-            self._depth = 0 if hasattr(model, "hf_device_map") else self._room
+            self._depth = len(self.layers)
 
     def __call__(self, call: AttentionCall) -> Tensor:
         """Run and reduce one layer of the current batch; z [B,T,H,D]. Raises AllRecorded after the last."""
@@ -248,7 +245,7 @@ class Recorder:
         kept = self._found.get(name)
         if kept is None:
             dtype = torch.half if name.endswith("attention") else torch.float32
-            kept = self._found[name] = values.new_empty((max(self._room, layers), *values.shape), dtype=dtype)
+            kept = self._found[name] = values.new_empty((max(self._depth, layers), *values.shape), dtype=dtype)
         elif len(kept) < layers:
             kept = self._found[name] = torch.cat([kept, torch.empty_like(kept)])
         kept[layers - 1].copy_(values)
