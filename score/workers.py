@@ -37,7 +37,7 @@ def _processes(count: int) -> Iterator[Spread]:
     from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
 
-    # Not forked: a fork of a process with polars' threads may hang. Threads are no faster than one, as HDF5 has one lock.
+    # Not forked: a fork of a process with polars' threads may hang. Threads would be slower, as numpy's calls are short.
     spawn = multiprocessing.get_context("spawn")
     try:
         with ProcessPoolExecutor(count, spawn, initializer=_leave_interrupts_to_the_parent) as pool:

@@ -173,10 +173,10 @@ def test_running_out_of_memory_halves_the_batch(
 ) -> None:
     real_start = attention.Recorder.start
 
-    def start(recorder: attention.Recorder, lengths: torch.Tensor, *prefix: attention.Prefix | None) -> None:
+    def start(recorder: attention.Recorder, lengths: torch.Tensor, *prefix: attention.Prefix | None, **options: bool) -> None:
         if len(lengths) > 2:
             raise torch.OutOfMemoryError("no memory")
-        real_start(recorder, lengths, *prefix)
+        real_start(recorder, lengths, *prefix, **options)
 
     monkeypatch.setattr(shards.Recorder, "start", start)
     headscore.capture(tmp_path / "c", model=str(llama), max_samples=24, shard_size=10, queries="all_tokens", seed=7)

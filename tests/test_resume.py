@@ -300,11 +300,11 @@ def test_a_halved_batch_is_remembered(llama: Path, cache: Path, tmp_path: Path, 
     """What ran out of memory once is not tried again in the next shards."""
     real, tried = attention.Recorder.start, []
 
-    def start(recorder: attention.Recorder, lengths: torch.Tensor, *prefix: attention.Prefix | None) -> None:
+    def start(recorder: attention.Recorder, lengths: torch.Tensor, *prefix: attention.Prefix | None, **options: bool) -> None:
         tried.append(len(lengths) * int(lengths.max()) > 400)
         if tried[-1]:
             raise torch.OutOfMemoryError("no memory")
-        real(recorder, lengths, *prefix)
+        real(recorder, lengths, *prefix, **options)
 
     monkeypatch.setattr(attention.Recorder, "start", start)
     again(llama, tmp_path / "c", batch_tokens=5000)
