@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from functools import cache
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -20,19 +21,21 @@ class PlainChunks:
     """
 
     def __init__(self, handle: int, dtype: str, chunk: Sequence[int], places: dict[tuple[int, int], int]):
-        self._handle, self._heads, self._tokens, self._places = handle, chunk[1], chunk[2], places
-        self._content = np.empty(self._heads * self._tokens * np.dtype(dtype).itemsize + CHECKSUM_BYTES, np.uint8)
-        self._values = self._content[:-CHECKSUM_BYTES].view(dtype).reshape(self._heads, self._tokens)
+        self._handle, self._places, self._dtype, self._dims = handle, places, np.dtype(dtype), tuple(chunk[1:])
+        self._bytes = prod(self._dims) * self._dtype.itemsize
 
     def read(self, layer: int, tokens: slice, out: npt.NDArray[Any]) -> None:
         """Fill `out` [H,tokens] with a part of a layer; OSError where a chunk ends early or its checksum does not match."""
-        for start in range(tokens.start // self._tokens * self._tokens, tokens.stop, self._tokens):
-            if os.preadv(self._handle, [self._content.data], self._places[layer, start]) < len(self._content):
+        length = self._dims[-1]
+        for start in range(tokens.start // length * length, tokens.stop, length):
+            content = os.pread(self._handle, self._bytes + CHECKSUM_BYTES, self._places[layer, start])
+            if len(content) < self._bytes + CHECKSUM_BYTES:
                 raise OSError("the file ends early")
-            if fletcher32(self._content[:-CHECKSUM_BYTES].view("<u2")) != int(self._content[-CHECKSUM_BYTES:].view("<u4")[0]):
+            if fletcher32(np.frombuffer(content, "<u2", self._bytes // 2)) != int.from_bytes(content[self._bytes :], "little"):
                 raise OSError("a checksum does not match")
-            first, last = max(start, tokens.start), min(start + self._tokens, tokens.stop)
-            out[:, first - tokens.start : last - tokens.start] = self._values[:, first - start : last - start]
+            values = np.frombuffer(content, self._dtype, prod(self._dims)).reshape(self._dims)
+            first, last = max(start, tokens.start), min(start + length, tokens.stop)
+            out[:, first - tokens.start : last - tokens.start] = values[:, first - start : last - start]
 
 
 def fletcher32(words: npt.NDArray[np.uint16]) -> int:

@@ -188,11 +188,13 @@ class Shard:
         if size > array.get_storage_size() * MAX_GZIP_RATIO:
             raise InputError(f"{self.path}: '{name}' declares more data than the file holds")
         if size:
-            self._check_chunks(name, array, shape, layout.get_chunk(), filters)
+            stored = self._checked_chunks(name, array, shape, layout.get_chunk())
+            if filters == [h5py.h5z.FILTER_FLETCHER32]:
+                self._plain |= self._plain_chunks(name, shape, layout.get_chunk(), stored)
         return tuple(shape)
 
-    def _check_chunks(self, name: str, array: Any, shape: Sequence[int], chunk: Sequence[int], filters: list[int]) -> None:
-        """Raises InputError where the pieces that an array is stored in are too large or too many, or inflate too far."""
+    def _checked_chunks(self, name: str, array: Any, shape: Sequence[int], chunk: Sequence[int]) -> list[Any]:
+        """The pieces that an array is stored in; InputError where they are too large or too many, or inflate too far."""
         item = np.dtype(ARRAYS[name][0]).itemsize
         size, chunk_bytes = prod(shape) * item, prod(chunk) * item
         across_layers = len(shape) == 3 and chunk[0] != 1  # would be read again for each layer
@@ -206,11 +208,17 @@ class Shard:
         # Inflating does not stop at the chunk's size, so what is stored must not be larger than it could be.
         if len(stored) != count or any(c.filter_mask or c.size > chunk_bytes + chunk_bytes // 100 + 64 for c in stored):
             raise InputError(f"{self.path}: '{name}' has pieces that are missing, or are not stored as they should be")
-        as_in_memory = all(c.size == chunk_bytes + CHECKSUM_BYTES for c in stored) and filters == [h5py.h5z.FILTER_FLETCHER32]
-        if ARRAYS[name][1] == ("L", "H", "t") and chunk[1] == shape[1] and as_in_memory:
-            places = {(c.chunk_offset[0], c.chunk_offset[2]): c.byte_offset for c in stored}
-            if places.keys() == set(itertools.product(range(shape[0]), range(0, shape[2], chunk[2]))):
-                self._plain[name] = PlainChunks(self._file.id.get_vfd_handle(), ARRAYS[name][0], chunk, places)
+        return stored
+
+    def _plain_chunks(self, name: str, shape: Sequence[int], chunk: Sequence[int], stored: list[Any]) -> dict[str, PlainChunks]:
+        """An array's chunks if they can be read past HDF5: pattern rows stored as they are in memory, checksums apart."""
+        size = prod(chunk) * np.dtype(ARRAYS[name][0]).itemsize + CHECKSUM_BYTES
+        if ARRAYS[name][1] != ("L", "H", "t") or chunk[1] != shape[1] or any(c.size != size for c in stored):
+            return {}
+        places = {(c.chunk_offset[0], c.chunk_offset[2]): c.byte_offset for c in stored}
+        if places.keys() != set(itertools.product(range(shape[0]), range(0, shape[2], chunk[2]))):
+            return {}
+        return {name: PlainChunks(self._file.id.get_vfd_handle(), ARRAYS[name][0], chunk, places)}
 
     def _checked_dims(self) -> tuple[int, int, int, int]:
         dims: dict[str, int] = {}
