@@ -27,21 +27,18 @@ The last line is JSON.
 """
 
 import argparse
-import ctypes
-import gc
 import json
-import platform
 import random
 import statistics
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from measuring import machine, timed
+from shapes import PRESETS
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from headscore.capture import models
@@ -53,33 +50,6 @@ from headscore.data.cache import Cache
 from headscore.data.settings import CaptureSettings
 from headscore.data.tokens import Sample
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "llama-3.2-1b": {
-        "model_type": "llama",
-        "vocab_size": 128_256,
-        "hidden_size": 2048,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 64,
-        "max_position_embeddings": 131_072,
-        "rope_theta": 500_000.0,
-        "tie_word_embeddings": True,
-    },
-    "smollm2-135m": {
-        "model_type": "llama",
-        "vocab_size": 49_152,
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "max_position_embeddings": 8192,
-        "rope_theta": 100_000.0,
-        "tie_word_embeddings": True,
-    },
-}
 WAYS = ("plain", "base", "eager", "ours", "shared", "ours_all", "shared_all")
 EAGER_BATCH = 4
 
@@ -232,42 +202,6 @@ def measure(causal: PreTrainedModel, arguments: argparse.Namespace, length: int)
     return report(prompts, arguments, length, seconds, memory, run)
 
 
-def timed(way: Callable[[], None], device: torch.device) -> tuple[float, float]:
-    """Seconds, and the peak memory in MiB over what was held before."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-    else:
-        before = reset_peak()
-    start = time.perf_counter()
-    with torch.inference_mode():
-        way()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    spent = time.perf_counter() - start
-    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else status("VmHWM")
-    return spent, (peak - before) / 2**20
-
-
-def reset_peak() -> int:
-    """Give freed memory back and begin the count of the peak anew; bytes resident now (0 where there is no Linux)."""
-    if sys.platform != "linux":
-        return 0
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    return status("VmRSS")
-
-
-def status(name: str) -> int:
-    if sys.platform != "linux":
-        return 0
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith(name))) * 1024
-
-
 def report(
     prompts: Prompts,
     arguments: argparse.Namespace,
@@ -296,11 +230,6 @@ def report(
         print(shown, flush=True)
         results[name] = {key: round(value, 4) for key, value in line.items()}
     return {"prompts": len(prompts.ids), "tokens": tokens, **results}
-
-
-def machine(device: str) -> str:
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"{torch.get_num_threads()} threads"
-    return f"{platform.machine()}, {name}, torch {torch.__version__}"
 
 
 if __name__ == "__main__":

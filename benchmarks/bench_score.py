@@ -31,12 +31,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from shapes import PRESETS
 
 from headscore.data.cache import Cache, open_cache, shard_path, write_metadata
 from headscore.data.shard import write_shard
 from headscore.score.derived import DERIVED_FOLDER, SETTLED_NS
 
-SHAPES = {"smollm2-135m": (30, 9), "llama-3.2-1b": (16, 32)}  # layers, heads
+SHAPES = {name: (config["num_hidden_layers"], config["num_attention_heads"]) for name, config in PRESETS.items()}
 SHARD_SIZE = 256  # capture's default
 SETTINGS = {"queries": "last_token", "compression": "none", "dtype": "fp32", "shard_size": SHARD_SIZE, "seed": 0}
 
