@@ -42,8 +42,8 @@ from shapes import PRESETS
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from headscore.capture import models
-from headscore.capture.attention import Recorder
 from headscore.capture.metadata import data_metadata, with_model
+from headscore.capture.recorder import Recorder
 from headscore.capture.samples import EncodedShard, Marker, ShardSamples, SkipLimit, encode_shards, read_prompts
 from headscore.capture.shards import capture_shards
 from headscore.data.cache import Cache

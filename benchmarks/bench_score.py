@@ -55,6 +55,7 @@ def synthetic_cache(folder: Path, shape: tuple[int, int], samples: int, tokens: 
         "templates": [],
         "span_names": ["question", "choices", "template", "special"],
         "settings": SETTINGS,
+        "attention": {"way": "recorded", "full_rows": True, "result_norms": True},
         "dims": {"layers": layers, "heads": heads},
         "layers": list(range(layers)),
         "plan": {"rows": samples, "shards": shards},

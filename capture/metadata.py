@@ -24,7 +24,11 @@ def data_metadata(
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "versions": {name: version(name) for name in ("headscore", "torch", "transformers")},
-        "model": {"name": settings.model, "tokenizer_fingerprint": models.tokenizer_fingerprint(tokenizer)},
+        "model": {
+            "name": settings.model,
+            "arguments": settings.model_arguments(),
+            "tokenizer_fingerprint": models.tokenizer_fingerprint(tokenizer),
+        },
         "data": {"path": settings.data, "sha256": prompts.sha256, "rows": prompts.rows_in_file, "style": maker.style},
         "templates": [{"name": template.name, "text": template.text} for template in maker.templates],
         "span_names": list(maker.span_names),
@@ -49,6 +53,7 @@ def with_model(metadata: Metadata, model: PreTrainedModel, check: dict[str, Any]
         "model": metadata["model"] | kind,
         "dims": {"layers": len(check["layers"]), "heads": check["heads"], "kv_heads": check["kv_heads"]},
         "layers": check["layers"],
+        "attention": check["attention"],
         "self_check": {name: check[name] for name in ("rows", "largest_difference", "shared_prefixes")},
     }
 

@@ -8,7 +8,8 @@ import json
 import logging
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,31 +36,36 @@ class Source:
     name: str
     location: str
     trust_remote_code: bool
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # of `--model-kwargs`, for the model itself
 
     def options(self) -> dict[str, Any]:
         """What every `from_pretrained` call is given."""
         return {"trust_remote_code": self.trust_remote_code}
 
 
-def resolve(name: str, trust_remote_code: bool = False) -> Source:
+def resolve(name: str, trust_remote_code: bool = False, arguments: Mapping[str, Any] | None = None) -> Source:
     """Find what `--model` names; converts a GGUF file on its first use.
 
     Raises InputError for a path that does not exist or holds no model.
     """
+    return Source(name, _location(name), trust_remote_code, arguments or {})
+
+
+def _location(name: str) -> str:
     if name == DEFAULT_MODEL:
-        return Source(name, str(converted(default_gguf())), trust_remote_code)
+        return str(converted(default_gguf()))
     path = Path(os.path.expanduser(name))  # noqa: PTH111 - unlike Path's, it leaves an unknown user alone
     if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise InputError(f"--model {name}: file not found")
-        return Source(name, str(converted(path)), trust_remote_code)
+        return str(converted(path))
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise InputError(f"--model {name}: is not a model folder: it has no config.json")
-        return Source(name, str(path), trust_remote_code)
+        return str(path)
     if path.exists() or not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", name):
         raise InputError(f"--model {name}: no such model: expected '{DEFAULT_MODEL}', a folder, a .gguf file or a hub id")
-    return Source(name, name, trust_remote_code)
+    return name
 
 
 def resolve_device(name: str, rank: Rank) -> torch.device:
@@ -116,20 +122,25 @@ def load_config(source: Source) -> Any:
     return config
 
 
-def load_model(source: Source, dtype: str, device: torch.device, device_map: str | None = None) -> PreTrainedModel:
+def load_model(
+    source: Source, dtype: str, device: torch.device, device_map: str | None = None, *, quantised: bool = False
+) -> PreTrainedModel:
     """The decoder without its language-modelling head, in evaluation mode, on the device or spread by the device map.
+
+    quantised: whether its linear layers are to be of another kind, which only transformers knows how to place.
 
     Raises InputError for what is not a causal language model and where weights are missing (transformers would go on with
     random ones), RunError where the model does not fit in memory.
     """
-    options = {**source.options(), "dtype": DTYPES[dtype], "output_loading_info": True, "device_map": device_map}
+    options = {**source.arguments, **source.options(), "dtype": DTYPES[dtype], "output_loading_info": True}
+    placed: Any = device_map or ({"": device} if quantised else None)  # quantised weights cannot be moved afterwards
     try:
         with without_progress_bars():
-            model, loaded = cast(Any, AutoModelForCausalLM.from_pretrained(source.location, **options))
+            model, loaded = cast(Any, AutoModelForCausalLM.from_pretrained(source.location, device_map=placed, **options))
         _require_all_weights(source, model, loaded)
-        decoder = model.get_decoder().eval()
+        decoder = _decoder(model).eval()
         _require_no_offload(source, decoder)
-        return decoder if device_map else decoder.to(device)
+        return decoder if placed else decoder.to(device)
     except HeadscoreError:
         raise
     except torch.OutOfMemoryError as error:
@@ -139,6 +150,13 @@ def load_model(source: Source, dtype: str, device: torch.device, device_map: str
         ) from error
     except Exception as error:  # as above; torch raises RuntimeError for weights of another shape
         raise InputError(f"--model {source.name}: cannot be loaded as a causal language model: {typed_line(error)}") from error
+
+
+def _decoder(model: PreTrainedModel) -> PreTrainedModel:
+    """The model without its language-modelling head; some architectures name another part, or the whole, as their decoder."""
+    decoder = model.get_decoder()
+    whole = decoder is model or not isinstance(decoder, PreTrainedModel)
+    return cast(PreTrainedModel, model.base_model) if whole else decoder
 
 
 def _require_no_offload(source: Source, model: PreTrainedModel) -> None:
@@ -175,9 +193,10 @@ def require_same_vocabulary(source: Source, model: PreTrainedModel, highest_id: 
         )
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Whether an error means that memory ran out; on the CPU torch raises a plain RuntimeError then."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or cpu
 
 
 def model_fingerprint(model: PreTrainedModel) -> str:

@@ -12,12 +12,11 @@ from ..data.errors import InputError
 from ..data.files import output_folder, remove_leftovers
 from ..data.settings import CaptureSettings
 from . import models
-from .attention import Recorder
 from .metadata import data_metadata, with_model
 from .ranks import Rank, this_rank
 from .resume import finished_shards, require_same_capture, start_cache
 from .samples import Marker, SkipLimit, encode_shards, first_sample, read_prompts
-from .selfcheck import self_check
+from .selfcheck import checked_recorder
 from .shards import Progress, capture_shards
 from .space import require_space
 
@@ -48,7 +47,7 @@ def _capture(out: Path, settings: CaptureSettings, overwrite: bool, rank: Rank, 
     device = models.resolve_device(settings.device, rank)
     dtype = models.resolve_dtype(settings.dtype, device)
     prompts = read_prompts(settings)
-    source = models.resolve(settings.model, settings.trust_remote_code)
+    source = models.resolve(settings.model, settings.trust_remote_code, settings.model_arguments())
     config = models.load_config(source)
     tokenizer = models.load_tokenizer(source)
     shards = encode_shards(prompts, tokenizer, settings)
@@ -62,12 +61,12 @@ def _capture(out: Path, settings: CaptureSettings, overwrite: bool, rank: Rank, 
     kept = require_same_capture(out, metadata, overwrite)
     require_space(out, own, kept, settings, config)
 
-    model = models.load_model(source, dtype, device, settings.device_map)
+    quantised = bool(getattr(config, "quantization_config", None) or source.arguments.get("quantization_config"))
+    model = models.load_model(source, dtype, device, settings.device_map, quantised=quantised)
     encoded = [prompt for shard in shards for prompt in shard.prompts]
     models.require_same_vocabulary(source, model, max(int(prompt.ids.max()) for prompt in encoded))
     logger.info("%s: %s on %s", settings.model, dtype, "several devices" if settings.device_map else device)
-    recorder = Recorder(settings.queries == "all_tokens")
-    check = self_check(model, recorder, encoded, dtype, settings)
+    recorder, check = checked_recorder(model, encoded, dtype, settings)
     worst = max(check["largest_difference"].values())
     logger.info("self-check passed: within %.1g of the model's own eager attention", worst)
 

@@ -5,6 +5,7 @@ sample's real tokens are its first `lengths[b]`. All results are float32 whateve
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -16,35 +17,60 @@ BITS = math.log2(math.e)  # bits in a nat
 BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}
 
 
-def last_token_patterns(query: Tensor, key: Tensor, lengths: Tensor, scaling: float, mask: Tensor | None) -> Tensor:
-    """The pattern row of each sample's last real token: softmax(q_last Kᵀ · scaling) over keys up to that token.
+@dataclass(frozen=True)
+class Softmax:
+    """How a layer turns q·k into weights: softmax over keys of capped(q·k · scaling) + mask, with a sink beside the keys.
 
-    query [B,H,T,D], key [B,G,P+T,D] whose first P are those of a shared prefix, lengths [B] of the real queries, mask None or
-    [B or 1, H or 1, T, P+T] (boolean: True is attended; float: added to the logits) -> [B,H,P+T]; each row sums to 1 and is
-    exactly 0 after the last real token.
+    mask: None or [B or 1, H or 1, T, P+T] (boolean: True is attended; float: added to the logits). softcap: c in
+    c · tanh(logits / c) (Gemma 2). sinks: [B or 1, H, T or 1, 1], the logit of one more key that nothing is read from
+    (gpt-oss); a pattern row then sums to less than 1.
+    """
+
+    scaling: float
+    mask: Tensor | None = None
+    softcap: float | None = None
+    sinks: Tensor | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether SDPA computes it too."""
+        return self.softcap is None and self.sinks is None
+
+
+def last_token_patterns(query: Tensor, key: Tensor, lengths: Tensor, softmax: Softmax) -> Tensor:
+    """The pattern row of each sample's last real token, over keys up to that token.
+
+    query [B,H,T,D], key [B,G,P+T,D] whose first P are those of a shared prefix, lengths [B] of the real queries ->
+    [B,H,P+T]; each row sums to 1 (with sinks to less) and is exactly 0 after the last real token.
     """
     last = lengths - 1
     each = torch.arange(len(last), device=query.device)
-    row_mask = None if mask is None else mask.expand(len(last), -1, -1, -1)[each, :, last]
     keys = torch.arange(key.shape[2], device=key.device) - (key.shape[2] - query.shape[2])
     seen = (keys <= last[:, None])[:, None]  # [B,1,P+T]
-    grouped = query[each, :, last].float().mul(scaling).unflatten(1, (key.shape[1], -1))  # [B,G,H/G,D]
+    grouped = query[each, :, last].float().mul(softmax.scaling).unflatten(1, (key.shape[1], -1))  # [B,G,H/G,D]
     logits = torch.matmul(grouped, key.float().transpose(2, 3)).flatten(1, 2)
-    if row_mask is not None:
-        _mask(logits, row_mask)
-    return logits.masked_fill(~seen, -torch.inf).softmax(-1)
+    if softmax.softcap is not None:
+        logits.div_(softmax.softcap).tanh_().mul_(softmax.softcap)
+    if softmax.mask is not None:
+        _mask(logits, softmax.mask.expand(len(last), -1, query.shape[2], -1)[each, :, last])
+    logits.masked_fill_(~seen, -torch.inf)
+    if softmax.sinks is None:
+        return logits.softmax(-1)
+    sinks = softmax.sinks.float().expand(len(last), -1, query.shape[2], -1)[each, :, last]
+    return torch.cat([logits, sinks], -1).softmax(-1)[..., :-1]
 
 
 def all_token_patterns(
-    query: Tensor, key: Tensor, value: Tensor | None, lengths: Tensor, scaling: float, mask: Tensor | None
+    query: Tensor, key: Tensor, value: Tensor | None, lengths: Tensor, softmax: Softmax
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The patterns and the row entropies, summed over all real query positions, computed in blocks of queries.
 
     Arguments as for `last_token_patterns`, value [B,G,P+T,D'] -> sum of the attention to each key [B,H,P+T] (in all:
-    `lengths`), of the entropies in nats [B,H] (0 ln 0 is 0; a row over one token has entropy 0), and with a value z [B,T,H,D'],
-    which from the same patterns costs less than attention of its own. Memory is bounded by BLOCK_BYTES per temporary whatever
-    T, once one query row of the batch fits. With l the base-2 logits less their largest, H = log₂ Σ 2ˡ − Σ l 2ˡ / Σ 2ˡ bits,
-    which needs one exponential and no logarithm per weight, and loses nothing to cancellation.
+    `lengths`, with sinks less), of the entropies in nats [B,H] (0 ln 0 is 0; a row over one token has entropy 0; a sink counts
+    by what it leaves to the keys), and with a value z [B,T,H,D'], which from the same patterns costs less than attention of its
+    own. Memory is bounded by BLOCK_BYTES per temporary whatever T, once one query row of the batch fits. With l the base-2
+    logits less their largest, S = Σ 2ˡ with the sink and W without, H = (W log₂ S − Σ l 2ˡ) / S bits, which needs one
+    exponential and no logarithm per weight, and loses nothing to cancellation.
     """
     batch, heads, tokens, _ = query.shape
     groups, keys = key.shape[1:3]
@@ -58,6 +84,8 @@ def all_token_patterns(
     padding = ~F.pad(real, (past, 0), value=True)[:, None, :, None]
     key = key.float().masked_fill(padding, 0).transpose(2, 3).flatten(0, 1)
     value = None if value is None else value.float().masked_fill(padding, 0).flatten(0, 1)
+    sinks = None if softmax.sinks is None else softmax.sinks.float().mul(BITS).expand(batch, -1, tokens, -1)
+    scale = softmax.scaling * BITS if softmax.softcap is None else softmax.scaling / softmax.softcap
     block = min(tokens, max(1, BLOCK_BYTES.get(query.device.type, 1 << 26) // (4 * batch * heads * keys)))
     # Memory that is used anew for each block stays in the caches of a CPU, and is not asked of the system again and again.
     logits_memory, weights_memory = query.new_empty((2, batch * heads * block * keys), dtype=torch.float32)
@@ -67,21 +95,41 @@ def all_token_patterns(
         shape = (batch, heads, stop - start, end)
         logits, weights = (memory[: math.prod(shape)].view(shape) for memory in (logits_memory, weights_memory))
         counted = real[:, None, start:stop]
-        rows = query[:, :, start:stop].float().mul(scaling * BITS).masked_fill_(~counted[..., None], 0)
+        rows = query[:, :, start:stop].float().mul(scale).masked_fill_(~counted[..., None], 0)
         torch.bmm(rows.reshape(batch * groups, -1, rows.shape[-1]), key[..., :end], out=logits.view(batch * groups, -1, end))
-        if mask is not None:
-            _mask(logits, mask[:, :, start:stop, :end], BITS)
+        if softmax.softcap is not None:
+            logits.tanh_().mul_(softmax.softcap * BITS)
+        if softmax.mask is not None:
+            _mask(logits, softmax.mask[:, :, start:stop, :end], BITS)
         # Of the others only keys within the block may come later than a query.
         logits[..., past + start :].masked_fill_(positions[start:stop] > positions[start:stop, None], LEAST_LOGIT)
-        logits -= logits.amax(-1, keepdim=True)
+        largest = logits.amax(-1, keepdim=True)
+        if sinks is not None:
+            largest = torch.maximum(largest, sinks[:, :, start:stop])
+        logits -= largest
         torch.exp2(logits, out=weights)
-        sums = weights.sum(-1)
+        in_keys = sums = weights.sum(-1)
+        if sinks is not None:
+            sums = in_keys + torch.exp2(sinks[:, :, start:stop] - largest).squeeze(-1)
         attention[..., :end] += torch.matmul((counted / sums).unsqueeze(2), weights).squeeze(2)
         if z is not None and value is not None:
             unscaled = torch.bmm(weights.view(batch * groups, -1, end), value[:, :end]).view(*shape[:3], -1)
             torch.div(unscaled, sums[..., None], out=z[:, start:stop].transpose(1, 2))
-        entropy += ((sums.log2() - logits.mul_(weights).sum(-1) / sums) * counted).sum(-1)
+        spread = in_keys * sums.log2() - logits.mul_(weights).sum(-1)
+        entropy += (spread / sums * counted).sum(-1)
     return attention, entropy / BITS, z
+
+
+def last_of(patterns: Tensor, lengths: Tensor) -> Tensor:
+    """The pattern row of each sample's last real token, from whole patterns: [B,H,T,P+T] -> [B,H,P+T]."""
+    return patterns[torch.arange(len(lengths), device=patterns.device), :, lengths - 1].float()
+
+
+def sums_of(patterns: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """The attention to each key and the row entropies, summed over real queries: [B,H,T,P+T] -> [B,H,P+T], [B,H] in nats."""
+    real = (torch.arange(patterns.shape[2], device=patterns.device) < lengths[:, None])[:, None, :, None]
+    rows = patterns.float().masked_fill(~real, 0)
+    return rows.sum(2), torch.special.entr(rows).sum((2, 3))
 
 
 def output_norms(z: Tensor) -> Tensor:

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from ..data.errors import RunError, one_line
+from ..data.errors import HeadscoreError, RunError, one_line
 from ..data.tokens import Tokens
-from .attention import Prefix, Recorded, Recorder, Recording
 from .batches import Batch, batch_counts, longest_first, pad
 from .memory import BATCH_OVERHEAD, fitting_tokens
 from .models import is_out_of_memory
 from .prefixes import Group, Ids
+from .recorder import Prefix, Recorded, Recorder, Recording
 
 logger = logging.getLogger("headscore")
 
@@ -153,7 +153,9 @@ class Runner:
         """Tells a failed run as RunError, and one that is out of memory but can be halved as OutOfMemoryError."""
         try:
             yield
-        except RuntimeError as error:
+        except HeadscoreError:
+            raise
+        except Exception as error:  # whatever an architecture's code raises
             if not is_out_of_memory(error):
                 raise ModelError(
                     f"{self._model.config.model_type}: failed on {samples} samples: {one_line(error)[:300]}"

@@ -15,12 +15,12 @@ from ..data.cache import SKIPPED_FILE, Cache, shard_path
 from ..data.errors import InputError, RunError
 from ..data.metadata import Metadata
 from ..data.settings import CaptureSettings
-from ..data.shard import ARRAYS, Array, array_shapes, write_shard
+from ..data.shard import ARRAYS, Array, array_shapes, stored_arrays, write_shard
 from ..data.tokens import Sample, Skipped
-from .attention import Recorded, Recorder, recording
 from .batches import Batch
 from .interrupts import Interrupts
 from .prefixes import prompt_groups
+from .recorder import Recorded, Recorder
 from .runner import Runner, Work
 from .samples import EncodedShard, Marker, ShardSamples, SkipLimit
 
@@ -80,7 +80,7 @@ def capture_shards(
         made += 1
 
     threads = contextlib.ExitStack()
-    with Interrupts() as interrupts, threads, recording(model, recorder), torch.inference_mode():
+    with Interrupts() as interrupts, threads, recorder.listening(model), torch.inference_mode():
         preparer, writer = (threads.enter_context(ThreadPoolExecutor(1)) for _ in range(2))
         if not settings.batch_tokens and prompts:
             runner.fit(max(prompts, key=lambda prompt: len(prompt.ids)))
@@ -212,7 +212,7 @@ def _empty_arrays(samples: Sequence[Sample], metadata: Metadata) -> dict[str, Ar
     """The shard's arrays: those known before the model runs filled, the others zero."""
     lengths = [len(sample.ids) for sample in samples]
     dims = metadata["dims"]
-    shapes = array_shapes(metadata["settings"]["queries"], len(samples), sum(lengths), dims["layers"], dims["heads"])
+    shapes = array_shapes(stored_arrays(metadata), len(samples), sum(lengths), dims["layers"], dims["heads"])
     arrays: dict[str, Array] = {name: np.zeros(shape, ARRAYS[name][0]) for name, shape in shapes.items()}
     arrays["layers/index"][:] = metadata["layers"]
     arrays["samples/offset"][1:] = np.cumsum(lengths)

@@ -40,6 +40,7 @@ def inspect(cache: str | Path, *, verify: bool = False) -> dict[str, Any]:
         "settings",
         "dims",
         "layers",
+        "attention",
         "self_check",
     )
     return {
@@ -65,6 +66,7 @@ def report(facts: dict[str, Any]) -> str:
         f"cache     {facts['cache']} (format {facts['format_version']}, {facts['bytes'] / 1e6:.1f} MB)",
         f"model     {model.get('name')} ({model.get('type')}, {settings.get('dtype')}): {dims.get('layers')} layers of "
         f"{dims.get('heads')} heads, {dims.get('kv_heads')} kv heads",
+        f"attention {_attention(facts['attention'])}",
         f"data      {data.get('path')} ({data.get('style')} style, {data.get('rows')} rows)",
         f"samples   {facts['samples']} with {facts['tokens']} tokens; queries {settings.get('queries')}",
         f"shards    {shards['there']} of {shards['planned']}",
@@ -87,6 +89,12 @@ def report(facts: dict[str, Any]) -> str:
         lines += ["", f"verified  {shards['there'] - len(facts['damaged'])} shards are whole, {len(facts['damaged'])} damaged"]
     lines += [f"damaged   {line}" for line in facts["damaged"]]
     return "\n".join(printable(line) for line in lines)
+
+
+def _attention(facts: dict[str, Any]) -> str:
+    way = "by the model's own eager attention" if facts.get("way") == "eager" else "beside SDPA"
+    sinks = "" if facts["full_rows"] else "; rows sum to less than 1 (sinks)"
+    return f"recorded {way}{sinks}" + ("" if facts["result_norms"] else "; no result norms")
 
 
 def marked_lines(pieces: list[dict[str, Any]]) -> list[str]:

@@ -22,6 +22,7 @@ METADATA_SHAPE: dict[str, Any] = {  # what a reader relies on; a list has elemen
     "templates": [{"name": str, "text": str}],
     "span_names": [str],
     "settings": {"queries": str, "compression": str},
+    "attention": {"full_rows": bool, "result_norms": bool},
     "dims": {"layers": int, "heads": int},
     "layers": [int],
     "plan": {"shards": int},
@@ -77,7 +78,7 @@ def identity(metadata: Metadata) -> dict[str, Any]:
     Names, paths and versions are not among them: a capture may go on in another place, and on another machine.
     """
     parts: dict[str, Any] = {
-        key: metadata[key] for key in ("templates", "span_names", "dims", "layers", "plan") if key in metadata
+        key: metadata[key] for key in ("templates", "span_names", "attention", "dims", "layers", "plan") if key in metadata
     }
     parts |= {name: metadata["model"].get(key) for name, key in _FINGERPRINTS.items() if key in metadata["model"]}
     parts["data"] = metadata["data"].get("sha256")

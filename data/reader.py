@@ -16,7 +16,7 @@ from .chunks import CHECKSUM_BYTES, PlainChunks
 from .errors import InputError, one_line
 from .files import require_plain_file
 from .metadata import FORMAT, MAX_HEADS, Metadata, check_metadata
-from .shard import ARRAYS, Array, array_names
+from .shard import ARRAYS, Array, stored_arrays
 
 BLOCK_ITEMS = 1 << 22  # values of one array that are read at once, unless a single sample has more
 ROW_SUM_TOLERANCE = 0.01  # what rounding many small weights to half precision can add up to
@@ -64,7 +64,7 @@ class Shard:
             check_metadata(self.metadata, str(path), of_shard=True)
             self.number: int = self.metadata.pop("shard")
             self.skipped: list[dict[str, Any]] = self.metadata.pop("skipped")
-            self.names = array_names(self.metadata["settings"]["queries"])
+            self.names = stored_arrays(self.metadata)
             self._plain: dict[str, PlainChunks] = {}  # the arrays that are read past HDF5
             self._arrays = self._checked_arrays()
             self.samples, self.tokens, self.layers, self.heads = self._checked_dims()
@@ -86,7 +86,7 @@ class Shard:
         Raises InputError where the shard has no such array or its data is damaged.
         """
         if name not in self._arrays:
-            raise InputError(f"{self.path}: has no '{name}': it was captured with --queries last_token")
+            raise InputError(f"{self.path}: has no '{name}': {_why_absent(name)}")
         dtype, axes = ARRAYS[name]
         array, shape = self._arrays[name]
         parts = {"n": block.samples, "t": block.tokens} if block else {}
@@ -257,5 +257,12 @@ def verify_shard(shard: Shard) -> None:
             raise InputError(f"{shard.path}: '{name}' holds values that are negative or not finite")
         if name.endswith("attention"):
             sums = np.add.reduceat(values, block.offsets[:-1], axis=1, dtype=np.float32)
-            if np.abs(sums - 1).max() > ROW_SUM_TOLERANCE:
-                raise InputError(f"{shard.path}: '{name}' holds rows that do not sum to 1")
+            least = 1 if shard.metadata["attention"]["full_rows"] else 0
+            if sums.max() > 1 + ROW_SUM_TOLERANCE or sums.min() < least - ROW_SUM_TOLERANCE:
+                raise InputError(f"{shard.path}: '{name}' holds rows that do not sum to {'' if least else 'at most '}1")
+
+
+def _why_absent(name: str) -> str:
+    if name.endswith("result_norm"):
+        return "this model's output projection cannot be split by heads"
+    return "it was captured with --queries last_token"

@@ -5,6 +5,7 @@ and a help text cannot differ between them.
 """
 
 import dataclasses
+import json
 import math
 import sys
 from dataclasses import dataclass
@@ -16,6 +17,16 @@ from .errors import InputError
 RECORD_KEY = "record"  # of config.yaml; what it says about the past is no option
 SAMPLE_DATA = "samples"
 DEFAULT_MODEL = "smollm2-135m"
+
+_JSON_OPTIONS = ("model_kwargs",)
+_OWN_ARGUMENTS = {  # of from_pretrained, that are not for --model-kwargs
+    "dtype": "given by --dtype",
+    "torch_dtype": "given by --dtype",
+    "device_map": "given by --device-map",
+    "trust_remote_code": "given by --trust-remote-code",
+    "attn_implementation": "chosen by headscore",
+    "output_loading_info": "chosen by headscore",
+}
 
 QueryMode = Literal["last_token", "all_tokens"]
 NormMode = Literal["zscore", "percentile"]
@@ -74,6 +85,8 @@ def _coerced(name: str, value: Any, hint: Any) -> Any:
         return tuple(values)
     if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
         return float(value)
+    if name in _JSON_OPTIONS and isinstance(value, dict):  # of a configuration file, or a library call
+        return _as_json(name, value)
     if kind is Path and isinstance(value, str):
         return Path(value)
     if kind is str and isinstance(value, Path):
@@ -81,6 +94,13 @@ def _coerced(name: str, value: Any, hint: Any) -> Any:
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)) or value == "":
         raise InputError(f"{flag}: expected {kind.__name__}, got {value!r:.80}")
     return value
+
+
+def _as_json(name: str, value: dict[str, Any]) -> str:
+    try:
+        return json.dumps(value)
+    except TypeError as error:
+        raise InputError(f"{option_flag(name)}: holds what JSON cannot: {error}") from error
 
 
 def _check_range(name: str, value: Any, metadata: Any) -> None:
@@ -132,6 +152,25 @@ class CaptureSettings(_Checked):
     shard_size: int = _option(256, "Samples in one shard file.", least=1)
     compression: Literal["none", "gzip"] = _option("none", "gzip makes shards about a fifth smaller and slower.")
     trust_remote_code: bool = _option(False, "Run code that comes with the model; only for sources you trust.")
+    model_kwargs: str | None = _option(
+        None, "JSON object of further arguments of from_pretrained, such as a quantization_config."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = self.model_arguments()
+        if taken := sorted(given.keys() & _OWN_ARGUMENTS.keys()):
+            raise InputError(f"--model-kwargs: {taken[0]} is {_OWN_ARGUMENTS[taken[0]]}")
+
+    def model_arguments(self) -> dict[str, Any]:
+        """`--model-kwargs` as a dict; InputError where it is no JSON object."""
+        try:
+            arguments = json.loads(self.model_kwargs or "{}")
+        except ValueError as error:
+            raise InputError(f"--model-kwargs: not JSON: {error}") from error
+        if not isinstance(arguments, dict):
+            raise InputError(f"--model-kwargs: expected a JSON object, got {type(arguments).__name__}")
+        return arguments
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import ceil, prod
 from pathlib import Path
 from typing import Any
@@ -37,21 +37,27 @@ ARRAYS: dict[str, tuple[str, tuple[str, ...]]] = {
 ALL_TOKENS_ARRAYS = ("all_tokens/attention", "all_tokens/entropy")  # only with --queries all_tokens
 
 
-def array_names(queries: QueryMode | str) -> list[str]:
-    """The arrays that a shard captured with `--queries` holds."""
-    return [name for name in ARRAYS if queries == "all_tokens" or name not in ALL_TOKENS_ARRAYS]
+def array_names(queries: QueryMode | str, result_norms: bool = True) -> list[str]:
+    """The arrays that a shard captured with `--queries` holds; result norms only where W_O can be split by heads."""
+    left_out = () if queries == "all_tokens" else ALL_TOKENS_ARRAYS
+    return [name for name in ARRAYS if name not in left_out and (result_norms or not name.endswith("result_norm"))]
 
 
-def array_shapes(queries: QueryMode | str, samples: int, tokens: int, layers: int, heads: int) -> dict[str, tuple[int, ...]]:
-    """The dims of every array of a shard."""
+def stored_arrays(metadata: Metadata) -> list[str]:
+    """The arrays of every shard of a cache."""
+    return array_names(metadata["settings"]["queries"], metadata["attention"]["result_norms"])
+
+
+def array_shapes(names: Iterable[str], samples: int, tokens: int, layers: int, heads: int) -> dict[str, tuple[int, ...]]:
+    """The dims of arrays of a shard."""
     dims = {"n": samples, "n+1": samples + 1, "t": tokens, "L": layers, "H": heads}
-    return {name: tuple(dims[axis] for axis in ARRAYS[name][1]) for name in array_names(queries)}
+    return {name: tuple(dims[axis] for axis in ARRAYS[name][1]) for name in names}
 
 
 def shard_bytes(queries: QueryMode | str, samples: int, tokens: int, layers: int, heads: int) -> int:
     """How large a shard file of these dims is without compression, but for a few KB of metadata; chunks are stored whole."""
     size = 0
-    for name, shape in array_shapes(queries, samples, tokens, layers, heads).items():
+    for name, shape in array_shapes(array_names(queries), samples, tokens, layers, heads).items():
         if prod(shape):
             chunks = prod(ceil(length / chunk) for length, chunk in zip(shape, _chunks(shape), strict=True))
             size += chunks * prod(_chunks(shape)) * np.dtype(ARRAYS[name][0]).itemsize
@@ -72,7 +78,7 @@ def write_shard(
         for key, value in {**metadata, "shard": number, "skipped": list(skipped)}.items():
             text = value if isinstance(value, int | str) else json.dumps(value, ensure_ascii=False)
             _write_attribute(file, key, text)
-        for name in array_names(metadata["settings"]["queries"]):
+        for name in stored_arrays(metadata):
             data = np.ascontiguousarray(arrays[name], dtype=ARRAYS[name][0])
             filters = {"fletcher32": True, "compression": compression, "shuffle": compression is not None}
             file.create_dataset(name, data=data, **({"chunks": _chunks(data.shape), **filters} if data.size else {}))

@@ -47,6 +47,11 @@ def choose_signals(cache: Cache, settings: ScoreSettings, partial: bool) -> Sign
             f"--score-query-mode all_tokens: {cache.path} was captured with --queries last_token; "
             "capture it again with --queries all_tokens"
         )
+    if settings.head_output == "result" and not cache.metadata["attention"]["result_norms"]:
+        raise InputError(
+            f"--head-output result: {cache.path} has no result norms, as this model's output projection "
+            "cannot be split by heads; use --head-output z"
+        )
     return SignalChoice(settings.score_query_mode, settings.head_output, cache.require_spans(settings.task_span))
 
 

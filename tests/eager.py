@@ -11,7 +11,10 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-PROJECTIONS = ("self_attn.o_proj", "attn.c_proj")
+PROJECTIONS = (  # what the output projection is called, with the module that it is in
+    *(f".{module}.{name}" for module in ("self_attn", "attn", "attention") for name in ("o_proj", "out_proj", "dense")),
+    *(".attn.c_proj", ".self_attention.dense", ".multi_head_attention.dense", ".temporal_block.o_proj"),
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,10 @@ class Eager:
 class EagerModel:
     def __init__(self, folder: Path):
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-        self.projections = [m for name, m in self.model.named_modules() if name.endswith(PROJECTIONS)]
+        modules = dict(self.model.named_modules())
+        own = [name for name in modules if name.endswith(PROJECTIONS)]
+        linear = [name for name in own if "Lightning" in type(modules[name.rpartition(".")[0]]).__name__]  # MiniMax's
+        self.projections = [modules[name] for name in own if name not in linear]
 
     def __call__(self, ids: np.ndarray) -> Eager:
         entered: list[torch.Tensor] = []
@@ -41,8 +47,11 @@ class EagerModel:
             )
         for hook in hooks:
             hook.remove()
-        patterns = torch.stack([p[0] for p in output.attentions]).double().numpy()
+        square = [p for p in output.attentions if p is not None and p.shape[-1] == len(ids)]  # else of a linear attention
+        patterns = torch.stack([p[0] for p in square]).double().numpy()
         z_norms, result_norms = [], []
+        if not entered:
+            return Eager(patterns, np.empty(0), np.empty(0))
         for projection, z in zip(self.projections, entered, strict=True):
             heads = patterns.shape[1]
             per_head = torch.from_numpy(z).unflatten(-1, (heads, -1))  # [T,H,D]

@@ -1,7 +1,9 @@
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from parity import assert_parity
 
 import headscore
-from headscore.capture import attention, runner, shards
+from headscore.capture import attention, recorder, reductions, runner, shards
 from headscore.capture.batches import batch_counts, longest_first
 from headscore.data.cache import open_cache
 from headscore.data.errors import InputError, RunError
@@ -171,12 +173,12 @@ def test_half_precision_models_are_recorded_in_float32(
 def test_running_out_of_memory_halves_the_batch(
     llama: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real_start = attention.Recorder.start
+    real_start = recorder.Recorder.start
 
-    def start(recorder: attention.Recorder, lengths: torch.Tensor, *prefix: attention.Prefix | None, **options: bool) -> None:
+    def start(self: recorder.Recorder, lengths: torch.Tensor, *prefix: recorder.Prefix | None, **options: bool) -> None:
         if len(lengths) > 2:
             raise torch.OutOfMemoryError("no memory")
-        real_start(recorder, lengths, *prefix, **options)
+        real_start(self, lengths, *prefix, **options)
 
     monkeypatch.setattr(shards.Recorder, "start", start)
     headscore.capture(tmp_path / "c", model=str(llama), max_samples=24, shard_size=10, queries="all_tokens", seed=7)
@@ -184,13 +186,13 @@ def test_running_out_of_memory_halves_the_batch(
 
 
 def test_out_of_memory_with_one_sample_says_what_to_lower(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls, real = [], attention.Recorder.start
+    calls, real = [], recorder.Recorder.start
 
-    def forward_runs_out(recorder: attention.Recorder, lengths: torch.Tensor, *prefix: attention.Prefix | None) -> None:
+    def forward_runs_out(self: recorder.Recorder, lengths: torch.Tensor, *prefix: recorder.Prefix | None) -> None:
         calls.append(len(lengths))
         if len(calls) > 3:  # the first are the self-check's
             raise torch.OutOfMemoryError("no memory")
-        real(recorder, lengths, *prefix)
+        real(self, lengths, *prefix)
 
     monkeypatch.setattr(shards.Recorder, "start", forward_runs_out)
     monkeypatch.setitem(runner.BATCH_OVERHEAD, "cpu", 5000)  # all in one batch
@@ -210,26 +212,17 @@ def test_a_batch_launched_ahead_changes_nothing(
     assert_same(arrays_of(cache), arrays_of(tmp_path / "c"), exactly=False)
 
 
-FAULTS = {  # what is broken, and in which array the self-check finds it
-    "a wrong scale": (
-        "last_token_patterns",
-        lambda real: lambda q, k, n, scaling, mask: real(q, k, n, scaling * 1.5, mask),
-        "last_token/att",
-    ),
-    "uniform rows": (
-        "last_token_patterns",
-        lambda real: lambda q, k, n, scaling, mask: real(q, k, n, 0.0, mask),
-        "last_token/att",
-    ),
+def scaled(factor: float) -> Callable[..., Any]:
+    return lambda real: lambda q, k, n, softmax: real(q, k, n, replace(softmax, scaling=softmax.scaling * factor))
+
+
+FAULTS: dict[str, tuple[str, Callable[..., Any], str]] = {  # what is broken, and in which array the self-check finds it
+    "a wrong scale": ("last_token_patterns", scaled(1.5), "last_token/attention"),
+    "uniform rows": ("last_token_patterns", scaled(0), "last_token/attention"),
     "padding taken for real": (
         "last_token_patterns",
-        lambda real: lambda q, k, n, scaling, mask: real(q, k, torch.full_like(n, q.shape[2]), scaling, mask),
+        lambda real: lambda q, k, n, softmax: real(q, k, torch.full_like(n, q.shape[2]), softmax),
         "last_token/attention",
-    ),
-    "a wrong projection": (
-        "result_factors",
-        lambda real: lambda weight, heads: real(weight, heads) * 1.5,
-        "last_token/result_norm",
     ),
     "a wrong mean": ("all_token_patterns", lambda real: lambda *of: (real(*of)[0] / 2, *real(*of)[1:]), "all_tokens/attention"),
     "a wrong entropy": (
@@ -243,22 +236,64 @@ FAULTS = {  # what is broken, and in which array the self-check finds it
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_the_self_check_catches_a_wrong_recording(
-    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, dtype: str
-) -> None:
+def test_the_self_check_catches_a_wrong_recording_and_eager_attention_takes_its_place(
+    llama: Path, llama_eager: EagerModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, dtype: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
     name, broken, array = FAULTS[fault]
-    monkeypatch.setattr(attention.reductions, name, broken(getattr(attention.reductions, name)))
-    with pytest.raises(RunError, match=f"self-check failed for llama: layer 0, {array}"):
-        headscore.capture(tmp_path / "c", model=str(llama), max_samples=4, dtype=dtype, queries="all_tokens")
+    monkeypatch.setattr(reductions, name, broken(getattr(reductions, name)))
+    headscore.capture(tmp_path / "c", model=str(llama), max_samples=4, dtype=dtype, queries="all_tokens")
+    assert f"self-check failed for llama: layer 0, {array} differs" in caplog.text
+    assert open_cache(tmp_path / "c").metadata["attention"]["way"] == "eager"
+    if dtype == "fp32":
+        assert_parity(tmp_path / "c", llama_eager)
+
+
+NORM_FAULTS = {  # of what both ways need
+    "a wrong projection": ("result_factors", lambda real: lambda *of: real(*of) * 1.5, "result_norm"),
+    "wrong norms": ("output_norms", lambda real: lambda *of: real(*of) * 2, "output_norm"),
+}
+
+
+@pytest.mark.parametrize("fault", NORM_FAULTS)
+def test_the_self_check_stops_what_is_wrong_either_way(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    name, broken, array = NORM_FAULTS[fault]
+    monkeypatch.setattr(reductions, name, broken(getattr(reductions, name)))
+    with pytest.raises(RunError, match=f"self-check failed for llama: layer 0, [a-z_]*/{array} differs"):
+        headscore.capture(tmp_path / "c", model=str(llama), max_samples=4)
     assert not (tmp_path / "c").exists()
 
 
-def test_the_self_check_catches_a_dropped_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tiny.save(tiny.build(tiny.CONFIGS["mistral_window"]()), tmp_path / "model")
-    real = attention.sdpa_attention_forward
-    monkeypatch.setattr(attention, "sdpa_attention_forward", lambda m, q, k, v, mask, **o: real(m, q, k, v, None, **o))
-    with pytest.raises(RunError, match="self-check failed for mistral"):
-        headscore.capture(tmp_path / "c", model=str(folder), max_samples=4)
+def without(**changes: Any) -> Callable[..., Any]:
+    return lambda real: lambda *of: replace(real(*of), **changes)
+
+
+@pytest.mark.parametrize(
+    ("model", "module", "name", "broken"),
+    [
+        (
+            "mistral_window",
+            attention,
+            "sdpa_attention_forward",
+            lambda real: lambda m, q, k, v, mask, **options: real(m, q, k, v, None, **options),
+        ),
+        ("mistral_window", attention, "_softmax", without(mask=None)),
+        ("gemma2", attention, "_softmax", without(softcap=1e6)),  # with None SDPA itself refuses
+        ("gpt_oss", attention, "_softmax", without(sinks=None)),
+    ],
+)
+def test_the_self_check_catches_a_dropped_window_softcap_or_sink(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, module: Any, name: str, broken: Any,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    folder = tiny.save(tiny.build(tiny.CONFIGS[model]()), tmp_path / "model")
+    monkeypatch.setattr(module, name, broken(getattr(module, name)))
+    headscore.capture(tmp_path / "c", model=str(folder), max_samples=4)
+    assert "self-check failed for" in caplog.text
+    assert open_cache(tmp_path / "c").metadata["attention"]["way"] == "eager"
+    assert_parity(tmp_path / "c", EagerModel(folder))
 
 
 def test_recording_leaves_no_trace(llama: Path) -> None:
@@ -269,9 +304,9 @@ def test_recording_leaves_no_trace(llama: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(llama).get_decoder()
     ids = torch.arange(2, 12)[None]
     before = model(ids).last_hidden_state
-    recorder = attention.Recorder(all_tokens=False)
-    with pytest.raises(ZeroDivisionError), attention.recording(model, recorder):
-        recorder.start(torch.tensor([10]))
+    listener = recorder.Recorder(all_tokens=False)
+    with pytest.raises(ZeroDivisionError), attention.recording(model, listener):
+        listener.start(torch.tensor([10]))
         assert torch.equal(model(ids, use_cache=False).last_hidden_state, before), "the model's own output is untouched"
         raise ZeroDivisionError
     assert model.config._attn_implementation == "sdpa"
@@ -285,14 +320,14 @@ def test_what_follows_the_last_attention_is_run_once_and_never_again(llama: Path
     ran: list[int] = []
     for number, layer in enumerate(model.layers):
         layer.mlp.register_forward_hook(lambda *_, number=number: ran.append(number))
-    recorder, layers = attention.Recorder(all_tokens=True), list(range(len(model.layers)))
+    listener, layers = recorder.Recorder(all_tokens=True), list(range(len(model.layers)))
     first, second = (torch.arange(start, start + 10)[None] for start in (2, 30))
     found = []
-    with torch.inference_mode(), attention.recording(model, recorder):
+    with torch.inference_mode(), listener.listening(model):
         for ids in (first, second, first):
-            recorder.start(torch.tensor([10]))
-            recorder.run(model, input_ids=ids, use_cache=False)
-            found.append(recorder.take().finish())
+            listener.start(torch.tensor([10]))
+            listener.run(model, input_ids=ids, use_cache=False)
+            found.append(listener.take().finish())
     assert ran == layers + 2 * layers[:-1]
     assert all(recorded.layers == layers for recorded in found)
     for name, values in found[0].arrays.items():
@@ -306,21 +341,17 @@ def test_masks_are_passed_only_where_they_are_needed(name: str, expected: set[bo
     model = tiny.build(tiny.CONFIGS[name]()).get_decoder()
     masked = set()
 
-    def listen(call: attention.AttentionCall) -> torch.Tensor:
-        masked.add(call.mask is not None)
-        return call.sdpa()
+    class Listener:
+        def attend(self, call: attention.AttentionCall) -> torch.Tensor:
+            masked.add(call.softmax.mask is not None)
+            return call.sdpa()
 
-    with attention.recording(model, listen):
+        def project(self, z: torch.Tensor) -> None:
+            pass
+
+    with attention.recording(model, Listener()):
         model(torch.arange(2, 40)[None].repeat(2, 1), use_cache=False)
     assert masked == expected
-
-
-def test_architectures_that_cannot_be_recorded_are_refused_by_name(tmp_path: Path) -> None:
-    from transformers import BloomConfig
-
-    folder = tiny.save(tiny.build(BloomConfig(vocab_size=600, hidden_size=16, n_layer=1, n_head=2)), tmp_path / "bloom")
-    with pytest.raises(InputError, match="bloom: this architecture does not use transformers' attention interface"):
-        headscore.capture(tmp_path / "c", model=str(folder), max_samples=2)
 
 
 @given(

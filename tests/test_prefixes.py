@@ -12,7 +12,7 @@ from parity import assert_parity
 from test_capture import arrays_of, assert_same
 
 import headscore
-from headscore.capture import attention, prefixes
+from headscore.capture import prefixes, recorder
 from headscore.capture.prefixes import prompt_groups
 
 prompts_under_templates = st.lists(
@@ -83,13 +83,13 @@ def test_prefixes_longer_than_a_window_are_shared_exactly(name: str, long_prompt
 def test_prefixes_are_run_once_and_identical_prompts_too(
     llama: Path, long_prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, run = attention.Recorder.start, []
+    real, run = recorder.Recorder.start, []
 
-    def start(recorder: attention.Recorder, lengths: object, prefix: attention.Prefix | None = None, **options: bool) -> None:
+    def start(self: recorder.Recorder, lengths: object, prefix: recorder.Prefix | None = None, **options: bool) -> None:
         run.append((len(lengths), int(lengths.sum()), prefix.tokens if prefix else 0))
-        real(recorder, lengths, prefix, **options)
+        real(self, lengths, prefix, **options)
 
-    monkeypatch.setattr(attention.Recorder, "start", start)
+    monkeypatch.setattr(recorder.Recorder, "start", start)
     options = {"data": str(long_prompts / "d.jsonl"), "template": long_prompts / "template.txt"}
     lengths = headscore.capture(tmp_path / "c", model=str(llama), **options)["tokens"].to_list()
     (one, prefix_tokens, _), (count, tokens, after) = run[-2:]

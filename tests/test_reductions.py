@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,17 +10,23 @@ from torch import Tensor
 from headscore.capture import reductions
 
 
-def naive_patterns(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None) -> Tensor:
+def naive_patterns(query: Tensor, key: Tensor, softmax: reductions.Softmax) -> Tensor:
     """[B,H,T,T] in float64, K repeated, one obvious step at a time."""
-    key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-    logits = query.double() @ key.double().transpose(2, 3) * scaling
+    key, mask = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1), softmax.mask
+    logits = query.double() @ key.double().transpose(2, 3) * softmax.scaling
+    if softmax.softcap is not None:
+        logits = softmax.softcap * torch.tanh(logits / softmax.softcap)
     tokens = query.shape[2]
     allowed = torch.ones(tokens, tokens, dtype=torch.bool).tril()
     if mask is not None and mask.dtype == torch.bool:
         allowed = allowed & mask
     elif mask is not None:
         logits = logits + mask
-    return logits.masked_fill(~allowed, -torch.inf).softmax(-1)
+    logits = logits.masked_fill(~allowed, -torch.inf)
+    if softmax.sinks is not None:
+        sinks = softmax.sinks.double().expand(*logits.shape[:-1], 1)
+        return torch.cat([logits, sinks], -1).softmax(-1)[..., :-1]
+    return logits.softmax(-1)
 
 
 def window(tokens: int, size: int) -> Tensor:
@@ -34,11 +41,19 @@ shapes = st.tuples(st.integers(1, 3), st.sampled_from([(1, 1), (4, 2), (6, 1), (
     shapes,
     st.sampled_from([0, 1, 6]),
     st.sampled_from([None, "window", "bias"]),
+    st.sampled_from([None, 0.5, 30.0]),
+    st.sampled_from([None, "per head", "per query"]),
     st.integers(0, 1000),
     st.sampled_from([1, 700, 1 << 20]),
 )
 def test_reductions_equal_the_full_patterns(
-    shape: tuple[int, tuple[int, int], int], prefix: int, kind: str | None, seed: int, block_bytes: int
+    shape: tuple[int, tuple[int, int], int],
+    prefix: int,
+    kind: str | None,
+    softcap: float | None,
+    sink: str | None,
+    seed: int,
+    block_bytes: int,
 ) -> None:
     """The queries of a prefix that was run before are left out of what is reduced, its keys are not."""
     batch, (heads, kv_heads), suffix = shape
@@ -48,16 +63,19 @@ def test_reductions_equal_the_full_patterns(
     value = torch.randn(batch, kv_heads, tokens, 5)
     lengths = torch.randint(1, suffix + 1, (batch,))
     mask = {None: None, "window": window(tokens, 3), "bias": torch.randn(1, heads, tokens, tokens)}[kind]
-    full = naive_patterns(query, key, 0.7, mask)[:, :, prefix:]
+    sinks = {None: None, "per head": torch.randn(1, heads, 1, 1), "per query": torch.randn(batch, heads, tokens, 1)}[sink]
+    softmax = reductions.Softmax(0.7, mask, softcap, sinks)
+    full = naive_patterns(query, key, softmax)[:, :, prefix:]
     query, mask = query[:, :, prefix:], None if mask is None else mask[:, :, prefix:]
+    softmax = replace(softmax, mask=mask, sinks=sinks[:, :, prefix:] if sinks is not None and sink == "per query" else sinks)
 
-    rows = reductions.last_token_patterns(query, key, lengths, 0.7, mask)
+    rows = reductions.last_token_patterns(query, key, lengths, softmax)
     padding = torch.arange(tokens) >= prefix + lengths[:, None]
     key, stored = (values.masked_fill(padding[:, None, :, None], torch.nan) for values in (key, value))
     query = query.masked_fill(padding[:, None, prefix:, None], torch.nan)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(reductions.BLOCK_BYTES, "cpu", block_bytes)  # down to one query row a block
-        attention, entropy, z = reductions.all_token_patterns(query, key, stored, lengths, 0.7, mask)
+        attention, entropy, z = reductions.all_token_patterns(query, key, stored, lengths, softmax)
     assert z is not None
     for b, length in enumerate(lengths.tolist()):
         real = full[b, :, :length]
@@ -67,6 +85,24 @@ def test_reductions_equal_the_full_patterns(
         expected = real @ value[b].double().repeat_interleave(heads // kv_heads, 0)
         torch.testing.assert_close(z[b, :length].double(), expected.transpose(0, 1), atol=1e-5, rtol=0)
         assert not rows[b, :, prefix + length :].any(), "padding got attention"
+
+
+def test_whole_patterns_are_reduced_to_the_same() -> None:
+    """What the eager way takes from the model's own patterns is what the recorded way computes."""
+    torch.manual_seed(0)
+    query, key, lengths = torch.randn(2, 4, 9, 8), torch.randn(2, 2, 12, 8), torch.tensor([9, 4])
+    softmax = reductions.Softmax(0.7)
+    logits = (query @ key.repeat_interleave(2, dim=1).transpose(2, 3) * 0.7).masked_fill(
+        torch.arange(12) > torch.arange(9)[:, None] + 3, -torch.inf
+    )
+    patterns = logits.softmax(-1)
+    patterns[1, :, 4:] = torch.nan  # what stands at padding may be anything
+    attention, entropy, _ = reductions.all_token_patterns(query, key, None, lengths, softmax)
+    found = reductions.sums_of(patterns, lengths)
+    torch.testing.assert_close(found[0], attention, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found[1], entropy, atol=1e-5, rtol=0)
+    rows = reductions.last_token_patterns(query, key, lengths, softmax)
+    torch.testing.assert_close(reductions.last_of(patterns, lengths), rows, atol=1e-6, rtol=0)
 
 
 @given(st.integers(0, 1000), st.sampled_from([(24, 4, 6), (8, 2, 16), (5, 1, 5)]))
@@ -103,7 +139,7 @@ def test_sums_ignore_what_stands_at_padding() -> None:
 def test_half_precision_input_is_reduced_in_float32() -> None:
     query, key = torch.randn(1, 2, 50, 16).bfloat16(), torch.randn(1, 1, 50, 16).bfloat16()
     lengths = torch.tensor([50])
-    rows = reductions.last_token_patterns(query, key, lengths, 0.25, None)
+    rows = reductions.last_token_patterns(query, key, lengths, reductions.Softmax(0.25))
     assert rows.dtype == torch.float32
-    torch.testing.assert_close(rows, naive_patterns(query, key, 0.25, None)[:, :, -1].float(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(rows, naive_patterns(query, key, reductions.Softmax(0.25))[:, :, -1].float(), atol=1e-6, rtol=0)
     assert reductions.output_norms(query).dtype == torch.float32

@@ -19,7 +19,7 @@ import torch
 from test_capture import arrays_of, assert_same
 
 import headscore
-from headscore.capture import attention, samples, space
+from headscore.capture import recorder, reductions, samples, space
 from headscore.data import files
 from headscore.data.cache import open_cache, shard_files, shard_path
 from headscore.data.errors import InputError, RunError
@@ -196,21 +196,21 @@ def test_a_capture_may_go_on_in_another_place_and_with_other_batches(
 
 def poison(monkeypatch: pytest.MonkeyPatch, bad: set[int], only_beside_others: bool = False) -> None:
     """Let the samples of `bad` lengths give NaN, as a model does that overflows."""
-    real = attention.reductions.output_norms
+    real = reductions.output_norms
 
     def output_norms(z: torch.Tensor) -> torch.Tensor:
         return real(z) if only_beside_others and len(z) == 1 else torch.where(marked[:, None, None], torch.nan, real(z))
 
-    start = attention.Recorder.start
+    start = recorder.Recorder.start
 
-    def remember(recorder: attention.Recorder, lengths: torch.Tensor, prefix: attention.Prefix | None = None) -> None:
+    def remember(self: recorder.Recorder, lengths: torch.Tensor, prefix: recorder.Prefix | None = None) -> None:
         nonlocal marked
         marked = torch.tensor([int(n) + (prefix.tokens if prefix else 0) in bad for n in lengths])
-        start(recorder, lengths, prefix)
+        start(self, lengths, prefix)
 
     marked = torch.zeros(0)
-    monkeypatch.setattr(attention.reductions, "output_norms", output_norms)
-    monkeypatch.setattr(attention.Recorder, "start", remember)
+    monkeypatch.setattr(reductions, "output_norms", output_norms)
+    monkeypatch.setattr(recorder.Recorder, "start", remember)
 
 
 def length_of_one_sample(cache: Path) -> tuple[int, int]:
@@ -298,15 +298,15 @@ def test_a_model_that_overflows_is_told_by_the_self_check(llama: Path, tmp_path:
 
 def test_a_halved_batch_is_remembered(llama: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What ran out of memory once is not tried again in the next shards."""
-    real, tried = attention.Recorder.start, []
+    real, tried = recorder.Recorder.start, []
 
-    def start(recorder: attention.Recorder, lengths: torch.Tensor, *prefix: attention.Prefix | None, **options: bool) -> None:
+    def start(self: recorder.Recorder, lengths: torch.Tensor, *prefix: recorder.Prefix | None, **options: bool) -> None:
         tried.append(len(lengths) * int(lengths.max()) > 400)
         if tried[-1]:
             raise torch.OutOfMemoryError("no memory")
-        real(recorder, lengths, *prefix, **options)
+        real(self, lengths, *prefix, **options)
 
-    monkeypatch.setattr(attention.Recorder, "start", start)
+    monkeypatch.setattr(recorder.Recorder, "start", start)
     again(llama, tmp_path / "c", batch_tokens=5000)
     first, count = tried.index(True), sum(tried)
     assert tried[first : first + count] == [True] * count, "all in the first shard"
@@ -381,15 +381,15 @@ def test_an_interrupted_capture_finishes_or_drops_its_shard(
     program = (
         "import os, signal, sys\n"
         "from headscore import cli\n"
-        "from headscore.capture import attention\n"
+        "from headscore.capture.recorder import Recorder\n"
         "signals, batches = sys.argv.pop(1).split(','), []\n"
-        "real = attention.Recorder.take\n"
+        "real = Recorder.take\n"
         "def take(recorder):\n"
         "    batches.append(1)\n"
         "    if len(batches) == 6:\n"  # the first are the self-check's
         "        [os.kill(os.getpid(), getattr(signal, name)) for name in signals]\n"
         "    return real(recorder)\n"
-        "attention.Recorder.take = take\n"
+        "Recorder.take = take\n"
         "cli.main()\n"
     )
     options = ["--max-samples", "24", "--shard-size", "10", "--queries", "all_tokens", "--seed", "7"]

@@ -10,7 +10,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
     GPT2Config,
+    GptOssConfig,
     LlamaConfig,
     MistralConfig,
     PreTrainedConfig,
@@ -63,6 +65,10 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "llama": lambda: LlamaConfig(**LLAMA_SIZES),
     "qwen3": lambda: Qwen3Config(**LLAMA_SIZES),  # QK-norm
     "mistral_window": lambda: MistralConfig(**LLAMA_SIZES, sliding_window=16),  # shorter than the prompts
+    "gemma2": lambda: Gemma2Config(  # softcap, windowed and full layers
+        **LLAMA_SIZES, sliding_window=16, attn_logit_softcapping=2.0, query_pre_attn_scalar=8
+    ),
+    "gpt_oss": lambda: GptOssConfig(**LLAMA_SIZES, sliding_window=16, num_local_experts=2, num_experts_per_tok=1),  # sinks
     "gpt2": lambda: GPT2Config(**SIZES, n_embd=24, n_layer=3, n_head=4, n_positions=1024),  # absolute positions, Conv1D, biases
 }
 

@@ -1,0 +1,70 @@
+"""Finds an attention layer's output projection W_O, and what each head writes through it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_NAMES = ("o_proj", "out_proj", "c_proj", "dense", "wo", "linear_proj", "attention_out")
+
+
+def output_projection(attention: nn.Module, width: int | None = None) -> nn.Module | None:
+    """The child that takes all heads' outputs, `width` = H·D values a token, back to the model dim; None where there is none.
+
+    It goes by the names that models give it. Without a width, the first child of such a name that has weights.
+    """
+    for name in _NAMES:
+        child = getattr(attention, name, None)
+        if isinstance(child, nn.Module) and _width(child) and width in (None, _width(child)):
+            return child
+    return None
+
+
+def output_weight(projection: nn.Module) -> Tensor:
+    """W_O as [M, H·D] in the projection's dtype.
+
+    GPT-2's Conv1D keeps it transposed. A quantised layer is asked for it: it is given the identity, and what it adds to
+    everything is taken off.
+    """
+    if isinstance(projection, nn.Linear) and projection.weight.is_floating_point():
+        return projection.weight.detach()
+    if type(projection).__name__ == "Conv1D":
+        weight: Tensor = projection.weight.detach().T  # type: ignore[operator]
+        return weight
+    width = _width(projection)
+    example = next((p for p in projection.parameters() if p.is_floating_point()), torch.empty(0))
+    ones = torch.eye(width, dtype=example.dtype, device=next(projection.parameters(), example).device)
+    return (_apply(projection, ones) - _apply(projection, torch.zeros_like(ones[:1]))).T
+
+
+def head_results(projection: nn.Module, z: Tensor) -> Tensor:
+    """W_Oʰ zₕ of every head and token, in full: z [T,H,D] -> [H,T,M] float32."""
+    weight = output_weight(projection).float().unflatten(1, tuple(z.shape[1:]))
+    return torch.einsum("mhd,thd->htm", weight, z.float())
+
+
+def projection_error(projection: nn.Module, z: Tensor) -> float:
+    """How far the sum over heads of W_Oʰ zₕ, plus the bias, is from what the projection gives for z, as a share of the largest.
+
+    z [T,H,D]. 0 for outputs that are all 0.
+    """
+    results, output = head_results(projection, z), _apply(projection, z.flatten(1))
+    bias = _apply(projection, torch.zeros_like(z[:1].flatten(1))).float()
+    largest = output.float().abs().max().clamp(min=torch.finfo(torch.float32).tiny)
+    return float((results.sum(0) + bias - output.float()).abs().max() / largest)
+
+
+def _apply(projection: nn.Module, values: Tensor) -> Tensor:
+    """What the projection makes of values [N, H·D], unheard by those who listen to the model."""
+    with torch.no_grad():
+        output: Tensor = projection.forward(values)
+    return output
+
+
+def _width(module: Any) -> int:
+    """The values per token that a linear layer takes; 0 for what is none."""
+    weight = getattr(module, "weight", None)
+    if type(module).__name__ == "Conv1D" and isinstance(weight, Tensor):
+        return len(weight)
+    features = getattr(module, "in_features", 0)
+    return features if isinstance(features, int) else 0

@@ -1,0 +1,271 @@
+"""Reduces what is heard of every attention layer at once, and hands a whole batch to the host in one go."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+from ..data.errors import InputError
+from . import reductions
+from .attention import AttentionCall, CannotRecordError, recording
+from .eager import eager, eager_options
+from .prefixes import SharedPrefix
+from .projections import output_weight
+
+PATTERN_DTYPE = torch.half  # as the cache stores patterns
+
+
+class AllRecorded(Exception):
+    """Raised in a forward pass once the last attention layer is recorded: nothing needs the rest of it."""
+
+
+class NoAttentionError(InputError):
+    """The model ran, but no attention layer was heard of."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What was recorded of a batch, on the host: `arrays` [L,B,H,T] or [L,B,H] by their names in the cache.
+
+    finite [B]: whether all of a sample's values are finite; `layers`: the model's number of each of the L layers.
+    """
+
+    arrays: dict[str, npt.NDArray[Any]]
+    finite: npt.NDArray[np.bool_]
+    layers: list[int]
+
+    def first_fault(self, position: int) -> str:
+        """The first array and layer in which the sample at `position` of the batch has a value that is not finite."""
+        for name, values in self.arrays.items():
+            broken = ~np.isfinite(values[:, position]).reshape(len(self.layers), -1).all(axis=1)
+            if broken.any():
+                return f"NaN or infinite '{name}' from layer {self.layers[int(broken.argmax())]} on"
+        return "no fault"
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What was recorded of a batch, on its way to the host."""
+
+    arrays: dict[str, Tensor]
+    finite: Tensor
+    layers: list[int]
+    arrived: torch.cuda.Event | None
+
+    def finish(self) -> Recorded:
+        """Wait until all has arrived."""
+        if self.arrived:
+            self.arrived.synchronize()
+        return Recorded({name: v.numpy() for name, v in self.arrays.items()}, self.finite.numpy(), self.layers)
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A prefix that was run once for many prompts: its tokens, its keys and values, and its sums by layer and array name."""
+
+    tokens: int
+    kv_cache: SharedPrefix
+    sums: dict[int, dict[str, Tensor]]
+
+
+class Recorder:
+    """The listener that reduces each layer at once.
+
+    all_tokens: whether the mean pattern and entropy over all query positions are wanted too. eager: whether patterns come from
+    the model's own eager attention, in place of the recording function. results: whether ‖W_O z‖ is wanted; it becomes False
+    where a layer has no output projection. After each forward pass `take()` gives what was recorded, `layers` the model's
+    numbers of the L layers, and `modules` their attention modules. One object serves one model. Its first pass tells it how
+    many layers there are; later ones it may end early by AllRecorded.
+    """
+
+    def __init__(self, all_tokens: bool, *, eager: bool = False):
+        self.eager = eager
+        self.results = True
+        self._all_tokens = all_tokens
+        self._lengths = torch.empty(0, dtype=torch.long)
+        self._prefix: Prefix | None = None
+        self._will_be_prefix = False
+        self._factors: dict[int, Tensor] = {}
+        self._depth = 0  # attention layers of a whole pass, once known
+        self._heads = 0
+        self._kind = ""  # of model
+        self._patterns: tuple[Tensor | None, dict[str, Tensor]] | None = None  # of the layer whose z is still to come
+        self._found: dict[str, Tensor] = {}
+        self._sums: dict[int, dict[str, Tensor]] = {}
+        self.layers: list[int] = []
+        self.kv_heads = 0
+        self.sinks = False
+        self.modules: dict[int, nn.Module] = {}
+        self.projections: dict[int, nn.Module] = {}
+
+    @contextlib.contextmanager
+    def listening(self, model: PreTrainedModel) -> Iterator[None]:
+        """Within this context every attention layer that the model runs is heard. Raises CannotRecordError as `recording`."""
+        with eager(model, self.observe) if self.eager else recording(model, self):
+            yield
+
+    def start(self, lengths: Tensor, prefix: Prefix | None = None, *, will_be_prefix: bool = False) -> None:
+        """Begin a batch whose samples have `lengths` [B] real tokens, after those of the prefix; or one to `take_prefix` of.
+
+        They should lie on the model's device: to bring them there in each layer would wait for it.
+        """
+        self._lengths, self._prefix, self._will_be_prefix = lengths, prefix, will_be_prefix
+        self.layers = []
+        self.clear()
+
+    def clear(self) -> None:
+        """Let go of what a failed batch holds."""
+        self._found, self._sums, self._patterns = {}, {}, None
+
+    def run(self, model: PreTrainedModel, **inputs: Any) -> None:
+        """The forward pass of a batch, up to where all is recorded."""
+        options = eager_options(model) if self.eager else {}
+        self._kind = model.config.model_type
+        with contextlib.suppress(AllRecorded):
+            model(**inputs, **options)
+            self._depth = len(self.layers)
+
+    def attend(self, call: AttentionCall) -> Tensor:
+        """Run one layer of the current batch and reduce its patterns; the heads' output [B,T,H,D']."""
+        query, key, softmax = call.query, call.key, call.softmax
+        lengths = self._lengths.to(query.device)
+        self._begin(call.module, call.projection, (query.shape[1], query.shape[2], key.shape[2]))
+        self.kv_heads = key.shape[1]
+        self.sinks |= softmax.sinks is not None
+        sums: dict[str, Tensor] = {}
+        output = None
+        if self._all_tokens or not softmax.plain:
+            # On a CPU it costs less from the patterns that are made anyway; a GPU's SDPA takes next to no time.
+            value = call.value if query.device.type == "cpu" or not softmax.plain else None
+            attention, entropy, output = reductions.all_token_patterns(query, key, value, lengths, softmax)
+            sums = {"all_tokens/attention": attention, "all_tokens/entropy": entropy} if self._all_tokens else {}
+        last = None if self._will_be_prefix else reductions.last_token_patterns(query, key, lengths, softmax)
+        self._patterns = last, sums
+        return call.sdpa() if output is None else output
+
+    def observe(self, module: nn.Module, projection: nn.Module | None, patterns: Tensor, z: Tensor | None) -> None:
+        """Reduce a layer that the model ran itself: patterns [B,H,T,P+T], z [B,T,H·D']; raises AllRecorded after the last."""
+        if z is None:
+            raise self._refusal(f"{type(module).__name__}: found no output projection")
+        lengths = self._lengths.to(patterns.device)
+        self._begin(module, projection, (patterns.shape[1], patterns.shape[2], patterns.shape[3]))
+        self.kv_heads = self._heads // int(getattr(module, "num_key_value_groups", 1))
+        sums: dict[str, Tensor] = {}
+        if self._all_tokens:
+            sums["all_tokens/attention"], sums["all_tokens/entropy"] = reductions.sums_of(patterns, lengths)
+        self._patterns = None if self._will_be_prefix else reductions.last_of(patterns, lengths), sums
+        self.project(z)
+
+    def project(self, z: Tensor) -> None:
+        """Reduce z [B,T,H·D'], what enters the output projection of the layer; raises AllRecorded after the last."""
+        if self._patterns is None:
+            raise self._refusal(f"layer {self.layers[-1:]}: its output projection ran twice, or before its attention")
+        (last, sums), self._patterns = self._patterns, None
+        lengths, layer = self._lengths.to(z.device), self.layers[-1]
+        z = z.view(len(lengths), -1, self._heads, z.shape[-1] // self._heads)
+        norms = {"output_norm": reductions.output_norms(z)}
+        if self.results:
+            norms["result_norm"] = reductions.result_norms(z, self._result_factors(layer))
+        sums |= {f"all_tokens/{name}": reductions.sum_over_tokens(values, lengths) for name, values in norms.items()}
+        if last is None:
+            self._sums[layer] = sums
+        else:
+            self._keep("last_token/attention", last)
+            for name, values in norms.items():
+                self._keep(f"last_token/{name}", reductions.at_last_token(values, lengths))
+            for name, values in sums.items():
+                self._keep(name, self._mean(layer, name, values))
+        if len(self.layers) == self._depth:
+            raise AllRecorded
+
+    def _begin(self, module: nn.Module, projection: nn.Module | None, dims: tuple[int, int, int]) -> None:
+        """Begin a layer of so many heads, queries and keys."""
+        heads, queries, keys = dims
+        layer = getattr(module, "layer_idx", None)
+        layer = int(layer) if isinstance(layer, int) else len(self.layers)
+        if self._patterns is not None:
+            raise self._refusal(f"layer {self.layers[-1]}: its output projection does not follow its attention")
+        if self.layers and layer <= self.layers[-1]:
+            raise self._refusal(f"runs attention layer {layer} after layer {self.layers[-1]}, or more than once")
+        if keys - queries != (self._prefix.tokens if self._prefix else 0):
+            raise self._refusal(f"layer {layer}: attends to other things than tokens: {keys} keys for {queries} queries")
+        if self.layers and heads != self._heads:
+            raise self._refusal(f"layer {layer}: has {heads} heads, those before it {self._heads}")
+        self.layers.append(layer)
+        self._heads = heads
+        self.modules[layer] = module
+        if projection is None:
+            self.results = False
+        else:
+            self.projections[layer] = projection
+
+    def _refusal(self, reason: str) -> CannotRecordError:
+        return CannotRecordError(f"{self._kind}: {reason}")
+
+    def _keep(self, name: str, values: Tensor) -> None:
+        """Put the latest layer's values beside those of the layers before.
+
+        There is room for all layers from the first on: small tensors that outlast a layer would scatter its temporaries.
+        """
+        layers = len(self.layers)
+        kept = self._found.get(name)
+        if kept is None:
+            dtype = PATTERN_DTYPE if name.endswith("attention") else torch.float32
+            kept = self._found[name] = values.new_empty((max(self._depth, layers), *values.shape), dtype=dtype)
+        elif len(kept) < layers:
+            kept = self._found[name] = torch.cat([kept, torch.empty_like(kept)])
+        kept[layers - 1].copy_(values)
+
+    def take_prefix(self, tokens: int, kv_cache: Cache) -> Prefix:
+        """What was just run, a batch of one, as a prefix."""
+        prefix = Prefix(tokens, SharedPrefix(kv_cache.layers), self._sums)
+        self.clear()
+        return prefix
+
+    def _mean(self, layer: int, name: str, sums: Tensor) -> Tensor:
+        """The mean over all tokens of a sample, those of the prefix included, of what was summed over the rest of them."""
+        total = self._lengths.to(sums.device)
+        if self._prefix:
+            before = self._prefix.sums[layer][name]
+            sums[..., : before.shape[-1]] += before  # a key's sums are [1,H,P], a head's [1,H]
+            total = total + self._prefix.tokens
+        return sums / total.view(-1, *[1] * (sums.ndim - 1))
+
+    def take(self) -> Recording:
+        """What was recorded of the batch, in the order of `layers`; on a GPU this waits for nothing.
+
+        Raises NoAttentionError where nothing was.
+        """
+        if not self._found:
+            raise NoAttentionError(f"{self._kind}: has no attention layer that could be recorded")
+        found = {name: values[: len(self.layers)] for name, values in self._found.items()}
+        self.clear()
+        # All values are at least 0, so that one pass for the largest tells NaN and infinity too.
+        largest = torch.stack([v.amax(dim=(0, *range(2, v.ndim))).float() for v in found.values()])
+        finite = torch.isfinite(largest).all(0)
+        arrays = {name: _to_host(v) for name, v in found.items()}
+        device = finite.device
+        on_host = _to_host(finite)
+        event = torch.cuda.Event() if device.type == "cuda" else None
+        if event:
+            event.record(torch.cuda.current_stream(device))
+        return Recording(arrays, on_host, list(self.layers), event)
+
+    def _result_factors(self, layer: int) -> Tensor:
+        if layer not in self._factors:
+            self._factors[layer] = reductions.result_factors(output_weight(self.projections[layer]), self._heads)
+        return self._factors[layer]
+
+
+def _to_host(values: Tensor) -> Tensor:
+    """The tensor in the host's memory; from a GPU it is on its way there when this returns."""
+    if values.device.type == "cuda":
+        return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+    return values.cpu()
