@@ -33,6 +33,7 @@ from headscore.data.shard import ARRAYS
 DOCS = Path(__file__).parent.parent / "docs" / "architectures.md"
 DTYPES = ("bf16", "fp16")
 MOST = 1e-5  # difference from eager in fp32
+MOST_SUM = 1e-3  # difference of a stored row's sum from 1
 SAMPLES = 6
 
 # Small values under every name that configurations have for them; each takes those that it knows.
@@ -172,10 +173,13 @@ class Outcome:
     """What came of an architecture.
 
     refused: why, if it was. differences: the largest from eager by array, in fp32 before storage rounding. low: by dtype the
-    largest total variation of a stored last-token row from eager's in fp32, and how far the sum of a row is from eager's.
+    largest total variation of a stored last-token row from eager's in fp32, and how far the sum of a row is from 1. shared:
+    whether what the prompts begin with was run once. longest: tokens of the longest prompt.
     """
 
     way: str = ""
+    shared: bool = False
+    longest: int = 0
     refused: str = ""
     differences: dict[str, float] = field(default_factory=dict)
     low: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -188,11 +192,11 @@ class Outcome:
         """The architecture's line of the table."""
         special = ARCHITECTURES[name].special
         if self.refused:
-            return f"| {name} | {special} | refused | | | | | |"
+            return f"| {name} | {special} | refused | | | | | | |"
         numbers = [self.worst(ending) for ending in ("attention", "output_norm", "result_norm")]
         shown = ["–" if number is None else f"{number:.0e}" for number in numbers]
         shown += [f"{self.low[dtype][0]:.3f}" if dtype in self.low else "" for dtype in DTYPES]
-        return f"| {name} | {special} | {self.way} | {' | '.join(shown)} |"
+        return f"| {name} | {special} | {self.way} | {'yes' if self.shared else 'no'} | {' | '.join(shown)} |"
 
 
 def outcome(name: str, folder: Path, dtypes: tuple[str, ...] = DTYPES) -> Outcome:
@@ -202,20 +206,22 @@ def outcome(name: str, folder: Path, dtypes: tuple[str, ...] = DTYPES) -> Outcom
         refused = _capture(model, folder / "fp32", "fp32")
         if refused:
             return Outcome(refused=refused)
+        longest = max(len(ids) for ids, _ in stored_samples(folder / "fp32"))
         eager = EagerModel(model)
         differences = largest_differences(folder / "fp32", eager)
-    way = open_cache(folder / "fp32").metadata["attention"]["way"]
+    metadata = open_cache(folder / "fp32").metadata
+    way = metadata["attention"]["way"]
     low = {}
     for dtype in dtypes if way == "recorded" else ():
         refused = _capture(model, folder / dtype, dtype)
         assert not refused, (name, dtype, refused)
         low[dtype] = _rows_beside(folder / dtype, eager)
-    return Outcome(way, "", differences, low)
+    return Outcome(way, metadata["self_check"]["shared_prefixes"], longest, "", differences, low)
 
 
 def _capture(model: Path, out: Path, dtype: str) -> str:
     """Run `headscore capture`; the last line of what it says where it fails."""
-    command = ["headscore", "capture", "--model", model, "--out", out, "--dtype", dtype, "--data", tiny.ARC]
+    command = ["headscore", "capture", "--model", model, "--out", out, "--dtype", dtype, "--data", tiny.LLM_ADAPTERS]
     command += ["--queries", "all_tokens", "--max-samples", SAMPLES, "--shard-size", "4"]
     said: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
@@ -254,13 +260,15 @@ def _rows_beside(cache: Path, eager: EagerModel) -> tuple[float, float]:
 HEADER = """# Architectures
 
 What `headscore capture` does with tiny random models of {count} architectures: each was saved as a folder with a tokenizer,
-captured by the command line over {samples} questions of up to {longest} tokens, and held against the model's own eager
-attention, one sample at a time and unpadded. `python tests/architectures.py` makes this page ({machine}, torch {torch},
-transformers {transformers}).
+captured by the command line over {samples} questions of up to {longest} tokens, of which the first 119 are the same, and held
+against the model's own eager attention, one sample at a time and unpadded. `python tests/architectures.py` makes this page
+({machine}, torch {torch}, transformers {transformers}).
 
 - **way**: *recorded* by the attention function, at the speed of SDPA; *eager*: the model's own eager attention, for
   architectures that do not go through transformers' attention interface, or whose self-check fails otherwise; *refused*: no
   cache is made, and the error says why.
+- **shared**: whether what the prompts begin with is run once; models with recurrent layers, or a kv_cache of their own kind, do
+  not go on from a prefix, which the self-check finds, and each prompt is run whole.
 - **rows, z, result**: the largest difference from eager in fp32, before pattern rows are rounded to half precision for the
   file: of any attention weight (last token and mean over all tokens), and relative of the norms of z and of W_O z.
   "–": the output projection cannot be split by heads, so the cache has no result norms (`--head-output result` says so).
@@ -268,8 +276,8 @@ transformers {transformers}).
   the fp32 eager row; it is what the precision does to a random model. Every stored row sums to 1 within {sums:.1e}, but for
   models with sinks.
 
-| architecture | special | way | rows | z | result | bf16 | fp16 |
-|---|---|---|---|---|---|---|---|
+| architecture | special | way | shared | rows | z | result | bf16 | fp16 |
+|---|---|---|---|---|---|---|---|---|
 """
 
 
@@ -285,7 +293,8 @@ def main() -> None:
     if named:
         return
     sums = max(sum_error for found in outcomes.values() for _, sum_error in found.low.values())
-    longest = max(len(tiny.tokenizer()(f"{row}")["input_ids"]) for row in tiny.arc_rows()[:1])
+    assert sums <= MOST_SUM, sums
+    longest = max(found.longest for found in outcomes.values())
     head = HEADER.format(
         count=len({a.kind for a in ARCHITECTURES.values()}), samples=SAMPLES, longest=longest, sums=sums,
         machine=f"{platform.system()}, CPU", torch=torch.__version__, transformers=transformers.__version__,
