@@ -14,8 +14,8 @@ from headscore.data.templates import MAX_SPANS, Piece, Prompt, Template, read_te
 SOURCE = Path("rows.jsonl")
 
 
-def prompt(row: dict[str, Any], template: Template | None = None) -> Prompt:
-    return PromptMaker(SOURCE, list(row), template)(row, 0)
+def prompt(row: dict[str, Any], template: Template | str | None = None) -> Prompt:
+    return PromptMaker(SOURCE, [row], template)(row, 0)
 
 
 def adapters_row(instruction: str, **more: str) -> dict[str, str]:
@@ -177,10 +177,10 @@ def test_braces_that_are_no_placeholders_are_refused(text: str) -> None:
 
 def test_template_against_columns() -> None:
     with pytest.raises(InputError, match=r"\{missing\} is no column of rows.jsonl; it has question"):
-        PromptMaker(SOURCE, ["question"], Template("t", "{missing}"))
+        PromptMaker(SOURCE, [{"question": "?"}], Template("t", "{missing}"))
     names = [f"c{i}" for i in range(MAX_SPANS)]
     with pytest.raises(InputError, match="spans"):
-        PromptMaker(SOURCE, names, Template("t", "".join(f"{{{name}}}" for name in names)))
+        PromptMaker(SOURCE, [dict.fromkeys(names, "")], Template("t", "".join(f"{{{name}}}" for name in names)))
 
 
 def test_the_last_line_break_of_a_template_file_is_not_part_of_it(tmp_path: Path) -> None:
@@ -193,6 +193,6 @@ def test_a_template_rescues_rows_that_only_look_like_a_known_style() -> None:
     mmlu = {"question": "2+2?", "choices": ["3", "4"], "answer": 1}
     made = prompt(mmlu, Template("t", "Q: {question} A:"))
     assert made.text == "Q: 2+2? A:" and made.span_text("question") == "2+2?"
-    maker = PromptMaker(SOURCE, ["instruction", "input", "output"], Template("t", "{instruction}"))
+    maker = PromptMaker(SOURCE, [adapters_row("")], Template("t", "{instruction}"))
     assert not maker.has_question, "no row is skipped for a question that the template does not ask for"
     assert maker(adapters_row("Write a poem."), 0).span_text("instruction") == "Write a poem."
