@@ -145,6 +145,8 @@ class CaptureSettings(_Checked):
         super().__post_init__()
         if self.system is not None and not self.chat:
             raise InputError("--system: is for chat models; give --chat too")
+        if self.system is not None and any("\ud800" <= c <= "\udfff" for c in self.system):
+            raise InputError("--system: is not text: it holds half a surrogate pair")
         if not self.generation_prompt and not self.chat:
             raise InputError("--no-generation-prompt: is for chat models; give --chat too")
 
