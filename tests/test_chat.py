@@ -1,6 +1,7 @@
 """Prompts in chat templates of many kinds: the model gets what the template says, and the spans stay where they were."""
 
 import copy
+import dataclasses
 import json
 from functools import cache
 from pathlib import Path
@@ -23,7 +24,7 @@ from headscore.data.errors import InputError
 from headscore.data.prompts import PromptMaker
 from headscore.data.reader import Shard
 from headscore.data.settings import CaptureSettings
-from headscore.data.tokens import Sample
+from headscore.data.tokens import Sample, mark
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
@@ -129,6 +130,15 @@ def test_spans_lose_the_white_space_that_the_template_strips() -> None:
     assert prompt.span_text("question") == "\n  Is ice cold?\t"
     covered = sorted((span.start, span.end) for span in prompt.spans if span.start < span.end)
     assert [0, *(end for _, end in covered)] == [*(start for start, _ in covered), len(prompt.text)], "all is in one span"
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+def test_marks_need_no_offsets(template: str) -> None:
+    settings = CaptureSettings(model="tiny", chat=True, system="Be brief.")
+    prompts = in_chat(prompts_of("Is 🧊 cold? </s>"), tokenizer(template), settings)
+    encoded = encode_shards(prompts, tokenizer(template), settings)[0].prompts[0]
+    marked = [mark(each, tokenizer(template), NAMES) for each in (encoded, dataclasses.replace(encoded, offsets=None))]
+    np.testing.assert_array_equal(marked[0].span, marked[1].span)
 
 
 def test_the_length_counts_the_chat_template() -> None:
