@@ -132,6 +132,22 @@ def test_spans_lose_the_white_space_that_the_template_strips() -> None:
     assert [0, *(end for _, end in covered)] == [*(start for start, _ in covered), len(prompt.text)], "all is in one span"
 
 
+@given(text=st.text(st.sampled_from(" \na?"), max_size=12), edges=st.tuples(st.integers(0, 12), st.integers(0, 12)).map(sorted))
+def test_a_span_inside_a_stripped_message_stays_on_its_characters(text: str, edges: list[int]) -> None:
+    start, end = (min(edge, len(text)) for edge in edges)
+    row = {"text": text, "spans": [{"name": "question", "start": start, "end": end}]}
+    maker = PromptMaker(Path("rows.jsonl"), [row])
+    prompts = Prompts(Path("rows.jsonl"), "", 1, maker, [(0, maker(row, 0))])
+    settings = CaptureSettings(model="tiny", chat=True)
+    ((_, prompt),) = in_chat(prompts, tokenizer(TEMPLATES["strips"]), settings).drawn
+    lead = len(text) - len(text.lstrip())
+    inside = range(max(start, lead), min(end, len(text.rstrip())))
+    assert prompt.span_text("question") == "".join(text[position] for position in inside)
+    (span,) = (span for span in prompt.spans if span.name == "question")
+    if inside:
+        assert span.start == len("<|im_start|>user\n") + inside.start - lead
+
+
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
 def test_marks_need_no_offsets(template: str) -> None:
     settings = CaptureSettings(model="tiny", chat=True, system="Be brief.")
@@ -156,6 +172,16 @@ REFUSED: dict[str, tuple[str | None, dict[str, Any], str]] = {
     "escapes quotes": ("{{ messages[-1].content | tojson }}", {}, "rows.jsonl: row 1: the chat template of tiny rewrites"),
     "folds white space": (
         "{{ messages[-1].content.split() | join(' ') }}",
+        {},
+        "rows.jsonl: row 1: the chat template of tiny rewrites",
+    ),
+    "says something else to a row": (
+        "{{ 'a' if '\"' in messages[-1].content else 'b' }} {{ messages[-1].content }}",
+        {},
+        "rows.jsonl: row 1: the chat template of tiny rewrites",
+    ),
+    "another white space at the end": (
+        "{{ messages[-1].content | trim }}{{ ' ' if '\"' in messages[-1].content else '' }}",
         {},
         "rows.jsonl: row 1: the chat template of tiny rewrites",
     ),
