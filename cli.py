@@ -134,7 +134,10 @@ def _with_options(
         hints = {name: hint for each in settings for name, hint in get_type_hints(each).items()}
         for field in [field for each in settings for field in dataclasses.fields(each)]:
             hint = list[str] if field.name == "task_span" else hints[field.name]
-            flags = (option_flag(field.name), *field.metadata["aliases"])
+            flag = option_flag(field.name)
+            if field.default is True:
+                flag += f"/--no-{flag.removeprefix('--')}"
+            flags = (flag, *field.metadata["aliases"])
             annotations[field.name] = Annotated[hint, typer.Option(*flags, help=field.metadata["help"])]
             values[field.name] = list(field.default) if isinstance(field.default, tuple) else field.default
         annotations |= {**after, **_COMMON}

@@ -61,7 +61,7 @@ def main() -> None:
         "--random-weights", metavar="CONFIG", help=f"{', '.join(PRESETS)}, or a config.json: no model is loaded"
     )
     parser.add_argument("--data", help="data file of real prompts; else random tokens of --lengths")
-    parser.add_argument("--template", type=Path, help="prompt template of --data")
+    parser.add_argument("--template", help="prompt template of --data")
     parser.add_argument("--max-length", type=int, default=512, help="longest prompt taken from --data")
     parser.add_argument("--lengths", type=int, nargs="+", default=[100, 512, 1024, 2048])
     parser.add_argument("--samples", type=int, default=64, help="prompts of a measurement")

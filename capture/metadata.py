@@ -30,7 +30,7 @@ def data_metadata(
             "tokenizer_fingerprint": models.tokenizer_fingerprint(tokenizer),
         },
         "data": {"path": settings.data, "sha256": prompts.sha256, "rows": prompts.rows_in_file, "style": maker.style},
-        "templates": [{"name": template.name, "text": template.text} for template in maker.templates],
+        "templates": [{"name": t.name, "text": t.text} for t in (*maker.templates, prompts.chat) if t],
         "span_names": list(maker.span_names),
         "settings": {
             "max_samples": settings.max_samples,
@@ -40,6 +40,7 @@ def data_metadata(
             "dtype": dtype,
             "shard_size": settings.shard_size,
             "compression": settings.compression,
+            "chat": {"system": settings.system, "generation_prompt": settings.generation_prompt} if settings.chat else None,
         },
         "plan": {"rows": len(prompts.drawn), "shards": shards},
         "example": _example(first, maker.span_names, tokenizer),

@@ -1,4 +1,4 @@
-"""The capture from data file to cache: rows → prompts → tokens → batches → recorded reductions → shards."""
+"""The capture from data file to cache: rows → prompts (→ chat) → tokens → batches → recorded reductions → shards."""
 
 import logging
 import time
@@ -12,6 +12,7 @@ from ..data.errors import InputError
 from ..data.files import output_folder, remove_leftovers
 from ..data.settings import CaptureSettings
 from . import models
+from .chat import in_chat
 from .metadata import data_metadata, with_model
 from .ranks import Rank, this_rank
 from .resume import finished_shards, require_same_capture, start_cache
@@ -50,6 +51,8 @@ def _capture(out: Path, settings: CaptureSettings, overwrite: bool, rank: Rank, 
     source = models.resolve(settings.model, settings.trust_remote_code, settings.model_arguments())
     config = models.load_config(source)
     tokenizer = models.load_tokenizer(source)
+    if settings.chat:
+        prompts = in_chat(prompts, tokenizer, settings)
     shards = encode_shards(prompts, tokenizer, settings)
     marker = Marker(tokenizer, prompts.maker.span_names)
     own = {number: shards[number] for number in rank.share(len(shards))}

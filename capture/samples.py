@@ -11,7 +11,7 @@ from ..data.errors import InputError, RunError
 from ..data.prompts import PromptMaker
 from ..data.rows import data_file, file_sha256, read_rows, sample_rows
 from ..data.settings import CaptureSettings
-from ..data.templates import Prompt, read_template
+from ..data.templates import BUILT_IN_TEMPLATES, Prompt, Template, read_template
 from ..data.tokens import Encoded, Sample, Skipped, encode, mark
 
 logger = logging.getLogger("headscore")
@@ -19,13 +19,17 @@ logger = logging.getLogger("headscore")
 
 @dataclass(frozen=True)
 class Prompts:
-    """The (row, prompt) pairs drawn from a data file, in file order, and what made them."""
+    """The (row, prompt) pairs drawn from a data file, in file order, and what made them.
+
+    chat: what the chat template puts around each, where they are in one (see `chat.py`).
+    """
 
     path: Path
     sha256: str
     rows_in_file: int
     maker: PromptMaker
     drawn: list[tuple[int, Prompt]]
+    chat: Template | None = None
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,10 @@ def read_prompts(settings: CaptureSettings) -> Prompts:
     """The prompts of the drawn rows; InputError, naming file and row, where one cannot be made."""
     path = data_file(settings.data)
     rows = read_rows(path)
-    template = read_template(settings.template) if settings.template else None
-    maker = PromptMaker(path, list(dict.fromkeys(column for row in rows for column in row)), template)
+    template: Template | str | None = settings.template
+    if settings.template and settings.template not in BUILT_IN_TEMPLATES:
+        template = read_template(Path(settings.template))
+    maker = PromptMaker(path, rows, template)
     numbers = sample_rows(len(rows), settings.max_samples, settings.seed)
     return Prompts(path, file_sha256(path), len(rows), maker, [(number, maker(rows[number], number)) for number in numbers])
 
@@ -62,7 +68,8 @@ def encode_shards(prompts: Prompts, tokenizer: Any, settings: CaptureSettings) -
     size, drawn = settings.shard_size, prompts.drawn
     shards = []
     for start in range(0, len(drawn), size):
-        outcomes = encode(drawn[start : start + size], tokenizer, settings.max_length, prompts.maker.has_question)
+        part, need_question = drawn[start : start + size], prompts.maker.has_question
+        outcomes = encode(part, tokenizer, settings.max_length, need_question, add_special=prompts.chat is None)
         encoded = [outcome for outcome in outcomes if isinstance(outcome, Encoded)]
         shards.append(EncodedShard(encoded, [outcome for outcome in outcomes if isinstance(outcome, Skipped)]))
     _require_enough(prompts, [entry for shard in shards for entry in shard.skipped], settings)

@@ -7,6 +7,7 @@ and a help text cannot differ between them.
 import dataclasses
 import json
 import math
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +125,12 @@ class CaptureSettings(_Checked):
     data: str = _option(
         SAMPLE_DATA, "JSON, JSONL, Parquet or CSV file; 'samples' is the shipped file.", aliases=("--data-path",)
     )
-    template: Path | None = _option(None, "Text file with {column} placeholders, for data of any other shape.")
+    template: str | None = _option(
+        None, "arc, alpaca, plain, or a text file with {column} placeholders; if not given, what the rows' style says."
+    )
+    chat: bool = _option(False, "Give each prompt as a user's message, in the chat template of the model's tokenizer.")
+    system: str | None = _option(None, "System prompt, with --chat.")
+    generation_prompt: bool = _option(True, "With --chat, end where the assistant's answer begins.")
     max_samples: int = _option(1024, "Rows to draw at random, without replacement; the whole file if it has fewer.", least=1)
     max_length: int = _option(512, "Longest prompt in tokens; longer ones are skipped and listed.", least=1)
     max_skipped: float = _option(0.01, "Largest share of skipped rows before the capture stops.", least=0.0, most=1.0)
@@ -157,9 +163,16 @@ class CaptureSettings(_Checked):
     )
 
     def __post_init__(self) -> None:
+        if isinstance(self.template, Path):  # is a file, also where it is called like a built-in template
+            object.__setattr__(self, "template", os.path.join(os.curdir, self.template))  # noqa: PTH118 - Path drops "./"
         super().__post_init__()
-        given = self.model_arguments()
-        if taken := sorted(given.keys() & _OWN_ARGUMENTS.keys()):
+        if self.system is not None and not self.chat:
+            raise InputError("--system: is for chat models; give --chat too")
+        if self.system is not None and any("\ud800" <= c <= "\udfff" for c in self.system):
+            raise InputError("--system: is not text: it holds half a surrogate pair")
+        if not self.generation_prompt and not self.chat:
+            raise InputError("--no-generation-prompt: is for chat models; give --chat too")
+        if taken := sorted(self.model_arguments().keys() & _OWN_ARGUMENTS.keys()):
             raise InputError(f"--model-kwargs: {taken[0]} is {_OWN_ARGUMENTS[taken[0]]}")
 
     def model_arguments(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""The built-in row styles: how a row of a known shape becomes the pieces of a prompt, and the built-in templates."""
+"""The built-in row styles and templates: how a row of a known shape becomes the pieces that every built-in template needs."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,34 +23,48 @@ ALPACA_INPUT = Template(
     f"{_INDENT}### Input:{_INDENT}{{input}}{_INDENT}{_INDENT}### Response:",
 )
 
+# A row's own text with nothing around it.
+PLAIN_ARC = Template("plain", "{question}\n{choices}")
+PLAIN = Template("plain", "{instruction}")
+PLAIN_INPUT = Template("plain_input", "{instruction}\n{input}")
+
+INSTRUCTION_PARTS = ("question", "choices")  # the spans inside an instruction
+
 # The wordings of commonsense_170k's eight source tasks: how the instruction begins, and what begins its choices.
 # BoolQ offers its two choices in the answer format alone.
 _ANSWER_FORMAT = "Answer format: "
+_ANSWER_TO_QUESTION = "Please choose the correct answer to the question: "
 _WORDINGS = {
     "Please answer the following question with true or false, question: ": _ANSWER_FORMAT,  # boolq
     "Please choose the correct solution to the question: ": "Solution1:",  # piqa
-    "Please choose the correct answer to the question: ": "Answer1:",  # social_i_qa, ARC-Easy, ARC-Challenge, openbookqa
+    _ANSWER_TO_QUESTION: "Answer1:",  # social_i_qa, ARC-Easy, ARC-Challenge, openbookqa
     "Please choose the correct ending to complete the given sentence: ": "Ending1:",  # hellaswag
     "Please choose the correct answer to fill in the blank to complete the given sentence: ": "Option1:",  # winogrande
 }
+_ARC_WORDING = Template("instruction", f"{_ANSWER_TO_QUESTION}{{question}}\n\n{{choices}}\n\n{_ANSWER_FORMAT}{{answers}}")
 
 
 @dataclass(frozen=True)
 class RowStyle:
-    """A known shape of rows: the columns that mark it, the one that is `made` into more than its text, and how a row becomes
-    pieces and finds its template.
+    """A known shape of rows.
+
+    columns: what marks it. made: the column that becomes more than its text. derived: pieces that are no columns of it. pieces:
+    makes a row's pieces. templates: by their names, the style's own first; where there are two, the second has an input.
     """
 
     name: str
     columns: tuple[str, ...]
     made: str
+    derived: tuple[str, ...]
     pieces: Callable[[Row, str], dict[str, Piece]]
-    templates: tuple[Template, ...]
-    choose: Callable[[dict[str, Piece]], Template]
+    templates: Mapping[str, tuple[Template, ...]]
 
 
 def _arc_pieces(row: Row, where: str) -> dict[str, Piece]:
-    """`question`, and `choices` as one line `A. text` per choice; the answer key is checked but not shown."""
+    """`question`, `choices` as one line `A. text` per choice, and both as LLM-Adapters' `instruction` for ARC.
+
+    The answer key is checked but not shown.
+    """
     choices = row.get("choices")
     if isinstance(choices, str):  # a CSV file cannot nest
         try:
@@ -69,11 +83,25 @@ def _arc_pieces(row: Row, where: str) -> dict[str, Piece]:
     if answer not in (None, "") and answer not in labels:
         raise InputError(f"{where}: answerKey {answer!r} is none of the labels {', '.join(labels)}")
     lines = "\n".join(f"{label}. {text}" for label, text in zip(labels, texts, strict=True))
-    return {"question": Piece(column_text(row, "question", where)), "choices": Piece(lines)}
+    question = Piece(column_text(row, "question", where))
+    return {"question": question, "choices": Piece(lines), "instruction": _arc_instruction(question, texts)}
+
+
+def _arc_instruction(question: Piece, texts: list[str]) -> Piece:
+    """What LLM-Adapters makes of an ARC row, with question and choices as its parts."""
+    numbered = enumerate(texts, start=1)
+    made = _ARC_WORDING.fill(
+        {
+            "question": question,
+            "choices": Piece(" ".join(f"Answer{number}: {text}" for number, text in numbered)),
+            "answers": Piece("/".join(f"answer{number}" for number in range(1, len(texts) + 1))),
+        }
+    )
+    return Piece(made.text, tuple(span for span in made.spans if span.name in INSTRUCTION_PARTS))
 
 
 def _llm_adapters_pieces(row: Row, where: str) -> dict[str, Piece]:
-    """`instruction`, with question and choices as its parts where its wording is known, and `input`."""
+    """`instruction`, with question and choices as its parts where its wording is known, these two, and `input`."""
     instruction = column_text(row, "instruction", where)
     parts = _instruction_parts(instruction)
     answer = row.get("answer")
@@ -82,7 +110,8 @@ def _llm_adapters_pieces(row: Row, where: str) -> dict[str, Piece]:
         if answer not in allowed:
             raise InputError(f"{where}: answer {answer!r} is none of {', '.join(allowed)}")
     given = "" if row.get("input") is None else column_text(row, "input", where)
-    return {"instruction": Piece(instruction, parts), "input": Piece(given)}
+    inner = {name: Piece("") for name in INSTRUCTION_PARTS} | {p.name: Piece(instruction[p.start : p.end]) for p in parts}
+    return {"instruction": Piece(instruction, parts), "input": Piece(given), **inner}
 
 
 def _instruction_parts(instruction: str) -> tuple[Span, ...]:
@@ -126,13 +155,20 @@ def _kind(value: Any) -> str:
 
 
 ROW_STYLES = (
-    RowStyle("arc", ("question", "choices"), "choices", _arc_pieces, (ARC,), lambda pieces: ARC),
+    RowStyle(
+        "arc",
+        ("question", "choices"),
+        "choices",
+        ("instruction",),
+        _arc_pieces,
+        {"arc": (ARC,), "alpaca": (ALPACA,), "plain": (PLAIN_ARC,)},
+    ),
     RowStyle(
         "llm-adapters",
         ("instruction", "output"),
         "instruction",
+        INSTRUCTION_PARTS,
         _llm_adapters_pieces,
-        (ALPACA, ALPACA_INPUT),
-        lambda pieces: ALPACA_INPUT if pieces["input"].text else ALPACA,
+        {"alpaca": (ALPACA, ALPACA_INPUT), "arc": (ARC,), "plain": (PLAIN, PLAIN_INPUT)},
     ),
 )

@@ -13,6 +13,7 @@ from pathlib import Path
 from .errors import InputError
 
 BASE_SPANS = ("question", "choices", "template", "special")
+BUILT_IN_TEMPLATES = ("arc", "alpaca", "plain")
 ALWAYS_SPANS = ("template", "special")  # whatever the template
 MAX_SPANS = 8  # bits in the token mask
 MAX_TEMPLATE_CHARS = 16_384  # the template is kept in an HDF5 attribute, which holds 64 KiB
@@ -110,7 +111,8 @@ def read_template(path: Path) -> Template:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise InputError(f"--template {path}: cannot be read: {error.strerror}") from error
+        built_in = ", ".join(BUILT_IN_TEMPLATES)
+        raise InputError(f"--template {path}: cannot be read: {error.strerror}; built in are {built_in}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"--template {path}: not UTF-8 text at byte {error.start}") from error
     return Template(path.name, text.removesuffix("\n"))

@@ -56,17 +56,18 @@ class Skipped:
 
 
 def encode(
-    prompts: Sequence[tuple[int, Prompt]], tokenizer: Any, max_length: int, need_question: bool
+    prompts: Sequence[tuple[int, Prompt]], tokenizer: Any, max_length: int, need_question: bool, *, add_special: bool = True
 ) -> list[Encoded | Skipped]:
     """One Encoded or Skipped for every (row, prompt), in order.
 
     Skipped are prompts with an empty question span (where `need_question`), and with more than `max_length` tokens or none at
-    all. Nothing is ever cut.
+    all. Nothing is ever cut. Without `add_special` the prompts hold their special tokens as text, and get no others.
     """
     if not prompts:
         return []
     encoded = tokenizer(
         [prompt.text for _, prompt in prompts],
+        add_special_tokens=add_special,
         return_offsets_mapping=bool(tokenizer.is_fast),
         return_special_tokens_mask=True,
         verbose=False,
@@ -75,13 +76,13 @@ def encode(
     for index, (row, prompt) in enumerate(prompts):
         ids = np.asarray(encoded["input_ids"][index], np.int32)
         if need_question and not prompt.span_text("question").strip():
-            outcomes.append(Skipped(row, "no question found: the question is empty, or its wording is not a known one"))
+            outcomes.append(Skipped(row, "no question found: it is empty, not marked, or in no known wording"))
         elif len(ids) == 0:
             outcomes.append(Skipped(row, "the prompt has no tokens"))
         elif len(ids) > max_length:
             outcomes.append(Skipped(row, f"{len(ids)} tokens are more than --max-length {max_length}"))
         else:
-            special = np.asarray(encoded["special_tokens_mask"][index], bool)
+            special = np.asarray(encoded["special_tokens_mask"][index], bool) & add_special
             offsets = np.asarray(encoded["offset_mapping"][index]).astype(np.int32) if tokenizer.is_fast else None
             outcomes.append(Encoded(row, ids, prompt, special, offsets))
     return outcomes

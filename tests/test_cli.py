@@ -112,6 +112,23 @@ def test_config_of_a_run_repeats_it(run_cli: Cli, llama: Path, tmp_path: Path) -
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "r" / name).read_bytes(), name
 
 
+def test_rows_with_their_own_spans(run_cli: Cli, llama: Path, tmp_path: Path) -> None:
+    rows = [{"text": f"Tea {i} is hot.", "spans": [{"name": "drink", "start": 0, "end": 3}]} for i in range(6)]
+    options = ["--model", llama, "--data", write(tmp_path / "d.jsonl", rows), "--out", tmp_path / "r"]
+    status, _, err = run_cli("run", *options)
+    assert status == 2 and "has no span 'question'; it has template, special, drink" in err
+    status, _, err = run_cli("run", *options, "--task-span", "drink")
+    assert status == 0, err
+    status, out, _ = run_cli("inspect", tmp_path / "r" / "cache")
+    assert status == 0 and "(text style, 6 rows)" in out and "[drink:Tea]" in out
+
+
+def test_a_boolean_that_is_on_can_be_turned_off(run_cli: Cli, llama: Path, tmp_path: Path) -> None:
+    options = ["--model", llama, "--max-samples", 3, "--no-share-prefixes", "--out", tmp_path / "c"]
+    assert run_cli("capture", *options)[0] == 0
+    assert json.loads((tmp_path / "c" / "cache.json").read_text())["self_check"]["shared_prefixes"] is False
+
+
 def test_a_template_file(run_cli: Cli, llama: Path, tmp_path: Path) -> None:
     data = write(tmp_path / "d.jsonl", [{"ctx": f"fact {i}", "ask": f"why {i}?"} for i in range(6)])
     template = write(tmp_path / "t.txt", "{{note}} {ctx}\nQ: {ask}\nA:\n")
@@ -296,11 +313,26 @@ BAD_CAPTURES: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     "template without placeholder": (template("hello"), "has no {column} placeholder"),
     "template with stray braces": (template("{question"), "t.txt"),
     "template missing": (lambda _: ["--template", "nowhere.txt"], "--template nowhere.txt: cannot be read"),
+    "template for rows with spans": (
+        lambda folder: [*bad_data("d.jsonl", [{"text": "a", "spans": []}])(folder), "--template", "arc"],
+        "--template arc: ",
+    ),
+    "span out of range": (
+        bad_data("d.jsonl", [{"text": "a", "spans": [{"name": "question", "start": 0, "end": 2}]}]),
+        "d.jsonl: row 0: spans[0]: 0 to 2 is no range of the text",
+    ),
+    "no chat template": (lambda _: ["--chat"], "--chat: the tokenizer of"),
+    "system without chat": (lambda _: ["--system", "Be brief."], "--system: is for chat models; give --chat too"),
+    "no generation prompt without chat": (lambda _: ["--no-generation-prompt"], "--no-generation-prompt: is for chat models"),
     "model missing": (lambda folder: ["--model", folder / "nowhere"], "nowhere: no such model"),
     "model a file": (file_as_model, "no such model"),
     "model an empty folder": (lambda folder: ["--model", folder], "it has no config.json"),
     "model broken": (broken_model, "cannot be loaded"),
     "gguf missing": (lambda _: ["--model", "nowhere.gguf"], "nowhere.gguf: file not found"),
+    "model arguments": (lambda _: ["--model-kwargs", "{revision: 1}"], "--model-kwargs: not JSON: "),
+    "model list": (lambda _: ["--model-kwargs", "[1]"], "--model-kwargs: expected a JSON object, got list"),
+    "model dtype": (lambda _: ["--model-kwargs", '{"dtype": "fp8"}'], "--model-kwargs: dtype is given by --dtype"),
+    "model argument unknown": (lambda m: ["--model", m, "--model-kwargs", '{"no_such": 1}'], "no_such"),
     "hub without network": (lambda _: ["--model", "no-such/model"], "--model no-such/model: cannot be loaded"),
     "weights missing": (changed_model(rename_weights), "3 weights of the model are not in its files"),
     "layers missing": (changed_model(set_config(num_hidden_layers=5)), "weights of the model are not in its files"),

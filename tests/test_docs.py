@@ -12,6 +12,8 @@ from headscore.data.metadata import METADATA_SHAPE
 from headscore.data.settings import CaptureSettings, ScoreSettings, WorkSettings
 from headscore.data.shard import ARRAYS
 from headscore.data.styles import ALPACA, ARC, ROW_STYLES
+from headscore.data.templates import BUILT_IN_TEMPLATES
+from headscore.data.text_rows import TEXT_COLUMNS, TEXT_STYLE
 from headscore.score.outputs import RESULT_FILES
 from headscore.score.signals import SIGNALS
 
@@ -44,6 +46,10 @@ def test_templates_styles_and_signals_are_in_the_readme() -> None:
         assert f"```\n{template.text}\n```" in README, template.name
     for style in ROW_STYLES:
         assert f"| `{style.name}` | " in README
+        assert sorted(style.templates) == sorted(BUILT_IN_TEMPLATES)
+    assert f"| `{TEXT_STYLE}` | {', '.join(f'`{column}`' for column in TEXT_COLUMNS)} | " in README
+    for name in BUILT_IN_TEMPLATES:
+        assert f"Template `{name}`" in README
     for signal in SIGNALS:
         assert README.count(f"| `{signal}` |") == 2
 

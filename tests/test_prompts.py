@@ -1,25 +1,33 @@
+import csv
 import json
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headscore.capture.samples import read_prompts
 from headscore.data.errors import InputError
 from headscore.data.prompts import PromptMaker
-from headscore.data.templates import MAX_SPANS, Piece, Prompt, Template, read_template
+from headscore.data.settings import CaptureSettings
+from headscore.data.templates import ALWAYS_SPANS, BUILT_IN_TEMPLATES, MAX_SPANS, Piece, Prompt, Template, read_template
 
 SOURCE = Path("rows.jsonl")
 
 
-def prompt(row: dict[str, Any], template: Template | None = None) -> Prompt:
-    return PromptMaker(SOURCE, list(row), template)(row, 0)
+def prompt(row: dict[str, Any], template: Template | str | None = None) -> Prompt:
+    return PromptMaker(SOURCE, [row], template)(row, 0)
 
 
 def adapters_row(instruction: str, **more: str) -> dict[str, str]:
     return {"instruction": instruction, "input": "", "output": "the correct answer is …", **more}
+
+
+def text_row(text: str, *ranges: tuple[Any, Any], name: Any = "question") -> dict[str, Any]:
+    return {"text": text, "spans": [{"name": name, "start": start, "end": end} for start, end in ranges]}
 
 
 ARC_ROW = {"question": "Which is hot?", "choices": {"text": ["ice", "fire"], "label": ["A", "B"]}, "answerKey": "B"}
@@ -160,6 +168,27 @@ def test_spans_are_exact_whatever_the_values_hold(question: str, context: str) -
         (adapters_row(WORDINGS["boolq"][0], answer="maybe"), "answer 'maybe' is none of true, false"),
         (adapters_row(WORDINGS["piqa"][0], answer="solution3"), "none of solution1, solution2"),
         ({"text": "x", "label": 1}, "columns text, label are of no known style"),
+        ({"text": "x", "spans": None}, "row 0: 'spans' must be a list of objects with name, start and end, got NoneType"),
+        ({"text": "x", "spans": {}}, "row 0: 'spans' must be a list of objects with name, start and end, got dict"),
+        ({"text": "x", "spans": "question"}, "row 0: 'spans' is not a JSON list"),
+        ({"text": None, "spans": []}, "row 0: has no 'text'"),
+        ({"text": 5, "spans": []}, "row 0: 'text' must be text, got int 5"),
+        (text_row("abc", (0, 1), (2, 4)), "row 0: spans[1]: 2 to 4 is no range of the text, which has 3 characters"),
+        (text_row("abc", (-1, 1)), "row 0: spans[0]: -1 to 1 is no range"),
+        (text_row("abc", (2, 1)), "row 0: spans[0]: 2 to 1 is no range"),
+        (text_row("abc", (0, 1.0)), "row 0: spans[0]: 'end' must be an integer, got 1.0"),
+        (text_row("abc", (True, 1)), "row 0: spans[0]: 'start' must be an integer, got True"),
+        (text_row("abc", (0, 1), name=7), "row 0: spans[0]: 'name' must be text, got 7"),
+        (text_row("abc", (0, 1), name="template"), "'template' is the name of a built-in span"),
+        (text_row("abc", (0, 1), name="special"), "'special' is the name of a built-in span"),
+        (text_row("abc", (0, 1), name=" "), "' ' is no name"),
+        (text_row("abc", (0, 1), name="a\nb"), "is no name"),
+        (text_row("abc", (0, 1), name="\ud800"), "'\\ud800' is no name"),
+        (text_row("abc", (0, 1), name="n" * 65), "is no name of 1 to 64"),
+        ({"text": "abc", "spans": ["question"]}, "row 0: spans[0]: must be an object with name, start and end, got 'question'"),
+        ({"text": "abc", "spans": [{"name": "a", "start": 0}]}, "row 0: spans[0]: must be an object"),
+        ({"text": "abc", "spans": [{"name": "a", "start": 0, "end": 1, "x": 2}]}, "row 0: spans[0]: must be an object"),
+        ({"text": "\ud800", "spans": []}, "row 0: holds half a surrogate pair"),
     ],
 )
 def test_rows_that_do_not_fit_are_named(row: dict[str, Any], message: str) -> None:
@@ -177,10 +206,10 @@ def test_braces_that_are_no_placeholders_are_refused(text: str) -> None:
 
 def test_template_against_columns() -> None:
     with pytest.raises(InputError, match=r"\{missing\} is no column of rows.jsonl; it has question"):
-        PromptMaker(SOURCE, ["question"], Template("t", "{missing}"))
+        PromptMaker(SOURCE, [{"question": "?"}], Template("t", "{missing}"))
     names = [f"c{i}" for i in range(MAX_SPANS)]
     with pytest.raises(InputError, match="spans"):
-        PromptMaker(SOURCE, names, Template("t", "".join(f"{{{name}}}" for name in names)))
+        PromptMaker(SOURCE, [dict.fromkeys(names, "")], Template("t", "".join(f"{{{name}}}" for name in names)))
 
 
 def test_the_last_line_break_of_a_template_file_is_not_part_of_it(tmp_path: Path) -> None:
@@ -193,6 +222,134 @@ def test_a_template_rescues_rows_that_only_look_like_a_known_style() -> None:
     mmlu = {"question": "2+2?", "choices": ["3", "4"], "answer": 1}
     made = prompt(mmlu, Template("t", "Q: {question} A:"))
     assert made.text == "Q: 2+2? A:" and made.span_text("question") == "2+2?"
-    maker = PromptMaker(SOURCE, ["instruction", "input", "output"], Template("t", "{instruction}"))
+    maker = PromptMaker(SOURCE, [adapters_row("")], Template("t", "{instruction}"))
     assert not maker.has_question, "no row is skipped for a question that the template does not ask for"
     assert maker(adapters_row("Write a poem."), 0).span_text("instruction") == "Write a poem."
+
+
+# --------------------------------------------------------------------------------------------------- built-in templates
+
+
+@pytest.mark.parametrize("template", BUILT_IN_TEMPLATES)
+def test_each_built_in_template_asks_the_question_of_either_style(template: str) -> None:
+    made = prompt(ARC_ROW, template)
+    assert made.span_text("question") == ARC_ROW["question"]
+    assert "ice" in made.span_text("choices") and "fire" in made.span_text("choices")
+    for instruction, question, choices in WORDINGS.values():
+        made = prompt(adapters_row(instruction), template)
+        assert made.span_text("question") == question
+        assert made.span_text("choices") == choices
+        maker = PromptMaker(SOURCE, [adapters_row(instruction)], template)
+        assert maker.has_question and maker.span_names[:2] == ("question", "choices")
+
+
+def test_an_arc_row_in_the_alpaca_template_is_what_llm_adapters_made_of_it() -> None:
+    for one, other in zip(tiny.arc_rows(), json.loads(tiny.LLM_ADAPTERS.read_text()), strict=True):
+        assert prompt(one, "alpaca") == prompt(other)
+    assert prompt(ARC_ROW, "arc") == prompt(ARC_ROW)
+    assert PromptMaker(SOURCE, [ARC_ROW], "arc").span_names == PromptMaker(SOURCE, [ARC_ROW]).span_names
+
+
+def test_the_plain_template_puts_nothing_around_a_row() -> None:
+    assert prompt(ARC_ROW, "plain").text == "Which is hot?\nA. ice\nB. fire"
+    instruction = WORDINGS["piqa"][0]
+    assert prompt(adapters_row(instruction), "plain").text == instruction
+    assert prompt(adapters_row(instruction, input="Cups."), "plain").text == instruction + "\nCups."
+
+
+def test_a_row_of_unknown_wording_has_no_question_in_any_template() -> None:
+    for template in BUILT_IN_TEMPLATES:
+        maker = PromptMaker(SOURCE, [adapters_row("Write a poem.")], template)
+        assert maker.has_question and maker(adapters_row("Write a poem."), 0).span_text("question") == ""
+
+
+def test_a_built_in_template_is_not_for_rows_of_other_shapes() -> None:
+    with pytest.raises(InputError, match="of no known style"):
+        PromptMaker(SOURCE, [{"q": "?"}], "plain")
+    with pytest.raises(InputError, match=r"--template plain: rows.jsonl brings text and spans of its own"):
+        PromptMaker(SOURCE, [text_row("a", (0, 1))], "plain")
+
+
+def test_a_users_template_takes_the_question_out_of_an_instruction() -> None:
+    template = Template("t", "{question} = {question}? {choices}")
+    made = prompt(adapters_row(WORDINGS["boolq"][0]), template)
+    assert made.text == "is tea a drink? = is tea a drink?? true/false"
+    assert made.span_text("question") == "is tea a drink?" * 2
+    assert PromptMaker(SOURCE, [adapters_row("")], template).has_question
+    own = adapters_row(WORDINGS["boolq"][0], question="Own?")
+    assert prompt(own, template).text == "Own? = Own?? true/false", "a column of the file comes before what is derived"
+    assert prompt(ARC_ROW, Template("t", "{instruction}")) == prompt(ARC_ROW, Template("plain", "{instruction}"))
+    assert prompt(ARC_ROW, Template("t", "{instruction}")).span_text("question") == "Which is hot?"
+
+
+def test_a_file_may_be_called_like_a_built_in_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "plain").write_text("My {question}")
+    monkeypatch.chdir(tmp_path)
+    for given_as, wanted in (
+        ("plain", "{question}\n{choices}"),
+        ("./plain", "My {question}"),
+        (Path("plain"), "My {question}"),
+    ):
+        assert read_prompts(CaptureSettings(template=given_as)).maker.templates[0].text == wanted
+
+
+# ------------------------------------------------------------------------------------------------- rows with their own spans
+
+
+@st.composite
+def marked_rows(draw: st.DrawFn) -> dict[str, Any]:
+    text = draw(st.text(max_size=30))
+    edges = st.lists(st.integers(0, len(text)), min_size=2, max_size=2).map(sorted)
+    names = st.sampled_from(["question", "fact", "Frage 1"])
+    return {
+        "text": text,
+        "spans": [
+            {"name": name, "start": start, "end": end}
+            for name, (start, end) in draw(st.lists(st.tuples(names, edges), max_size=5))
+        ],
+    }
+
+
+@given(marked_rows())
+def test_a_rows_own_spans_are_kept_and_the_rest_is_template(row: dict[str, Any]) -> None:
+    made = prompt(row)
+    assert made.text == row["text"]
+    own = [(span.name, span.start, span.end) for span in made.spans if span.name != "template"]
+    assert own == [(span["name"], span["start"], span["end"]) for span in row["spans"]]
+    covered = {position for _, start, end in own for position in range(start, end)}
+    rest = [p for span in made.spans if span.name == "template" for p in range(span.start, span.end)]
+    assert sorted(rest) == sorted(set(range(len(made.text))) - covered), "each character once"
+
+
+def test_span_names_are_those_of_all_rows_in_a_fixed_order() -> None:
+    rows = [text_row("ab", (0, 1), name="fact"), text_row("ab"), text_row("ab", (0, 1), (1, 2)), text_row("a", name="never")]
+    maker = PromptMaker(SOURCE, rows)
+    assert maker.style == "text" and maker.templates == ()
+    assert maker.span_names == ("question", "template", "special", "fact") and maker.has_question
+    assert maker(rows[2], 2).span_text("question") == "ab"
+    assert not PromptMaker(SOURCE, rows[:2]).has_question, "then no row is skipped for want of one"
+    many = [text_row("ab", (0, 1), name=f"s{i}") for i in range(MAX_SPANS)]
+    assert len(PromptMaker(SOURCE, many[: MAX_SPANS - len(ALWAYS_SPANS)]).span_names) == MAX_SPANS
+    with pytest.raises(InputError, match=r"rows.jsonl: brings 10 spans with template and special; a cache holds 8"):
+        PromptMaker(SOURCE, many)
+
+
+def test_a_fault_in_any_row_is_told_with_its_number() -> None:
+    with pytest.raises(InputError, match=r"rows.jsonl: row 1: spans\[0\]: 0 to 9"):
+        PromptMaker(SOURCE, [text_row("ab"), text_row("ab", (0, 9))])
+
+
+def test_every_file_kind_brings_the_same_spans(tmp_path: Path) -> None:
+    rows = [text_row("né 🧊 cold?", (0, 2), (5, 10)), text_row("b", (0, 1), name="fact")]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pl.DataFrame(rows).write_parquet(tmp_path / "a.parquet")
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "spans"), *((row["text"], json.dumps(row["spans"])) for row in rows)])
+    drawn = [read_prompts(CaptureSettings(data=str(tmp_path / f"a.{kind}"))).drawn for kind in ("jsonl", "parquet", "csv")]
+    assert drawn[0] == drawn[1] == drawn[2]
+    assert drawn[0][0][1].span_text("question") == "nécold?"
+
+
+def test_a_users_template_takes_the_text_alone() -> None:
+    made = prompt(text_row("Is ice cold?", (3, 6)), Template("t", "Say: {text}"))
+    assert made.text == "Say: Is ice cold?" and made.span_text("text") == "Is ice cold?" and not made.span_text("question")

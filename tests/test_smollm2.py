@@ -3,6 +3,7 @@
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,14 @@ from parity import assert_parity
 from test_score import SIGNALS, eager_means
 
 import headscore
-from headscore.capture.models import resolve
+from headscore.capture.chat import in_chat
+from headscore.capture.models import load_tokenizer, resolve
+from headscore.capture.samples import Marker, encode_shards, read_prompts
 from headscore.data.cache import open_cache
 from headscore.data.reader import Shard
+from headscore.data.settings import CaptureSettings
 from headscore.data.shard import ARRAYS
+from headscore.data.templates import BUILT_IN_TEMPLATES
 
 ROWS = 8
 
@@ -66,6 +71,24 @@ def test_question_spans_decode_to_the_questions(smollm2_cache: Path) -> None:
             for row, start, stop in zip(shard.read("samples/row"), offsets[:-1], offsets[1:], strict=True):
                 members = ids[start:stop][span[start:stop] & 1 == 1]
                 assert tokenizer.decode(members).strip() == questions[row]
+
+
+@pytest.mark.parametrize("template", BUILT_IN_TEMPLATES)
+@pytest.mark.parametrize("chat", [{}, {"chat": True}, {"chat": True, "system": "Answer the question. Question: which?"}])
+@pytest.mark.parametrize("data", ["samples", str(tiny.LLM_ADAPTERS)], ids=["arc", "llm-adapters"])
+def test_questions_are_found_in_every_template_and_chat(data: str, template: str, chat: dict[str, Any]) -> None:
+    settings = CaptureSettings(data=data, template=template, **chat)
+    tokenizer = load_tokenizer(resolve("smollm2-135m"))
+    prompts = read_prompts(settings)
+    prompts = in_chat(prompts, tokenizer, settings) if chat else prompts
+    marked = Marker(tokenizer, prompts.maker.span_names)(encode_shards(prompts, tokenizer, settings)[0])
+    assert len(marked.samples) == len(tiny.arc_rows()) and not marked.skipped
+    for sample, row in zip(marked.samples, tiny.arc_rows(), strict=True):
+        question = tokenizer.decode(sample.ids[sample.span & 1 == 1])
+        assert "".join(question.split()) == "".join(row["question"].split()), "a space before a number is a token of its own"
+        control = np.isin(sample.ids, tokenizer.all_special_ids)
+        assert np.array_equal(control, sample.span >> prompts.maker.span_names.index("special") & 1 == 1)
+        assert sample.ids.tolist().count(tokenizer.bos_token_id) == (3 if chat else 0), "one for each turn"
 
 
 def test_the_converted_model_is_kept(caplog: pytest.LogCaptureFixture) -> None:
