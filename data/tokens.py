@@ -5,6 +5,7 @@ decoding; where they are wrong or missing, tokens are aligned by decoding ever l
 """
 
 import itertools
+import os
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .templates import ALWAYS_SPANS, Prompt
+from .templates import ALWAYS_SPANS, Prompt, Span
 
 Mask = npt.NDArray[np.uint8]
 Offsets = npt.NDArray[np.integer[Any]]
+
+BROKEN = "\ufffd"  # what bytes that are no whole character decode to
+_IS_SPACE = np.array([chr(code).isspace() for code in range(0x3002)])  # U+3000 is the last one; 0x3001 stands for all above
 
 
 @dataclass(frozen=True)
@@ -92,32 +96,34 @@ def mark(encoded: Encoded, tokenizer: Any, span_names: Sequence[str]) -> Sample 
 
     Skipped where neither does.
     """
-    prompt, ids, special = encoded.prompt, encoded.ids, encoded.special
-    for offsets in (lambda: encoded.offsets, lambda: aligned_offsets(prompt.text, ids, special, tokenizer)):
-        found = offsets()
-        if found is not None:
-            mask = span_mask(prompt, found, special, span_names)
-            bits = ((bit, name) for bit, name in enumerate(span_names) if name not in ALWAYS_SPANS)
-            own = ids[~special]
-            if all(_decodes_to(prompt, name, (mask >> bit & 1)[~special], own, tokenizer) for bit, name in bits):
-                return Sample(encoded.row, ids, mask)
+    prompt, special = encoded.prompt, encoded.special
+    own = encoded.ids[~special]
+    for find in (lambda: _reported_offsets(encoded, tokenizer), lambda: aligned_offsets(prompt.text, own, tokenizer)):
+        offsets = find()
+        if offsets is not None and _are_precise(prompt.text, offsets):
+            members = _members(prompt, offsets)
+            named = ((s, np.flatnonzero(m)) for s, m in zip(prompt.spans, members, strict=True) if s.name not in ALWAYS_SPANS)
+            if all(_decodes_to(prompt.text, span, tokens, own, tokenizer) for span, tokens in named):
+                bits = np.array([1 << span_names.index(span.name) for span in prompt.spans], np.uint8)
+                mask: Mask = np.full(len(special), 1 << span_names.index("special"), np.uint8)
+                mask[~special] = np.bitwise_or.reduce(members * bits[:, None])
+                return Sample(encoded.row, encoded.ids, mask)
     return Skipped(encoded.row, "its spans could not be matched to tokens")
 
 
-def span_mask(prompt: Prompt, offsets: Offsets, special: npt.NDArray[np.bool_], span_names: Sequence[str]) -> Mask:
-    """Bit mask [T] of the spans that each token covers a non-space character of; bit `special` marks special tokens.
+def _members(prompt: Prompt, offsets: Offsets) -> npt.NDArray[np.bool_]:
+    """bool [spans,T]: for each span of the prompt, the tokens that cover a non-space character of it.
 
-    `offsets` [T,2] are half-open character ranges. Tokens over white space alone, or over nothing, are in no span.
+    `offsets` [T,2] are half-open character ranges, of the prompt's own tokens only.
     """
-    bits = np.zeros(len(prompt.text) + 1, np.uint8)  # one more, so that an offset at the end is a valid index
-    for span in prompt.spans:
-        bits[span.start : span.end] |= 1 << span_names.index(span.name)
-    bits[:-1][np.fromiter(map(str.isspace, prompt.text), bool, len(prompt.text))] = 0
-    offsets = np.clip(offsets, 0, len(prompt.text))  # as reported, they may point anywhere
-    mask: Mask = np.bitwise_or.reduceat(bits, offsets.ravel())[::2]
-    mask[(offsets[:, 0] >= offsets[:, 1]) | special] = 0
-    mask[special] |= 1 << span_names.index("special")
-    return mask
+    codes = np.frombuffer(prompt.text.encode("utf-32-le"), np.uint32)
+    solid = np.zeros(len(codes) + 1, np.int64)  # how many non-space characters come before each place
+    np.cumsum(~_IS_SPACE[np.minimum(codes, len(_IS_SPACE) - 1)], out=solid[1:])
+    starts, stops = solid[np.clip(offsets, 0, len(codes))].T  # as reported, they may point anywhere
+    edges = solid[[(span.start, span.end) for span in prompt.spans]]
+    begins, ends = edges[:, :1], edges[:, 1:]
+    members: npt.NDArray[np.bool_] = (starts < stops) & (begins < ends) & (starts < ends) & (begins < stops)
+    return members
 
 
 def marked_text(sample: Sample, span_names: Sequence[str], tokenizer: Any) -> list[dict[str, Any]]:
@@ -138,50 +144,85 @@ def marked_text(sample: Sample, span_names: Sequence[str], tokenizer: Any) -> li
     ]
 
 
-def aligned_offsets(text: str, ids: npt.NDArray[np.int32], special: npt.NDArray[np.bool_], tokenizer: Any) -> Offsets | None:
+def _reported_offsets(encoded: Encoded, tokenizer: Any) -> Offsets | None:
+    """The tokenizer's own offsets [T,2] of the tokens that are not special, or None where it reports none.
+
+    The space that some put before a text is reported as its first character, where it is a token of its own.
+    """
+    if encoded.offsets is None:
+        return None
+    offsets = encoded.offsets[~encoded.special]
+    if len(offsets) > 1 and offsets[1, 0] < offsets[0, 1]:
+        first = encoded.ids[~encoded.special][:1]
+        if not _decode(tokenizer, first).strip():
+            offsets[0] = 0
+    return offsets
+
+
+def aligned_offsets(text: str, own: npt.NDArray[np.int32], tokenizer: Any) -> Offsets | None:
     """Character ranges [T,2] of tokens, found by decoding ever longer prefixes; None where decoding changes the text.
 
     A character that is spread over several tokens belongs to each of them.
     """
-    own = np.flatnonzero(~special)
-    lead = len(text) - len(text.lstrip())
-    whole = _decode(tokenizer, ids[own])
-    if whole.strip() != text.strip():
+    whole = _decode(tokenizer, own)
+    if whole.strip() != text.strip() or BROKEN in text:  # which could not be told from a character's first bytes
         return None
-    shift = lead - (len(whole) - len(whole.lstrip()))
-    offsets = np.zeros((len(ids), 2), np.int64)
+    offsets = np.zeros((len(own), 2), np.int64)
     done = 0
-    for count, index in enumerate(own, start=1):
-        prefix = _decode(tokenizer, ids[own[:count]])
-        complete = len(prefix.rstrip("\ufffd")) if not whole.startswith(prefix) else len(prefix)
-        offsets[index] = (done, max(complete, min(done + 1, len(whole))))
-        done = max(done, complete)
-    return np.clip(offsets + shift, 0, len(text))
+    for index, token in enumerate(own):
+        prefix = _decode(tokenizer, own[: index + 1])
+        complete = max(done, len(os.path.commonprefix([prefix, whole])))
+        if complete == done:
+            # Part of a character, or a space that is dropped where the text begins but not where it ends?
+            more = _decode(tokenizer, np.append(own, token))
+            if more.startswith(whole) and more[len(whole) :].isspace():
+                continue
+        offsets[index] = (done, complete + (complete == done or len(prefix) > complete))
+        done = complete
+    return np.clip(offsets + _lead(text) - _lead(whole), 0, len(text))
 
 
-def _decodes_to(
-    prompt: Prompt, name: str, member: npt.NDArray[np.integer[Any]], ids: npt.NDArray[np.int32], tokenizer: Any
-) -> bool:
+def _lead(text: str) -> int:
+    return len(text) - len(text.lstrip())
+
+
+def _are_precise(text: str, offsets: Offsets) -> bool:
+    """Whether no white space is among the characters that two neighbours share: it would belong to one of them alone."""
+    sharing = np.flatnonzero(offsets[1:, 0] < offsets[:-1, 1])
+    shared = (text[max(offsets[index + 1, 0], 0) : max(offsets[index, 1], 0)] for index in sharing)
+    return all(part.split() in ([], [part]) for part in shared)
+
+
+def _decodes_to(text: str, span: Span, tokens: npt.NDArray[np.intp], own: npt.NDArray[np.int32], tokenizer: Any) -> bool:
     """Whether the tokens of a span decode to its text, with at most part of one token more at either end, at its place.
 
-    `ids` and `member` are those of the prompt's own tokens, without special ones.
+    `tokens` are places in `own`, the prompt's own tokens, without special ones.
     """
-    wanted = _folded(prompt.span_text(name))
-    tokens = np.flatnonzero(member)
+
+    def decoded(ids: npt.NDArray[np.int32]) -> str:
+        return _folded(_decode(tokenizer, ids))
+
+    before, wanted = _folded(text[: span.start]), _folded(text[span.start : span.end])
     if not wanted or not len(tokens):
         return not wanted and not len(tokens)
-    span_ids = ids[tokens]
-    before = _folded(prompt.text[: min(span.start for span in prompt.spans if span.name == name)])
-    first = int(tokens[0])
-    if not before.startswith(_folded(_decode(tokenizer, ids[:first])).rstrip("\ufffd")):
-        return False
-    if len(_folded(_decode(tokenizer, ids[: first + 1]))) <= len(before):
-        return False
-    decoded = _folded(_decode(tokenizer, span_ids))
-    if wanted == decoded:
+    first, last = int(tokens[0]), int(tokens[-1])
+    ahead, found = decoded(own[:first]), _decode(tokenizer, own[tokens])
+    ends_solid = not found[-1:].isspace() or decoded(own[last : last + 1])
+    found = _folded(found)
+    if len(tokens) <= last - first and found != decoded(own[first : last + 1]):
+        return False  # a token inside the span is missing
+    if ahead == before and found == wanted and ends_solid and decoded(own[first : first + 1]):
         return True
-    return wanted in decoded and (
-        len(tokens) == 1 or not any(wanted in _folded(_decode(tokenizer, fewer)) for fewer in (span_ids[1:], span_ids[:-1]))
+    # The span starts or ends inside a token, or its first character is spread over several.
+    with_first = decoded(own[: first + 1])
+    starts_in_first = with_first.startswith(before) and len(with_first) > len(before)
+    starts_with_first = ahead == before and decoded(own[tokens[1:]]) != found
+    return (
+        wanted in found
+        and before.startswith(ahead.rstrip(BROKEN))
+        and (starts_in_first or starts_with_first)
+        and not decoded(own[:last]).startswith(before + wanted)
+        and decoded(own[: last + 1]).startswith(before + wanted)
     )
 
 
@@ -191,5 +232,8 @@ def _decode(tokenizer: Any, ids: npt.NDArray[np.int32]) -> str:
 
 
 def _folded(text: str) -> str:
-    """Text without white space and in one normal form, as tokenizers may normalise and add spaces."""
-    return "".join(unicodedata.normalize("NFKC", text).split()).casefold()
+    """Text without white space and in one normal form, as tokenizers may normalise and add spaces.
+
+    The form takes characters apart, so that a text's beginning is folded to the beginning of the folded text.
+    """
+    return "".join(unicodedata.normalize("NFKD", "".join(text.split())).split()).casefold()
