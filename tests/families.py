@@ -4,9 +4,7 @@ Each is built as the family's own tokenizer is: the same model, normalizer, pre-
 """
 
 import json
-import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 

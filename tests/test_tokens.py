@@ -5,8 +5,9 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headscore.data.alignment import aligned_offsets
 from headscore.data.templates import Piece, Prompt, Span, Template
-from headscore.data.tokens import Sample, Skipped, aligned_offsets, encode, mark, marked_text
+from headscore.data.tokens import Sample, Skipped, encode, mark, marked_text
 
 NAMES = ("question", "choices", "template", "special")
 TEMPLATE = Template("t", "Question:{question}\nAnswer:")
