@@ -120,7 +120,7 @@ def _members(prompt: Prompt, offsets: Offsets) -> npt.NDArray[np.bool_]:
     codes = np.frombuffer(prompt.text.encode("utf-32-le"), np.uint32)
     solid = np.zeros(len(codes) + 1, np.int64)  # how many non-space characters come before each place
     np.cumsum(~_IS_SPACE[np.minimum(codes, len(_IS_SPACE) - 1)], out=solid[1:])
-    starts, stops = solid[np.minimum(np.maximum(offsets, 0), len(codes))].T  # as reported, they may point anywhere
+    starts, stops = solid[np.minimum(np.maximum(offsets.T, 0), len(codes))]  # as reported, they may point anywhere
     edges = solid[[(span.start, span.end) for span in prompt.spans]]
     begins, ends = edges[:, :1], edges[:, 1:]
     members: npt.NDArray[np.bool_] = (starts < stops) & (begins < ends) & (starts < ends) & (begins < stops)
