@@ -5,7 +5,6 @@ decoding; where they are wrong or missing, tokens are aligned by decoding ever l
 """
 
 import itertools
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .alignment import Offsets, aligned_offsets, are_precise, decode, decodes_to, reported_offsets
 from .templates import ALWAYS_SPANS, Prompt
 
 Mask = npt.NDArray[np.uint8]
-Offsets = npt.NDArray[np.integer[Any]]
+
+_IS_SPACE = np.array([chr(code).isspace() for code in range(0x3002)])  # U+3000 is the last one; 0x3001 stands for all above
 
 
 @dataclass(frozen=True)
@@ -93,32 +94,38 @@ def mark(encoded: Encoded, tokenizer: Any, span_names: Sequence[str]) -> Sample 
 
     Skipped where neither does.
     """
-    prompt, ids, special = encoded.prompt, encoded.ids, encoded.special
-    for offsets in (lambda: encoded.offsets, lambda: aligned_offsets(prompt.text, ids, special, tokenizer)):
-        found = offsets()
-        if found is not None:
-            mask = span_mask(prompt, found, special, span_names)
-            bits = ((bit, name) for bit, name in enumerate(span_names) if name not in ALWAYS_SPANS)
-            own = ids[~special]
-            if all(_decodes_to(prompt, name, (mask >> bit & 1)[~special], own, tokenizer) for bit, name in bits):
-                return Sample(encoded.row, ids, mask)
+    prompt, special = encoded.prompt, encoded.special
+    own = encoded.ids[~special]
+    reported = encoded.offsets
+    for find in (
+        lambda: None if reported is None else reported_offsets(reported[~special], own, tokenizer),
+        lambda: aligned_offsets(prompt.text, own, tokenizer),
+    ):
+        offsets = find()
+        if offsets is not None and are_precise(prompt.text, offsets):
+            members = _members(prompt, offsets)
+            named = ((s, member) for s, member in zip(prompt.spans, members, strict=True) if s.name not in ALWAYS_SPANS)
+            if all(decodes_to(prompt.text, span, member, own, tokenizer) for span, member in named):
+                bits = np.array([1 << span_names.index(span.name) for span in prompt.spans], np.uint8)
+                mask: Mask = np.full(len(special), 1 << span_names.index("special"), np.uint8)
+                mask[~special] = np.bitwise_or.reduce(members * bits[:, None])
+                return Sample(encoded.row, encoded.ids, mask)
     return Skipped(encoded.row, "its spans could not be matched to tokens")
 
 
-def span_mask(prompt: Prompt, offsets: Offsets, special: npt.NDArray[np.bool_], span_names: Sequence[str]) -> Mask:
-    """Bit mask [T] of the spans that each token covers a non-space character of; bit `special` marks special tokens.
+def _members(prompt: Prompt, offsets: Offsets) -> npt.NDArray[np.bool_]:
+    """bool [spans,T]: for each span of the prompt, the tokens that cover a non-space character of it.
 
-    `offsets` [T,2] are half-open character ranges. Tokens over white space alone, or over nothing, are in no span.
+    `offsets` [T,2] are half-open character ranges, of the prompt's own tokens only.
     """
-    bits = np.zeros(len(prompt.text) + 1, np.uint8)  # one more, so that an offset at the end is a valid index
-    for span in prompt.spans:
-        bits[span.start : span.end] |= 1 << span_names.index(span.name)
-    bits[:-1][np.fromiter(map(str.isspace, prompt.text), bool, len(prompt.text))] = 0
-    offsets = np.clip(offsets, 0, len(prompt.text))  # as reported, they may point anywhere
-    mask: Mask = np.bitwise_or.reduceat(bits, offsets.ravel())[::2]
-    mask[(offsets[:, 0] >= offsets[:, 1]) | special] = 0
-    mask[special] |= 1 << span_names.index("special")
-    return mask
+    codes = np.frombuffer(prompt.text.encode("utf-32-le"), np.uint32)
+    solid = np.zeros(len(codes) + 1, np.int64)  # how many non-space characters come before each place
+    np.cumsum(~_IS_SPACE[np.minimum(codes, len(_IS_SPACE) - 1)], out=solid[1:])
+    starts, stops = solid[np.minimum(np.maximum(offsets.T, 0), len(codes))]  # as reported, they may point anywhere
+    edges = solid[[(span.start, span.end) for span in prompt.spans]]
+    begins, ends = edges[:, :1], edges[:, 1:]
+    members: npt.NDArray[np.bool_] = (starts < stops) & (begins < ends) & (starts < ends) & (begins < stops)
+    return members
 
 
 def marked_text(sample: Sample, span_names: Sequence[str], tokenizer: Any) -> list[dict[str, Any]]:
@@ -132,65 +139,8 @@ def marked_text(sample: Sample, span_names: Sequence[str], tokenizer: Any) -> li
     edges = [0, *(np.flatnonzero(np.diff(shown)) + 1).tolist(), len(sample.ids)]
     return [
         {
-            "text": _decode(tokenizer, sample.ids[start:stop]),
+            "text": decode(tokenizer, sample.ids[start:stop]),
             "spans": [name for bit, name in enumerate(span_names) if shown[start] >> bit & 1],
         }
         for start, stop in itertools.pairwise(edges)
     ]
-
-
-def aligned_offsets(text: str, ids: npt.NDArray[np.int32], special: npt.NDArray[np.bool_], tokenizer: Any) -> Offsets | None:
-    """Character ranges [T,2] of tokens, found by decoding ever longer prefixes; None where decoding changes the text.
-
-    A character that is spread over several tokens belongs to each of them.
-    """
-    own = np.flatnonzero(~special)
-    lead = len(text) - len(text.lstrip())
-    whole = _decode(tokenizer, ids[own])
-    if whole.strip() != text.strip():
-        return None
-    shift = lead - (len(whole) - len(whole.lstrip()))
-    offsets = np.zeros((len(ids), 2), np.int64)
-    done = 0
-    for count, index in enumerate(own, start=1):
-        prefix = _decode(tokenizer, ids[own[:count]])
-        complete = len(prefix.rstrip("\ufffd")) if not whole.startswith(prefix) else len(prefix)
-        offsets[index] = (done, max(complete, min(done + 1, len(whole))))
-        done = max(done, complete)
-    return np.clip(offsets + shift, 0, len(text))
-
-
-def _decodes_to(
-    prompt: Prompt, name: str, member: npt.NDArray[np.integer[Any]], ids: npt.NDArray[np.int32], tokenizer: Any
-) -> bool:
-    """Whether the tokens of a span decode to its text, with at most part of one token more at either end, at its place.
-
-    `ids` and `member` are those of the prompt's own tokens, without special ones.
-    """
-    wanted = _folded(prompt.span_text(name))
-    tokens = np.flatnonzero(member)
-    if not wanted or not len(tokens):
-        return not wanted and not len(tokens)
-    span_ids = ids[tokens]
-    before = _folded(prompt.text[: min(span.start for span in prompt.spans if span.name == name)])
-    first = int(tokens[0])
-    if not before.startswith(_folded(_decode(tokenizer, ids[:first])).rstrip("\ufffd")):
-        return False
-    if len(_folded(_decode(tokenizer, ids[: first + 1]))) <= len(before):
-        return False
-    decoded = _folded(_decode(tokenizer, span_ids))
-    if wanted == decoded:
-        return True
-    return wanted in decoded and (
-        len(tokens) == 1 or not any(wanted in _folded(_decode(tokenizer, fewer)) for fewer in (span_ids[1:], span_ids[:-1]))
-    )
-
-
-def _decode(tokenizer: Any, ids: npt.NDArray[np.int32]) -> str:
-    # As an array: of a list transformers looks at each element.
-    return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-
-
-def _folded(text: str) -> str:
-    """Text without white space and in one normal form, as tokenizers may normalise and add spaces."""
-    return "".join(unicodedata.normalize("NFKC", text).split()).casefold()

@@ -5,8 +5,9 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headscore.data.alignment import aligned_offsets
 from headscore.data.templates import Piece, Prompt, Span, Template
-from headscore.data.tokens import Sample, Skipped, aligned_offsets, encode, mark, marked_text
+from headscore.data.tokens import Sample, Skipped, encode, mark, marked_text
 
 NAMES = ("question", "choices", "template", "special")
 TEMPLATE = Template("t", "Question:{question}\nAnswer:")
@@ -115,10 +116,10 @@ def test_wrong_or_missing_offsets_are_found_out_and_replaced() -> None:
 def test_aligned_offsets_cover_the_text_without_gaps(text: str) -> None:
     encoded = tiny.tokenizer()(text, return_special_tokens_mask=True)
     special = np.array(encoded["special_tokens_mask"], bool)
-    offsets = aligned_offsets(text, np.array(encoded["input_ids"], np.int32), special, tiny.tokenizer())
+    offsets = aligned_offsets(text, np.array(encoded["input_ids"], np.int32)[~special], tiny.tokenizer())
     assert offsets is not None
     covered = np.zeros(len(text), bool)
-    for start, stop in offsets[~special]:
+    for start, stop in offsets:
         assert start < stop
         covered[start:stop] = True
     assert covered.all()

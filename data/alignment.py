@@ -1,0 +1,119 @@
+"""Finds which characters of a text each of its tokens covers, and checks by decoding the tokens that they do."""
+
+import itertools
+import unicodedata
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .templates import Span
+
+Offsets = npt.NDArray[np.integer[Any]]
+
+BROKEN = "\ufffd"  # what bytes that are no whole character decode to
+
+
+def reported_offsets(offsets: Offsets, own: npt.NDArray[np.int32], tokenizer: Any) -> Offsets:
+    """A tokenizer's own offsets [T,2], where the space that it puts before a text covers nothing.
+
+    It is reported as the text's first character where it is a token of its own.
+    """
+    if len(own) > 1 and offsets[1, 0] < offsets[0, 1] and not decode(tokenizer, own[:1]).strip():
+        return np.vstack([[(0, 0)], offsets[1:]])
+    return offsets
+
+
+def aligned_offsets(text: str, own: npt.NDArray[np.int32], tokenizer: Any) -> Offsets | None:
+    """Character ranges [T,2] of tokens, found by decoding ever longer prefixes; None where decoding changes the text.
+
+    A character that is spread over several tokens belongs to each of them.
+    """
+    whole = decode(tokenizer, own)
+    if whole.strip() != text.strip() or BROKEN in text:  # which could not be told from a character's first bytes
+        return None
+    offsets = np.zeros((len(own), 2), np.int64)
+    done = 0
+    for index, token in enumerate(own):
+        prefix = decode(tokenizer, own[: index + 1])
+        complete = done
+        if prefix.startswith(whole[:done]):  # not so while some bytes are still no whole character
+            pairs = zip(prefix[done:], whole[done:], strict=False)
+            complete += sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        if complete == done:
+            # Part of a character, or a space that is dropped where the text begins but not where it ends?
+            more = decode(tokenizer, np.append(own, token))
+            if more.startswith(whole) and more[len(whole) :].isspace():
+                continue
+        offsets[index] = (done, complete + (complete == done or len(prefix) > complete))
+        done = complete
+    return np.clip(offsets + _lead(text) - _lead(whole), 0, len(text))
+
+
+def _lead(text: str) -> int:
+    return len(text) - len(text.lstrip())
+
+
+def are_precise(text: str, offsets: Offsets) -> bool:
+    """Whether no white space is among the characters that two neighbours share: it would belong to one of them alone."""
+    sharing = np.flatnonzero(offsets[1:, 0] < offsets[:-1, 1])
+    shared = (text[max(offsets[index + 1, 0], 0) : max(offsets[index, 1], 0)] for index in sharing)
+    return all(part.split() in ([], [part]) for part in shared)
+
+
+def decodes_to(text: str, span: Span, member: npt.NDArray[np.bool_], own: npt.NDArray[np.int32], tokenizer: Any) -> bool:
+    """Whether the tokens of a span decode to its text, with at most part of one token more at either end, at its place.
+
+    `own` are the prompt's own tokens, without special ones; `member`, which of them are the span's.
+    """
+    tokens = np.flatnonzero(member)
+    if not len(tokens):
+        return not text[span.start : span.end].strip()
+
+    def decoded(ids: npt.NDArray[np.int32]) -> str:
+        return _folded(decode(tokenizer, ids))
+
+    before, wanted = _folded(text[: span.start]), _folded(text[span.start : span.end])
+    first, last = int(tokens[0]), int(tokens[-1])
+    ahead, found = decoded(own[:first]), decoded(own[tokens])
+    between = own[first : last + 1][~member[first : last + 1]]
+    if len(between) and decoded(between):
+        return False
+    in_first, in_last = decoded(own[first : first + 1]), decoded(own[last : last + 1])
+    if ahead == before and found == wanted and in_first and in_last:
+        return True
+    # The span starts or ends inside a token, or a character at its end is spread over several.
+    with_first, with_last = decoded(own[: first + 1]), decoded(own[: last + 1])
+    beyond = len(with_last) - len(before + wanted)
+    starts_with_first = ahead == before and found != decoded(own[tokens[1:]])
+    ends_with_last = beyond == 0 and found != decoded(own[tokens[:-1]])
+    return (
+        wanted in found
+        and before.startswith(ahead.rstrip(BROKEN))
+        and with_last.startswith(before + wanted)
+        and (starts_with_first or (with_first.startswith(before) and len(with_first) > len(before)))
+        and (ends_with_last or beyond < len(in_last))
+    )
+
+
+def decode(tokenizer: Any, ids: npt.NDArray[np.int32]) -> str:
+    """The text of tokens, special ones too, with white space as it is."""
+    return _decoded(tokenizer, ids.astype(np.int32, copy=False).tobytes())
+
+
+@lru_cache(maxsize=256)  # prompts by one template begin alike
+def _decoded(tokenizer: Any, ids: bytes) -> str:
+    # As an array: of a list transformers looks at each element.
+    array = np.frombuffer(ids, np.int32)
+    return str(tokenizer.decode(array, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def _folded(text: str) -> str:
+    """Text without white space and in one normal form, as tokenizers may normalise and add spaces.
+
+    The form takes characters apart, so that a text's beginning is folded to the beginning of the folded text.
+    """
+    if text.isascii():
+        return "".join(text.split()).lower()
+    return "".join(unicodedata.normalize("NFKD", "".join(text.split())).split()).casefold()
