@@ -332,7 +332,6 @@ BAD_CAPTURES: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     "model arguments": (lambda _: ["--model-kwargs", "{revision: 1}"], "--model-kwargs: not JSON: "),
     "model list": (lambda _: ["--model-kwargs", "[1]"], "--model-kwargs: expected a JSON object, got list"),
     "model dtype": (lambda _: ["--model-kwargs", '{"dtype": "fp8"}'], "--model-kwargs: dtype is given by --dtype"),
-    "model argument unknown": (lambda m: ["--model", m, "--model-kwargs", '{"no_such": 1}'], "no_such"),
     "hub without network": (lambda _: ["--model", "no-such/model"], "--model no-such/model: cannot be loaded"),
     "weights missing": (changed_model(rename_weights), "3 weights of the model are not in its files"),
     "layers missing": (changed_model(set_config(num_hidden_layers=5)), "weights of the model are not in its files"),
