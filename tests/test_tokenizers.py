@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from headscore.data.templates import Piece, Prompt, Template
+from headscore.data.templates import Piece, Prompt, Span, Template
 from headscore.data.tokens import Encoded, Sample, Skipped, encode, mark
 
 SPANS = ("question", "choices", "template", "special")
@@ -130,6 +130,16 @@ def test_wrong_offsets_mark_nothing_wrong(family: str, prompt: Prompt, fault: st
     wrong = FAULTS[fault](prompt.text, encoded.offsets).astype(np.int32)
     found = found_for(family, dataclasses.replace(encoded, offsets=wrong)).span
     np.testing.assert_array_equal(found & ~TEMPLATE, true_mask(family, encoded) & ~TEMPLATE)
+
+
+def test_a_repeated_text_is_not_taken_for_the_question() -> None:
+    """With offsets one too low, the same characters stand in the template where the question's are looked for."""
+    text = "か\xa0\x93\t קר\u3000かか\xa0\x93\t\xa0"
+    spans = (Span("template", 0, 4), Span("question", 4, 9), Span("template", 9, len(text)))
+    encoded = encoded_prompt("gemma", Prompt(text, spans))
+    assert encoded.offsets is not None
+    found = found_for("gemma", dataclasses.replace(encoded, offsets=encoded.offsets - 1)).span
+    np.testing.assert_array_equal(found & QUESTION, true_mask("gemma", encoded) & QUESTION)
 
 
 @LOSSLESS
