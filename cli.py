@@ -203,8 +203,12 @@ def capture(config: Path | None, debug: bool, **options: Any) -> None:
         "cache": Annotated[Path, typer.Argument(help="Cache folder or shard file.", show_default=False)],
         "out": Annotated[Path, typer.Option("--out", "--output-dir", help="Folder of the result files.", show_default=False)],
     },
-    {"partial": _PARTIAL, "overwrite": _OVERWRITE},
-    {"partial": False, "overwrite": False},
+    {
+        "report": Annotated[bool, typer.Option("--report", help="Make report.html too.")],
+        "partial": _PARTIAL,
+        "overwrite": _OVERWRITE,
+    },
+    {"report": False, "partial": False, "overwrite": False},
 )
 def score(config: Path | None, debug: bool, **options: Any) -> None:
     """Rank the heads of a captured model; needs neither the model nor torch."""
@@ -212,6 +216,23 @@ def score(config: Path | None, debug: bool, **options: Any) -> None:
     from .score.pipeline import score as library_score
 
     _print_scores(library_score(**options), options["out"])
+
+
+@app.command()
+@_with_options(
+    (ScoreSettings, WorkSettings),
+    {
+        "cache": Annotated[Path, typer.Argument(help="Cache folder or shard file.", show_default=False)],
+        "out": Annotated[Path, typer.Option("--out", "--output-dir", help="Folder of the results.", show_default=False)],
+    },
+    {"partial": _PARTIAL, "overwrite": _OVERWRITE},
+    {"partial": False, "overwrite": False},
+)
+def report(config: Path | None, debug: bool, **options: Any) -> None:
+    """Rank the heads of a captured model and show them in one offline page: report.html, and its charts as PNG and SVG."""
+    from .score.pipeline import report as library_report
+
+    _print_scores(library_report(**options), options["out"])
 
 
 @app.command()

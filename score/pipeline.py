@@ -16,11 +16,13 @@ from ..data.metadata import Metadata
 from ..data.settings import ScoreSettings, WorkSettings, pick
 from .derived import open_derived
 from .fuse import combined_ranks, fused, order_of_heads
+from .heads import heads_table
 from .normalize import NORM_MODES
 from .outputs import results_folder, write_results
 from .signals import SIGNALS, choose_signals
 from .sums import SignalSums, cache_sums
 from .tables import Table, frame
+from .vega import require_packages
 from .workers import workers
 
 if TYPE_CHECKING:
@@ -64,6 +66,11 @@ class Scores:
         return frame(self.tables["combined"])
 
     @cached_property
+    def heads(self) -> "pl.DataFrame":
+        """All that the charts show: the columns of raw, norm and combined, and rank_out, rank_ent, rank_task."""
+        return frame(heads_table(self))
+
+    @cached_property
     def topk_global(self) -> "pl.DataFrame":
         """The first heads of all."""
         return frame(self.tables["topk_global"])
@@ -75,17 +82,27 @@ class Scores:
 
 
 def score(
-    cache: str | Path, out: str | Path | None = None, *, overwrite: bool = False, partial: bool = False, **options: Any
+    cache: str | Path,
+    out: str | Path | None = None,
+    *,
+    overwrite: bool = False,
+    partial: bool = False,
+    report: bool = False,
+    **options: Any,
 ) -> Scores:
     """Rank the heads of a captured model; the library call of `headscore score`.
 
     cache: a cache folder or a single shard file. out: where the seven result files go; nothing is written if it is None.
     overwrite: replace the results of another run in `out`. partial: score what is there of a capture that is not finished, and
-    say so in the results. options: the fields of ScoreSettings and WorkSettings, by the names and with the defaults of the
+    say so in the results. report: also write report.html and charts/ to `out`, as `report` does. options: the fields of ScoreSettings and WorkSettings, by the names and with the defaults of the
     command line. Needs neither torch nor the model.
 
     Raises InputError for options or a cache that cannot be used, and where `out` holds another run.
     """
+    if report:
+        require_packages("--report")
+        if out is None:
+            raise InputError("--report: needs a folder for it; give --out")
     work = WorkSettings(**pick(WorkSettings, options))
     settings = ScoreSettings(**{name: value for name, value in options.items() if name not in pick(WorkSettings, options)})
     opened = open_cache(Path(cache).absolute() if work.dask else Path(cache))
@@ -94,7 +111,25 @@ def score(
     with results_folder(Path(out)):
         scores = compute_scores(opened, settings, work, partial)
         write_results(Path(out), scores, {"cache": str(cache), **({"partial": True} if partial else {})}, overwrite)
+        if report:
+            write_report(Path(out), opened, scores)
     return scores
+
+
+def report(cache: str | Path, out: str | Path, **options: Any) -> Scores:
+    """Rank the heads of a captured model and show them in one offline page; the library call of `headscore report`.
+
+    cache, out, options: as in `score`, whose result files are written too. `out` gets report.html, and the charts as PNG and SVG
+    in charts/. Needs `headscore[report]`. Raises InputError as `score`, and where a package is missing.
+    """
+    return score(cache, out, report=True, **options)
+
+
+def write_report(folder: Path, cache: Cache, scores: Scores) -> None:
+    """Write the report of scores; `report.write_report`, loaded when it is needed, as scoring alone needs no charts."""
+    from .report import write_report as write
+
+    write(folder, cache, scores)
 
 
 def compute_scores(cache: Cache, settings: ScoreSettings, work: WorkSettings | None = None, partial: bool = False) -> Scores:

@@ -1,0 +1,283 @@
+"""Charts of scored heads: one function each, a polars frame in, an Altair chart out, which a notebook shows.
+
+Every frame has `layer` and `head`. `Scores.heads` has all columns that a chart may need. Where a frame has the ranks and the
+normalised values of the three signals (RANKED), its charts have sliders for λ_ent, λ_task and k, and fusion and order of the heads
+are computed anew by Vega-Lite as they move, with the operations of `fuse.py` in the same order. A click on a head marks it.
+"""
+
+import textwrap
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import altair as alt
+
+from .marks import INK, MARK, PICKED, PICKED_ONLY, TOP, Ranking, ranked, top_only
+from .signals import SIGNALS
+
+if TYPE_CHECKING:
+    import polars as pl
+
+RANKED = tuple(f"{kind}{name}{end}" for kind, end in (("rank_", ""), ("", "_z")) for name in SIGNALS)
+SINK = "sink"
+TITLES = {
+    "combined": "combined score",
+    "out_raw": "out: norm of z",
+    "ent_raw": "ent: −entropy (nats)",
+    "task_raw": "task: attention mass",
+    "out_z": "out, normalised",
+    "ent_z": "ent, normalised",
+    "task_z": "task, normalised",
+    SINK: "mass on the first token",
+}
+SIGNAL_COLOURS = {"out": "#0072B2", "ent": "#E69F00", "task": "#009E73"}  # Okabe and Ito's, told apart by all
+_PLACE = ("layer", "head")
+_WHOLE = alt.Axis(labelExpr="datum.value == floor(datum.value) ? datum.label : ''")
+_LAYERS = alt.X("layer:Q", title="layer", axis=_WHOLE, scale=alt.Scale(nice=False, zero=False, padding=6))
+_TITLE_WIDTH = 72  # characters
+
+
+def heatmap(frame: "pl.DataFrame", column: str | None = None, ranking: Ranking | None = None) -> alt.LayerChart:
+    """A layer × head map of one column, with the top k heads marked.
+
+    frame: layer, head and `column`; with RANKED too, `combined` follows the sliders and the marks are those of the top k.
+    column: by default `combined`, or else the first column that is not layer or head. ranking: where the sliders start.
+    How to read: a cell is a head, the brighter (for normalised values: the more orange) the more the task drives it.
+    """
+    column = column or ("combined" if "combined" in frame.columns else next(c for c in frame.columns if c not in _PLACE))
+    return map_chart(_data(frame), _shape(frame), column, _ranking(frame, ranking))
+
+
+def signal_maps(frame: "pl.DataFrame", ranking: Ranking | None = None) -> alt.ConcatChart:
+    """A layer × head map of each signal, raw in the first row and normalised within the layer in the second.
+
+    frame: layer, head, and any of out_raw, ent_raw, task_raw, out_z, ent_z, task_z; with RANKED the top k are marked.
+    How to read: as `heatmap`; compare the maps to see which signal brings a head to the top.
+    """
+    return maps_chart(_data(frame), _shape(frame), frame.columns, _ranking(frame, ranking))
+
+
+def entropy_and_task(frame: "pl.DataFrame", ranking: Ranking | None = None) -> alt.LayerChart:
+    """Every head by the entropy of its attention and its mass on the task's tokens, the mass on the first token as colour.
+
+    frame: layer, head, ent_raw, task_raw; `sink`, the mass on the first token, gives the colour; with RANKED the top k are ringed.
+    How to read: up and to the left are heads that look at little else than the task; bright ones rest on the first token.
+    """
+    return scatter_chart(_data(frame), SINK in frame.columns, _ranking(frame, ranking))
+
+
+def layer_profiles(frame: "pl.DataFrame", ranking: Ranking | None = None) -> alt.ConcatChart:
+    """Each signal from the first layer to the last: mean and range of a layer's heads, and the top k heads as dots.
+
+    frame: layer, head, and any of out_raw, ent_raw, task_raw; with RANKED the top k are dots, and a last chart counts them.
+    How to read: a dot far above the line is a head that stands out in its layer.
+    """
+    return profiles_chart(_data(frame), frame.columns, _ranking(frame, ranking))
+
+
+def top_heads(frame: "pl.DataFrame", ranking: Ranking | None = None) -> alt.Chart:
+    """The top k heads as bars, divided into what each signal adds to the combined score.
+
+    frame: layer, head and RANKED. How to read: the bar's length is the combined score, its parts are the weighted ranks.
+    """
+    return bars_chart(_data(frame), ranking or Ranking())
+
+
+# ------------------------------------------------------------------------------------- the same, of data given or named
+
+
+READING = {
+    "combined": (
+        "Combined score of every head",
+        "A cell is a head; brighter means that the task drives it more, and a white dot marks the top k.",
+    ),
+    "signal_maps": (
+        "The three signals",
+        "Raw means over the samples, and below them normalised within each layer; higher always means that the task drives the "
+        "head more. White dots are the top k.",
+    ),
+    "entropy_and_task": (
+        "Entropy against task mass",
+        "A point is a head; to the left its attention is focused, further up more of it goes to the task's tokens, and brighter "
+        "points rest on the first token (a sink). Rings mark the top k.",
+    ),
+    "layer_profiles": (
+        "Signals by layer",
+        "The line is the mean of a layer's heads and the band their range; dots are the top k heads, which the last chart counts.",
+    ),
+    "top_heads": (
+        "What the top heads' scores are made of",
+        "A bar is a head and its length the combined score; the parts are its ranks within the layer by each signal, weighted.",
+    ),
+}
+
+
+def map_chart(data: Any, shape: tuple[int, int], column: str, live: Ranking | None, fluid: bool = False) -> alt.LayerChart:
+    """`heatmap` of data that is given or named; shape: L, H. fluid: as wide as its place on a page."""
+    layers, heads = shape
+    wide, high = _step(heads, 520, 24), _step(layers, 480, 16)
+    cell = f"min(width / {heads}, {high})" if fluid else f"{min(wide, high)}"
+    place = {
+        "x": alt.X("head:O", title="head", axis=alt.Axis(labelOverlap=True, labelAngle=0, ticks=False)),
+        "y": alt.Y("layer:O", title="layer", axis=alt.Axis(labelOverlap=True, ticks=False)),
+    }
+    diverging = column.endswith("_z")
+    scale = alt.Scale(scheme="blueorange", domainMid=0) if diverging else alt.Scale(scheme="viridis")
+    legend = alt.Legend(
+        title=f"{TITLES.get(column, column)} (higher: driven more)", orient="top", titleLimit=0, gradientThickness=10
+    )
+    base = alt.Chart().encode(**place)
+    cells = base.mark_rect(cursor="pointer").encode(
+        color=alt.Color(f"{column}:Q", scale=scale, legend=legend),
+        tooltip=_tooltip(column, *(["rank"] if live else [])),
+    )
+    marks = [cells.add_params(PICKED)]
+    if live:
+        size = alt.ExprRef(f"max(7, min(90, pow({cell} * 0.5, 2)))")
+        marks.append(
+            top_only(base).mark_point(shape="circle", filled=True, size=size, fill="white", stroke="black", strokeWidth=0.8)
+        )
+    outline = base.mark_rect(fill=None, stroke=MARK, strokeWidth=2.5)
+    marks.append(outline.transform_filter(PICKED_ONLY))
+    title = _title(*READING["combined"]) if column == "combined" else alt.Undefined  # the legend says what the others show
+    chart = ranked(alt.layer(*marks, data=data, title=title), live)
+    return chart.properties(width="container" if fluid else {"step": wide}, height={"step": high})
+
+
+def map_columns(columns: Sequence[str]) -> list[str]:
+    """Those of `columns` that `signal_maps` shows."""
+    return [c for kind in ("raw", "z") for name in SIGNALS if (c := f"{name}_{kind}") in columns]
+
+
+def maps_chart(data: Any, shape: tuple[int, int], columns: Sequence[str], live: Ranking | None) -> alt.ConcatChart:
+    """`signal_maps` of data that is given or named."""
+    maps = [map_chart(alt.Undefined, shape, column, live) for column in map_columns(columns)]
+    title = _title(*READING["signal_maps"])
+    return _beside(maps, columns=3, data=data, title=title).resolve_scale(color="independent")
+
+
+def profiles_chart(data: Any, columns: Sequence[str], live: Ranking | None) -> alt.ConcatChart:
+    """`layer_profiles` of data that is given or named."""
+    charts: list[Any] = [profile_chart(alt.Undefined, name, live) for name in SIGNALS if f"{name}_raw" in columns]
+    charts += [count_chart(alt.Undefined, live)] if live else []
+    return _beside(charts, columns=2, data=data, title=_title(*READING["layer_profiles"]))
+
+
+def _beside(charts: list[Any], **properties: Any) -> alt.ConcatChart:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Automatically deduplicated")  # it is meant: one click marks a head in all
+        return alt.concat(*charts, **properties)
+
+
+def scatter_chart(data: Any, with_sink: bool, live: Ranking | None) -> alt.LayerChart:
+    """`entropy_and_task` of data that is given or named."""
+    base = alt.Chart().encode(
+        x=alt.X("entropy:Q", title="entropy of the attention in nats (left: focused)", scale=alt.Scale(zero=False)),
+        y=alt.Y("task_raw:Q", title="attention mass on the task's tokens"),
+        tooltip=_tooltip("entropy", "task_raw", *([SINK] if with_sink else []), *(["rank"] if live else [])),
+    )
+    points = base.mark_circle(size=45, opacity=0.85, cursor="pointer")
+    if with_sink:
+        legend = alt.Legend(title=TITLES[SINK], orient="top", titleLimit=0, gradientThickness=10)
+        points = points.encode(color=alt.Color(f"{SINK}:Q", scale=alt.Scale(scheme="viridis", domain=[0, 1]), legend=legend))
+    marks = [points.add_params(PICKED)]
+    if live:
+        marks.append(top_only(base).mark_point(size=90, stroke=INK, strokeWidth=1.5, cursor="pointer"))
+    marks.append(base.transform_filter(PICKED_ONLY).mark_point(size=220, stroke=MARK, strokeWidth=3))
+    chart = alt.layer(*marks, data=data, title=_title(*READING["entropy_and_task"])).transform_calculate(
+        entropy="-datum.ent_raw"
+    )
+    return ranked(chart, live).properties(width=520, height=340)
+
+
+def profile_chart(data: Any, signal: str, live: Ranking | None) -> alt.LayerChart:
+    """One signal's part of `layer_profiles`, of data that is given or named."""
+    column, colour = f"{signal}_raw", SIGNAL_COLOURS[signal]
+    title = TITLES[column]
+    base = alt.Chart().encode(x=_LAYERS)
+    band = base.mark_area(opacity=0.25, color=colour).encode(
+        y=alt.Y(f"min({column}):Q", title=title, scale=alt.Scale(zero=signal != "ent")), y2=f"max({column}):Q"
+    )
+    line = base.mark_line(color=colour, strokeWidth=2).encode(y=f"mean({column}):Q")
+    heads = base.encode(y=f"{column}:Q", tooltip=_tooltip(column, *(["rank"] if live else [])))
+    marks = [band, line]
+    if live:
+        dots = top_only(heads).mark_point(
+            filled=True, size=40, fill=colour, stroke=INK, strokeWidth=0.8, opacity=1, cursor="pointer"
+        )
+        marks.append(dots.add_params(PICKED))
+        marks.append(heads.transform_filter(PICKED_ONLY).mark_point(size=180, stroke=MARK, strokeWidth=3))
+    return ranked(alt.layer(*marks, data=data), live).properties(width=340, height=180)
+
+
+def count_chart(data: Any, live: Ranking | None) -> alt.Chart:
+    """How many of the top k each layer has: the last part of `layer_profiles`."""
+    bars = alt.Chart(data).encode(
+        x=_LAYERS,
+        y=alt.Y("sum(is_top):Q", title="heads in the top k", axis=_WHOLE),
+    )
+    bars = bars.mark_bar(width=alt.ExprRef("3"), color="#888888").transform_calculate(is_top=f"{TOP} ? 1 : 0")
+    return ranked(bars, live, first=True).properties(width=340, height=180)
+
+
+def bars_chart(data: Any, live: Ranking) -> alt.Chart:
+    """`top_heads` of data that is given or named."""
+    names = [f"{weight}rank({name})" for name, weight in zip(SIGNALS, ("", "λ_ent · ", "λ_task · "), strict=True)]
+    weights = dict(zip(names, ("1", "lambda_ent", "lambda_task"), strict=True))
+    colour = alt.Color(
+        "part:N",
+        title=None,
+        sort=names,
+        scale=alt.Scale(domain=names, range=list(SIGNAL_COLOURS.values())),
+        legend=alt.Legend(orient="top", columns=3, labelLimit=0, symbolType="square"),
+    )
+    base = alt.Chart().encode(
+        y=alt.Y("name:N", title=None, sort=alt.SortField("rank"), axis=alt.Axis(ticks=False, labelLimit=0))
+    )
+    bars = (
+        top_only(base)
+        .transform_fold([f"rank_{name}" for name in SIGNALS], as_=["signal", "signal_rank"])
+        .transform_calculate(
+            part=" : ".join(f"datum.signal == 'rank_{s}' ? '{n}'" for s, n in zip(SIGNALS, names, strict=True)) + " : ''",
+            share=" : ".join(f"datum.part == '{n}' ? {w} * datum.signal_rank" for n, w in weights.items()) + " : 0",
+            order=f"indexof({names!r}, datum.part)",
+        )
+        .mark_bar(cursor="pointer", strokeWidth=2.5)
+        .encode(
+            x=alt.X("sum(share):Q", title="combined score (higher: driven more)"),
+            color=colour,
+            order="order:Q",
+            detail=["layer:O", "head:O", "rank:Q"],
+            stroke=alt.condition(PICKED_ONLY, alt.value(MARK), alt.value(None)),
+            tooltip=["name:N", "rank:Q", "part:N", alt.Tooltip("sum(share):Q", title="adds")],
+        )
+        .add_params(PICKED)
+    )
+    return ranked(bars, live, first=True).properties(
+        data=data, title=_title(*READING["top_heads"]), width=520, height={"step": 16}
+    )
+
+
+def _step(count: int, most: int, largest: int) -> float:
+    return max(4, min(largest, most // count))
+
+
+def _tooltip(*columns: str) -> list[Any]:
+    shown = {"rank": alt.Tooltip("rank:Q"), "entropy": alt.Tooltip("entropy:Q", title="entropy (nats)", format=".4f")}
+    return ["name:N", *(shown.get(c, alt.Tooltip(f"{c}:Q", title=TITLES.get(c, c), format=".4f")) for c in columns)]
+
+
+def _title(title: str, reading: str) -> alt.Title:
+    return alt.Title(title, subtitle=textwrap.wrap(reading, _TITLE_WIDTH), anchor="start")
+
+
+def _data(frame: "pl.DataFrame") -> alt.InlineData:
+    return alt.InlineData(values=frame.to_dicts())  # a frame itself would be refused from 5,000 lines on
+
+
+def _shape(frame: "pl.DataFrame") -> tuple[int, int]:
+    return frame["layer"].n_unique(), frame["head"].n_unique()
+
+
+def _ranking(frame: "pl.DataFrame", ranking: Ranking | None) -> Ranking | None:
+    return (ranking or Ranking()) if set(RANKED) <= set(frame.columns) else None

@@ -1,0 +1,73 @@
+"""What charts of heads share: the live ranking by Vega-Lite's own parameters, the marks of the top k, and the picked head."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+
+INK = "#010101"  # of marks on the page's background; the report makes it the colour of the text
+MARK = "#D55E00"  # of the picked head
+TOP = "datum.rank <= k"
+PICKED = alt.selection_point(name="picked", fields=["layer", "head"], toggle=False)
+PICKED_ONLY = {"param": "picked", "empty": False}
+_ORDER = [
+    alt.SortField("combined", order="descending"),
+    alt.SortField("tiebreak", order="descending"),
+    alt.SortField("layer", order="ascending"),
+    alt.SortField("head", order="ascending"),
+]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Where the sliders start, and how far k goes."""
+
+    lambda_ent: float = 0.5
+    lambda_task: float = 1.0
+    k: int = 20
+    heads: int = 100  # in all
+
+    def parameters(self) -> list[Any]:
+        """The three parameters with their sliders."""
+        most = max(3.0, 2 * self.lambda_ent, 2 * self.lambda_task)
+        most_heads = min(self.heads, max(100, 4 * self.k))
+
+        def slider(name: str, label: str, value: float, least: float, most: float, step: float) -> Any:
+            return alt.param(name, value=value, bind=alt.binding_range(min=least, max=most, step=step, name=label))
+
+        return [
+            slider("lambda_ent", "λ_ent ", self.lambda_ent, 0, most, 0.05),
+            slider("lambda_task", "λ_task ", self.lambda_task, 0, most, 0.05),
+            slider("k", "k ", self.k, 1, most_heads, 1),
+        ]
+
+
+def ranked(chart: Any, ranking: Ranking | None, first: bool = False) -> Any:
+    """`chart` with `name`, as L3H7, for every head, and with a ranking its sliders, `combined` and `rank` as they stand.
+
+    The order of operations is that of fuse.py, so that Vega's doubles are those of `score` to the last bit. first: compute this
+    before the transforms that the chart has already.
+    """
+    before = list(chart.transform) if chart.transform is not alt.Undefined else []
+    chart = chart.copy(deep=False)
+    chart.transform = alt.Undefined
+    chart = chart.transform_calculate(name="'L' + datum.layer + 'H' + datum.head")
+    if ranking:
+        chart = (
+            chart.transform_calculate(combined=_fused("rank_{}"))
+            .transform_calculate(tiebreak=_fused("{}_z"))
+            .transform_window([alt.WindowFieldDef(op="row_number", **{"as": "rank"})], sort=_ORDER, frame=[None, 0])
+            .add_params(*ranking.parameters())
+        )
+    chart.transform = [*chart.transform, *before] if first else [*before, *chart.transform]
+    return chart
+
+
+def _fused(column: str) -> str:
+    out, ent, task = (f"datum['{column.format(name)}']" for name in ("out", "ent", "task"))
+    return f"{out} + lambda_ent * {ent} + lambda_task * {task}"
+
+
+def top_only(chart: Any) -> Any:
+    """`chart` of the top k heads alone."""
+    return chart.transform_filter(TOP)

@@ -1,0 +1,96 @@
+// What Vega-Lite cannot do by itself: parameters shared between charts that the page lays out, and a table that follows them.
+"use strict";
+(async () => {
+  const page = JSON.parse(document.getElementById("page-data").textContent);
+  const columns = Object.keys(page.heads);
+  const heads = page.heads.layer.map((_, i) => Object.fromEntries(columns.map((name) => [name, page.heads[name][i]])));
+  const shared = ["lambda_ent", "lambda_task", "k", "picked_tuple"];
+  const views = {};
+  for (const [id, spec] of Object.entries(page.charts)) {
+    const datasets = { heads: heads.map((head) => ({ ...head })) };
+    const embedded = await vegaEmbed(`#${id}`, { ...spec, datasets }, {
+      renderer: "svg", actions: false, config: page.config, logLevel: vega.Error,
+    });
+    views[id] = embedded.view;
+  }
+  const all = Object.values(views);
+  const main = views[page.main];
+
+  // ------------------------------------------------------------------------------------------------- shared parameters
+  const having = (name) => all.filter((view) => name in view.getState({ data: () => false, signals: () => true }).signals);
+  const settled = () => Promise.all(all.map((view) => view.runAsync()));
+  for (const name of shared) {
+    const members = having(name);
+    for (const view of members) {
+      view.addSignalListener(name, (_, value) => {
+        for (const other of members) if (other !== view && other.signal(name) !== value) other.signal(name, value).runAsync();
+        drawSoon();
+      });
+    }
+  }
+
+  // --------------------------------------------------------------------------------------------------------- the table
+  const table = document.getElementById("top-heads-table");
+  let sort = { field: "rank", down: false };
+  let drawing = false;
+  const format = (column, value) => (column.digits === undefined ? String(value) : value.toFixed(column.digits));
+  const cell = (kind, text) => Object.assign(document.createElement(kind), { textContent: text });
+
+  function rankedHeads() {
+    const data = main.getState({ data: () => true, signals: () => false, recurse: false }).data;
+    return Object.values(data).find((rows) => Array.isArray(rows) && rows.length === heads.length && "rank" in rows[0]);
+  }
+  function pickedHead(rows) {
+    const tuple = main.signal("picked_tuple");
+    return tuple && rows.find((row) => row.layer === tuple.values[0] && row.head === tuple.values[1]);
+  }
+  function pick(row) {
+    const fields = main.signal("picked_tuple_fields");
+    main.signal("picked_tuple", { unit: "", fields, values: [row.layer, row.head] }).runAsync();
+  }
+  function draw() {
+    const rows = rankedHeads();
+    const chosen = pickedHead(rows);
+    const top = rows.filter((row) => row.rank <= main.signal("k"));
+    const key = (row) => (sort.field === "name" ? row.layer * 1e6 + row.head : row[sort.field]);
+    top.sort((a, b) => (key(a) - key(b)) * (sort.down ? -1 : 1) || a.rank - b.rank);
+    const lines = top.map((row) => {
+      const line = document.createElement("tr");
+      line.append(...page.columns.map((column) => cell("td", format(column, row[column.field]))));
+      line.classList.toggle("picked", row === chosen);
+      line.tabIndex = 0;
+      line.addEventListener("click", () => pick(row));
+      line.addEventListener("keydown", (event) => event.key === "Enter" && pick(row));
+      return line;
+    });
+    table.tBodies[0].replaceChildren(...lines);
+    for (const head of table.tHead.rows[0].cells) {
+      const here = head.dataset.field === sort.field;
+      head.ariaSort = here ? (sort.down ? "descending" : "ascending") : "none";
+      head.firstChild.textContent = head.dataset.title + (here ? (sort.down ? " ▼" : " ▲") : "");
+    }
+    const shown = document.getElementById("picked");
+    shown.hidden = !chosen;
+    shown.textContent = chosen ? page.columns.map((c) => `${c.title} ${format(c, chosen[c.field])}`).join(" · ") : "";
+  }
+  function drawSoon() {
+    if (drawing) return;
+    drawing = true;
+    settled().then(() => { drawing = false; draw(); });
+  }
+  const first = document.createElement("tr");
+  for (const column of page.columns) {
+    const head = document.createElement("th");
+    Object.assign(head.dataset, { field: column.field, title: column.title });
+    const button = cell("button", column.title);
+    button.addEventListener("click", () => {
+      sort = { field: column.field, down: sort.field === column.field ? !sort.down : column.digits !== undefined };
+      draw();
+    });
+    head.append(button);
+    first.append(head);
+  }
+  table.tHead.append(first);
+  draw();
+  window.headscore = { views, main, settled, rankedHeads, ready: true };
+})();

@@ -1,0 +1,214 @@
+"""Writes report.html, one file that opens offline, and its charts as PNG and SVG."""
+
+import importlib.resources
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import vl_convert
+
+from .. import __version__
+from ..data.cache import Cache
+from ..data.files import write_bytes, write_text
+from . import charts
+from .heads import heads_table
+from .marks import INK, Ranking
+from .pipeline import Scores
+from .sections import captured, escaped, skipped_section, tokens_section
+from .signals import SIGNALS
+from .survey import survey
+from .tables import Table, rows
+from .vega import vega_bundle
+
+logger = logging.getLogger("headscore")
+
+REPORT_FILE = "report.html"
+CHARTS_FOLDER = "charts"
+CHARTS = ("combined", "top_heads", "signal_maps", "entropy_and_task", "layer_profiles")
+HEADS_WITH_TOKENS = 6
+_PNG_SCALE = 2.0
+_TABLE_COLUMNS = {  # field: title and decimals; a column shows where the heads have it, as intervals will
+    "rank": ("rank", None),
+    "name": ("head", None),
+    "combined": ("combined", 2),
+    "combined_low": ("combined from", 2),
+    "combined_high": ("to", 2),
+    "topk_probability": ("P(top k)", 3),
+    "out_raw": ("out", 4),
+    "ent_raw": ("ent", 4),
+    "task_raw": ("task", 4),
+    charts.SINK: ("first token", 4),
+}
+_ALWAYS = ("rank", "name")
+
+
+def write_report(folder: Path, cache: Cache, scores: Scores) -> None:
+    """Write report.html and charts/*.svg, *.png to `folder`, each whole or not at all.
+
+    Raises InputError where a shard is damaged, RunError where the disk refuses.
+    """
+    with vega_bundle() as bundle:
+        found = survey(cache, scores.settings.score_query_mode)
+        heads: Table = {**heads_table(scores), charts.SINK: found.sink.ravel()}
+        ranking = _ranking(scores)
+        _write_charts(folder / CHARTS_FOLDER, heads, ranking)
+        sections = _chart_sections(ranking, heads) | {"tokens": tokens_section(_attended(cache, scores))}
+        sections["skipped"] = skipped_section(found.skipped)
+        page = {
+            "title": f"headscore: {scores.metadata['model'].get('name', '')}",
+            "lead": captured(scores, found.tokens),
+            "sections": "".join(sections.values()),
+        }
+        write_text(folder / REPORT_FILE, _page(page, _page_data(heads, ranking), bundle.text()))
+    logger.info("%s: report written", folder / REPORT_FILE)
+
+
+def _ranking(scores: Scores) -> Ranking:
+    settings, combined = scores.settings, scores.tables["combined"]
+    return Ranking(settings.lambda_ent, settings.lambda_task, len(scores.tables["topk_global"]["rank"]), len(combined["head"]))
+
+
+def _shape(heads: Table) -> tuple[int, int]:
+    return len(set(heads["layer"].tolist())), int(heads["head"].max()) + 1
+
+
+# --------------------------------------------------------------------------------------------------------- files of charts
+
+
+def _write_charts(folder: Path, heads: Table, ranking: Ranking) -> None:
+    """Each chart as it stands for the scores' own weights, as SVG and PNG."""
+    data = alt.InlineData(values=[dict(zip(heads, line, strict=True)) for line in rows(heads)])
+    shape = _shape(heads)
+    made = {
+        "combined": charts.map_chart(data, shape, "combined", ranking),
+        "top_heads": charts.bars_chart(data, ranking),
+        "signal_maps": charts.maps_chart(data, shape, list(heads), ranking),
+        "entropy_and_task": charts.scatter_chart(data, True, ranking),
+        "layer_profiles": charts.profiles_chart(data, list(heads), ranking),
+    }
+    for name in CHARTS:
+        svg = vl_convert.vegalite_to_svg(made[name].properties(background="white").to_dict(validate=False))
+        write_text(folder / f"{name}.svg", svg)
+        write_bytes(folder / f"{name}.png", vl_convert.svg_to_png(svg, scale=_PNG_SCALE))
+
+
+# --------------------------------------------------------------------------------------------------------------- the page
+
+
+def _views(heads: Table, ranking: Ranking) -> dict[str, Any]:
+    """The charts of the page by their ids: each as wide as its place, on the data that the page gives them."""
+    data, shape = alt.NamedData("heads"), _shape(heads)
+    maps = {f"map-{c}": charts.map_chart(data, shape, c, ranking, fluid=True) for c in charts.map_columns(list(heads))}
+    profiles = {f"profile-{name}": charts.profile_chart(data, name, ranking) for name in SIGNALS}
+    wide = {
+        "top_heads": charts.bars_chart(data, ranking),
+        "entropy_and_task": charts.scatter_chart(data, True, ranking),
+        **profiles,
+        "profile-count": charts.count_chart(data, ranking),
+    }
+    return {
+        "combined": charts.map_chart(data, shape, "combined", ranking, fluid=True),
+        **maps,
+        **{name: chart.properties(width="container") for name, chart in wide.items()},
+    }
+
+
+def _page_data(heads: Table, ranking: Ranking) -> str:
+    """What the page's script needs, as JSON that cannot end its element."""
+    specs = {name: _fitted(chart.to_dict(validate=False)) for name, chart in _views(heads, ranking).items()}
+    for name, spec in specs.items():
+        for parameter in spec["params"]:
+            if "bind" in parameter and name == "combined":
+                parameter["bind"]["element"] = "#sliders"
+            else:
+                parameter.pop("bind", None)
+    columns = [
+        {"field": field, "title": title, **({} if digits is None else {"digits": digits})}
+        for field, (title, digits) in _TABLE_COLUMNS.items()
+        if field in heads or field in _ALWAYS
+    ]
+    values = {name: column.tolist() for name, column in heads.items()}
+    data = {"main": "combined", "heads": values, "columns": columns, "config": _config(), "charts": specs}
+    return (
+        json.dumps(data, allow_nan=False, separators=(",", ":"))
+        .replace(json.dumps(INK), '"currentColor"')
+        .replace("<", "\\u003c")
+    )
+
+
+def _fitted(spec: dict[str, Any]) -> dict[str, Any]:
+    spec.pop("title", None)  # the page has it as text, which wraps
+    spec.pop("config", None)
+    spec["autosize"] = {"type": "fit-x", "contains": "padding"}
+    return spec
+
+
+def _config() -> dict[str, Any]:
+    """Vega's colours and type: those of the page, in light and dark and on paper."""
+    ink, line = "currentColor", "#8886"
+    axis = {
+        "labelColor": ink,
+        "titleColor": ink,
+        "gridColor": line,
+        "domainColor": line,
+        "tickColor": line,
+        "labelFontSize": 11,
+    }
+    legend = {"labelColor": ink, "titleColor": ink}
+    return {
+        "background": "transparent",
+        "font": "system-ui, sans-serif",
+        "axis": axis,
+        "legend": legend,
+        "view": {"stroke": None},
+    }
+
+
+def _chart_sections(ranking: Ranking, heads: Table) -> dict[str, str]:
+    width = max(320, 46 * _shape(heads)[1] + 60)
+    maps = "".join(_place(f"map-{column}") for column in charts.map_columns(list(heads)))
+    profiles = "".join(_place(f"profile-{name}") for name in (*SIGNALS, "count"))
+    table = '<div class="scroll"><table id="top-heads-table"><thead></thead><tbody></tbody></table></div>'
+    return {
+        "combined": _section(
+            "combined", f'<div id="sliders"></div><div style="max-width:{width}px">{_place("combined")}</div>'
+        ),
+        "table": "<h2>Top heads</h2><p>A line is a head of the top k; click a column's name to sort by it, and a line to mark "
+        f"the head in every chart.</p>{table}",
+        "top_heads": _section("top_heads", _place("top_heads")),
+        "signal_maps": _section("signal_maps", f'<div class="maps">{maps}</div>'),
+        "entropy_and_task": _section("entropy_and_task", _place("entropy_and_task")),
+        "layer_profiles": _section("layer_profiles", f'<div class="profiles">{profiles}</div>'),
+    }
+
+
+def _section(name: str, body: str) -> str:
+    title, reading = charts.READING[name]
+    return f"<h2>{title}</h2><p>{reading}</p>{body}"
+
+
+def _place(name: str) -> str:
+    return f'<div class="chart" id="{name}"></div>'
+
+
+def _page(texts: dict[str, str], data: str, vega: str) -> str:
+    """The template filled in one pass, so that nothing in a text is taken for a placeholder."""
+    files = importlib.resources.files(__package__) / "page"
+    parts = {**texts, "version": __version__, "data": data, "vega": vega.replace("</script", "<\\/script")}
+    parts |= {name: (files / f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
+    parts["title"] = escaped(texts["title"])
+    return re.sub(r"@@(\w+)@@", lambda found: parts[found[1]], (files / "page.html").read_text(encoding="utf-8"))
+
+
+def _attended(cache: Cache, scores: Scores) -> Table:
+    """The most attended tokens for the first heads of all, as far as the cache has their texts."""
+    try:
+        from .attended import attended
+    except ImportError:
+        return {}
+    top = scores.tables["topk_global"]
+    heads = list(zip(top["layer"].tolist(), top["head"].tolist(), strict=True))[:HEADS_WITH_TOKENS]
+    return attended(cache, heads)

@@ -1,0 +1,101 @@
+"""The parts of a report that are text: what was captured, the most attended tokens, the skipped rows. All of it is escaped."""
+
+import html
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from .. import __version__
+from ..data.errors import printable
+from .tables import Table, rows
+
+if TYPE_CHECKING:
+    from .pipeline import Scores
+
+MOST_SKIPPED_SHOWN = 200
+_SHADES = 10
+_UNDERLINES = 4
+
+
+def escaped(text: Any) -> str:
+    """Text from data as HTML that shows it; what would steer the text, such as a change of its direction, is spelled out."""
+    return html.escape("\n".join(printable(line) for line in str(text).split("\n")))
+
+
+def captured(scores: "Scores", tokens: int) -> str:
+    """What was captured and how it was scored, as a list of names and values, with the templates to unfold."""
+    metadata, settings = scores.metadata, scores.settings
+    model, data, dims = metadata["model"], metadata["data"], metadata["dims"]
+    spans = ", ".join(settings.task_span)
+    facts = {
+        "model": f"{model.get('name')}: {dims['layers']} layers of {dims['heads']} heads",
+        "data": f"{data.get('path', '')} ({data.get('style', 'unknown')} style, {data.get('rows', 'unknown')} rows)",
+        "samples": f"{scores.samples} with {tokens} tokens in all",
+        "template": ", ".join(template["name"] for template in metadata["templates"]) or "none",
+        "capture": _pairs(metadata["settings"]),
+        "signals": f"{settings.score_query_mode}, out is the norm of {settings.head_output}, task is the mass on {spans}",
+        "score": f"{settings.norm_mode}, λ_ent {settings.lambda_ent}, λ_task {settings.lambda_task}",
+        "versions": _pairs(
+            {"headscore": f"{__version__} (scores)"} | {f"{k} (capture)": v for k, v in metadata["versions"].items()}
+        ),
+    }
+    lines = "".join(f"<dt>{escaped(name)}</dt><dd>{escaped(value)}</dd>" for name, value in facts.items())
+    partial = f'<p class="warning">PARTIAL: shards {escaped(scores.missing_shards)} of this capture are missing.</p>'
+    templates = "".join(
+        f"<details><summary>Template {escaped(template['name'])}</summary><pre>{escaped(template['text'])}</pre></details>"
+        for template in metadata["templates"]
+    )
+    return f"{partial if scores.missing_shards else ''}<dl>{lines}</dl>{templates}"
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
+
+
+def tokens_section(table: Table) -> str:
+    """The prompts' tokens for some heads, the more attended the darker, spans underlined.
+
+    table: columns sample, row, token, spans (names joined by commas), layer, head, weight, in the order of the tokens; without
+    lines there is a sentence instead.
+    """
+    title = "<h2>Most attended tokens</h2>"
+    if not table or not len(table["token"]):
+        return f"{title}<p>This cache keeps no texts of tokens; one that is captured anew does.</p>"
+    names = sorted({name for spans in set(table["spans"].tolist()) for name in spans.split(",")} - {"", "template"})
+    underline = {name: f"u{place % _UNDERLINES}" for place, name in enumerate(names)}
+    lines = [dict(zip(table, line, strict=True)) for line in rows(table)]
+    body = ""
+    for (layer, head), of_head in itertools.groupby(sorted(lines, key=_by_head), key=_by_head):
+        body += f"<h3>L{layer}H{head}</h3>"
+        for row, tokens in itertools.groupby(of_head, key=lambda line: line["row"]):
+            body += f'<div class="prompt"><span class="faint">row {row} </span>{_tokens(list(tokens), underline)}</div>'
+    key = "".join(f'<i class="{kind}">{escaped(name)}</i>' for name, kind in underline.items())
+    shades = "".join(f".w{n}{{background:rgba(var(--weight),{n / _SHADES * 0.9:.2f})}}" for n in range(1, _SHADES + 1))
+    return (
+        f"{title}<style>{shades}</style><p>The darker a token, the more of the head's attention it gets at the prompt's last "
+        f'token (shaded by the square root of its share); underlined are the spans.</p><p class="key">{key}</p>{body}'
+    )
+
+
+def _by_head(line: dict[str, Any]) -> tuple[int, int]:
+    return line["layer"], line["head"]
+
+
+def _tokens(tokens: list[dict[str, Any]], underline: dict[str, str]) -> str:
+    text = ""
+    for token in tokens:
+        shade = round(min(1.0, max(0.0, token["weight"])) ** 0.5 * _SHADES)
+        kinds = [f"w{shade}"] * (shade > 0) + [underline[name] for name in token["spans"].split(",") if name in underline][:1]
+        shown = escaped(token["token"])
+        text += f'<i class="{" ".join(kinds)}" title="{token["weight"]:.3f}">{shown}</i>' if kinds else shown
+    return text
+
+
+def skipped_section(skipped: Sequence[dict[str, Any]]) -> str:
+    """The rows that were not captured, with the reasons."""
+    if not skipped:
+        return "<h2>Skipped rows</h2><p>None: every row that was drawn is in the scores.</p>"
+    lines = "".join(f"<li>row {entry['row']}: {escaped(entry['reason'])}</li>" for entry in skipped[:MOST_SKIPPED_SHOWN])
+    more = len(skipped) - MOST_SKIPPED_SHOWN
+    rest = f"<p>… and {more} more in the cache's skipped.jsonl.</p>" if more > 0 else ""
+    return f'<h2>Skipped rows</h2><p>{len(skipped)} rows are not in the scores.</p><ul class="skipped">{lines}</ul>{rest}'
