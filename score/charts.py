@@ -141,7 +141,7 @@ def map_chart(data: Any, shape: tuple[int, int], column: str, live: Ranking | No
     marks.append(outline.transform_filter(PICKED_ONLY))
     title = _title(*READING["combined"]) if column == "combined" else alt.Undefined  # the legend says what the others show
     chart = ranked(alt.layer(*marks, data=data, title=title), live)
-    return chart.properties(width="container" if fluid else {"step": wide}, height={"step": high})
+    return chart.properties(width="container" if fluid else {"step": wide}, height=layers * high if fluid else {"step": high})
 
 
 def map_columns(columns: Sequence[str]) -> list[str]:

@@ -75,9 +75,9 @@ class Browser:
         elif event == "Runtime.exceptionThrown":
             details = facts["exceptionDetails"]
             self.errors.append(details.get("exception", {}).get("description") or details["text"])
-        elif event == "Runtime.consoleAPICalled" and facts["type"] in ("error", "warning", "assert"):
+        elif event == "Runtime.consoleAPICalled" and facts["type"] in ("error", "assert"):
             self.errors.append(json.dumps(facts["args"])[:500])
-        elif event == "Log.entryAdded" and facts["entry"]["level"] in ("error", "warning"):
+        elif event == "Log.entryAdded" and facts["entry"]["level"] == "error":
             self.errors.append(facts["entry"]["text"])
         elif event == "Page.javascriptDialogOpening":
             self.errors.append(f"dialog: {facts['message']}")

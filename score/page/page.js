@@ -7,9 +7,9 @@
   const shared = ["lambda_ent", "lambda_task", "k", "picked_tuple"];
   const views = {};
   for (const [id, spec] of Object.entries(page.charts)) {
-    const datasets = { heads: heads.map((head) => ({ ...head })) };
-    const embedded = await vegaEmbed(`#${id}`, { ...spec, datasets }, {
-      renderer: "svg", actions: false, config: page.config, logLevel: vega.Error,
+    const values = { heads: heads.map((head) => ({ ...head })) };
+    const embedded = await vegaEmbed(`#${id}`, { ...spec, datasets: values }, {
+      renderer: "svg", actions: false, config: page.config, logLevel: 1 /* errors */,
     });
     views[id] = embedded.view;
   }
@@ -18,28 +18,48 @@
 
   // ------------------------------------------------------------------------------------------------- shared parameters
   const having = (name) => all.filter((view) => name in view.getState({ data: () => false, signals: () => true }).signals);
-  const settled = () => Promise.all(all.map((view) => view.runAsync()));
+  const members = Object.fromEntries(shared.map((name) => [name, having(name)]));
+  const current = new Map(); // what was spread last: the echo of it from the other charts is no news
+  const news = new Map();
+  let waiting = false;
   for (const name of shared) {
-    const members = having(name);
-    for (const view of members) {
+    for (const view of members[name]) {
       view.addSignalListener(name, (_, value) => {
-        for (const other of members) if (other !== view && other.signal(name) !== value) other.signal(name, value).runAsync();
-        drawSoon();
+        if (value === current.get(name)) return;
+        news.set(name, value);
+        if (!waiting) setTimeout(spread); // later, as a chart cannot be run from within its own run
+        waiting = true;
       });
     }
+  }
+  async function spread() {
+    waiting = false;
+    for (const [name, value] of news) {
+      current.set(name, value);
+      for (const view of members[name]) if (view.signal(name) !== value) view.signal(name, value);
+    }
+    news.clear();
+    await Promise.all(all.map((view) => view.runAsync()));
+    draw();
+  }
+  async function settled() {
+    do {
+      await new Promise((done) => setTimeout(done));
+      await Promise.all(all.map((view) => view.runAsync()));
+    } while (waiting);
+    draw();
   }
 
   // --------------------------------------------------------------------------------------------------------- the table
   const table = document.getElementById("top-heads-table");
   let sort = { field: "rank", down: false };
-  let drawing = false;
   const format = (column, value) => (column.digits === undefined ? String(value) : value.toFixed(column.digits));
   const cell = (kind, text) => Object.assign(document.createElement(kind), { textContent: text });
 
-  function rankedHeads() {
-    const data = main.getState({ data: () => true, signals: () => false, recurse: false }).data;
-    return Object.values(data).find((rows) => Array.isArray(rows) && rows.length === heads.length && "rank" in rows[0]);
-  }
+  const datasets = Object.keys(main.getState({ data: () => true, signals: () => false }).data);
+  const ranked = datasets.find((name) => main.data(name)?.length === heads.length && "rank" in main.data(name)[0]);
+  const rankedHeads = () => main.data(ranked); // the main chart's heads, as its transforms leave them
+
   function pickedHead(rows) {
     const tuple = main.signal("picked_tuple");
     return tuple && rows.find((row) => row.layer === tuple.values[0] && row.head === tuple.values[1]);
@@ -72,11 +92,6 @@
     const shown = document.getElementById("picked");
     shown.hidden = !chosen;
     shown.textContent = chosen ? page.columns.map((c) => `${c.title} ${format(c, chosen[c.field])}`).join(" · ") : "";
-  }
-  function drawSoon() {
-    if (drawing) return;
-    drawing = true;
-    settled().then(() => { drawing = false; draw(); });
   }
   const first = document.createElement("tr");
   for (const column of page.columns) {
