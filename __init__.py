@@ -4,6 +4,7 @@ import headscore
 
 headscore.capture("cache", model="meta-llama/Llama-3.2-1B", data="commonsense_170k.json")  # once, with the model
 scores = headscore.score("cache", lambda_task=2.0)                                          # as often as wanted, without
+headscore.report("cache", "results")                                                        # a page to look at, offline
 frame = headscore.scan_cache("cache")                                                       # (sample, layer, head) lines
 """
 
@@ -14,8 +15,14 @@ if TYPE_CHECKING:
     from .capture.pipeline import capture as capture
     from .data.inspection import inspect as inspect
     from .pipeline import run as run
+    from .score.charts import entropy_and_task as entropy_and_task
+    from .score.charts import heatmap as heatmap
+    from .score.charts import layer_profiles as layer_profiles
+    from .score.charts import signal_maps as signal_maps
+    from .score.charts import top_heads as top_heads
     from .score.frame import scan_cache as scan_cache
     from .score.pipeline import Scores as Scores
+    from .score.pipeline import report as report
     from .score.pipeline import score as score
 
 __version__ = "0.1.0"
@@ -27,6 +34,12 @@ _PUBLIC = {
     "run": "headscore.pipeline",
     "inspect": "headscore.data.inspection",
     "merge": "headscore.data.merging",
+    "report": "headscore.score.pipeline",
+    "heatmap": "headscore.score.charts",
+    "signal_maps": "headscore.score.charts",
+    "entropy_and_task": "headscore.score.charts",
+    "layer_profiles": "headscore.score.charts",
+    "top_heads": "headscore.score.charts",
     "HeadscoreError": "headscore.data.errors",
     "InputError": "headscore.data.errors",
     "RunError": "headscore.data.errors",
@@ -40,11 +53,17 @@ __all__ = [
     "Scores",
     "__version__",
     "capture",
+    "entropy_and_task",
+    "heatmap",
     "inspect",
+    "layer_profiles",
     "merge",
+    "report",
     "run",
     "scan_cache",
     "score",
+    "signal_maps",
+    "top_heads",
 ]
 
 

@@ -169,11 +169,14 @@ def _headscore(context: typer.Context) -> None:
 @_with_options(
     (RunSettings,),
     {"out": Annotated[Path, typer.Option("--out", "--output-dir", help="Folder for the cache and the results.")]},
-    {"overwrite": _OVERWRITE},
-    {"out": Path("headscore-results"), "overwrite": False},
+    {
+        "report": Annotated[bool, typer.Option("--report/--no-report", help="Make report.html and its charts.")],
+        "overwrite": _OVERWRITE,
+    },
+    {"out": Path("headscore-results"), "report": True, "overwrite": False},
 )
 def run(config: Path | None, debug: bool, **options: Any) -> None:
-    """Capture and score in one go; with no arguments, the default model on the shipped questions."""
+    """Capture, score and report in one go; with no arguments, the default model on the shipped questions."""
     from .pipeline import run as library_run
 
     with progress("capturing", alone=this_rank().world == 1) as show:
@@ -204,7 +207,7 @@ def capture(config: Path | None, debug: bool, **options: Any) -> None:
         "out": Annotated[Path, typer.Option("--out", "--output-dir", help="Folder of the result files.", show_default=False)],
     },
     {
-        "report": Annotated[bool, typer.Option("--report", help="Make report.html too.")],
+        "report": Annotated[bool, typer.Option("--report", help="Make report.html and its charts too.")],
         "partial": _PARTIAL,
         "overwrite": _OVERWRITE,
     },

@@ -1,8 +1,8 @@
 """Charts of scored heads: one function each, a polars frame in, an Altair chart out, which a notebook shows.
 
 Every frame has `layer` and `head`. `Scores.heads` has all columns that a chart may need. Where a frame has the ranks and the
-normalised values of the three signals (RANKED), its charts have sliders for λ_ent, λ_task and k, and fusion and order of the heads
-are computed anew by Vega-Lite as they move, with the operations of `fuse.py` in the same order. A click on a head marks it.
+normalised values of the three signals (RANKED), its charts have sliders for λ_ent, λ_task and k. As they move, Vega-Lite itself
+computes fusion and order of the heads anew, with the operations of `fuse.py` in the same order. A click on a head marks it.
 """
 
 import textwrap
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import altair as alt
+from altair.utils import schemapi
 
 from .marks import INK, MARK, PICKED, PICKED_ONLY, TOP, Ranking, ranked, top_only
 from .signals import SIGNALS
@@ -60,7 +61,7 @@ def signal_maps(frame: "pl.DataFrame", ranking: Ranking | None = None) -> alt.Co
 def entropy_and_task(frame: "pl.DataFrame", ranking: Ranking | None = None) -> alt.LayerChart:
     """Every head by the entropy of its attention and its mass on the task's tokens, the mass on the first token as colour.
 
-    frame: layer, head, ent_raw, task_raw; `sink`, the mass on the first token, gives the colour; with RANKED the top k are ringed.
+    frame: layer, head, ent_raw, task_raw; `sink`, the mass on the first token, is the colour; with RANKED the top k have rings.
     How to read: up and to the left are heads that look at little else than the task; bright ones rest on the first token.
     """
     return scatter_chart(_data(frame), SINK in frame.columns, _ranking(frame, ranking))
@@ -98,12 +99,12 @@ READING = {
     ),
     "entropy_and_task": (
         "Entropy against task mass",
-        "A point is a head; to the left its attention is focused, further up more of it goes to the task's tokens, and brighter "
-        "points rest on the first token (a sink). Rings mark the top k.",
+        "A point is a head; to the left its attention is focused, further up more of it goes to the task's tokens, and "
+        "brighter points rest on the first token (a sink). Rings mark the top k.",
     ),
     "layer_profiles": (
         "Signals by layer",
-        "The line is the mean of a layer's heads and the band their range; dots are the top k heads, which the last chart counts.",
+        "The line is the mean of a layer's heads and the band their range; dots are the top k heads, which the last counts.",
     ),
     "top_heads": (
         "What the top heads' scores are made of",
@@ -117,7 +118,7 @@ def map_chart(data: Any, shape: tuple[int, int], column: str, live: Ranking | No
     layers, heads = shape
     wide, high = _step(heads, 520, 24), _step(layers, 480, 16)
     cell = f"min(width / {heads}, {high})" if fluid else f"{min(wide, high)}"
-    place = {
+    place: dict[str, Any] = {
         "x": alt.X("head:O", title="head", axis=alt.Axis(labelOverlap=True, labelAngle=0, ticks=False)),
         "y": alt.Y("layer:O", title="layer", axis=alt.Axis(labelOverlap=True, ticks=False)),
     }
@@ -135,7 +136,9 @@ def map_chart(data: Any, shape: tuple[int, int], column: str, live: Ranking | No
     if live:
         size = alt.ExprRef(f"max(7, min(90, pow({cell} * 0.5, 2)))")
         marks.append(
-            top_only(base).mark_point(shape="circle", filled=True, size=size, fill="white", stroke="black", strokeWidth=0.8)
+            top_only(base).mark_point(
+                shape="circle", filled=True, size=size, fill="white", stroke="black", strokeWidth=0.8, opacity=1
+            )
         )
     outline = base.mark_rect(fill=None, stroke=MARK, strokeWidth=2.5)
     marks.append(outline.transform_filter(PICKED_ONLY))
@@ -272,7 +275,8 @@ def _title(title: str, reading: str) -> alt.Title:
 
 
 def _data(frame: "pl.DataFrame") -> alt.InlineData:
-    return alt.InlineData(values=frame.to_dicts())  # a frame itself would be refused from 5,000 lines on
+    with schemapi.debug_mode(False):  # every line would be validated by itself
+        return alt.InlineData(values=frame.to_dicts())  # a frame would be refused from 5,000 lines on
 
 
 def _shape(frame: "pl.DataFrame") -> tuple[int, int]:

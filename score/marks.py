@@ -1,15 +1,18 @@
 """What charts of heads share: the live ranking by Vega-Lite's own parameters, the marks of the top k, and the picked head."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import altair as alt
+
+if TYPE_CHECKING:
+    from .pipeline import Scores
 
 INK = "#010101"  # of marks on the page's background; the report makes it the colour of the text
 MARK = "#D55E00"  # of the picked head
 TOP = "datum.rank <= k"
 PICKED = alt.selection_point(name="picked", fields=["layer", "head"], toggle=False)
-PICKED_ONLY = {"param": "picked", "empty": False}
+PICKED_ONLY: Any = {"param": "picked", "empty": False}
 _ORDER = [
     alt.SortField("combined", order="descending"),
     alt.SortField("tiebreak", order="descending"),
@@ -26,6 +29,13 @@ class Ranking:
     lambda_task: float = 1.0
     k: int = 20
     heads: int = 100  # in all
+
+    @classmethod
+    def of(cls, scores: "Scores") -> Self:
+        """The weights and the number of top heads of a result."""
+        settings = scores.settings
+        k, heads = (len(scores.tables[name]["head"]) for name in ("topk_global", "combined"))
+        return cls(settings.lambda_ent, settings.lambda_task, k, heads)
 
     def parameters(self) -> list[Any]:
         """The three parameters with their sliders."""
@@ -48,19 +58,11 @@ def ranked(chart: Any, ranking: Ranking | None, first: bool = False) -> Any:
     The order of operations is that of fuse.py, so that Vega's doubles are those of `score` to the last bit. first: compute this
     before the transforms that the chart has already.
     """
-    before = list(chart.transform) if chart.transform is not alt.Undefined else []
+    own = list(chart.transform) if chart.transform is not alt.Undefined else []
+    made = [*_NAME, *(_RANKING if ranking else [])]
     chart = chart.copy(deep=False)
-    chart.transform = alt.Undefined
-    chart = chart.transform_calculate(name="'L' + datum.layer + 'H' + datum.head")
-    if ranking:
-        chart = (
-            chart.transform_calculate(combined=_fused("rank_{}"))
-            .transform_calculate(tiebreak=_fused("{}_z"))
-            .transform_window([alt.WindowFieldDef(op="row_number", **{"as": "rank"})], sort=_ORDER, frame=[None, 0])
-            .add_params(*ranking.parameters())
-        )
-    chart.transform = [*chart.transform, *before] if first else [*before, *chart.transform]
-    return chart
+    chart.transform = [*made, *own] if first else [*own, *made]
+    return chart.add_params(*ranking.parameters()) if ranking else chart
 
 
 def _fused(column: str) -> str:
@@ -71,3 +73,12 @@ def _fused(column: str) -> str:
 def top_only(chart: Any) -> Any:
     """`chart` of the top k heads alone."""
     return chart.transform_filter(TOP)
+
+
+_NAME = [alt.CalculateTransform(calculate="'L' + datum.layer + 'H' + datum.head", **{"as": "name"})]
+_ROW_NUMBER: Any = [{"op": "row_number", "as": "rank"}]
+_RANKING = [
+    alt.CalculateTransform(calculate=_fused("rank_{}"), **{"as": "combined"}),
+    alt.CalculateTransform(calculate=_fused("{}_z"), **{"as": "tiebreak"}),
+    alt.WindowTransform(window=_ROW_NUMBER, sort=_ORDER, frame=[None, 0]),
+]

@@ -27,6 +27,9 @@ LOG_FILE = "run.log"
 CSV_FILES = {"raw": "scores_raw.csv", "norm": "scores_norm.csv", "combined": "scores_combined.csv"}
 JSON_FILES = {"topk_global": "topk_global.json", "topk_per_layer": "topk_per_layer.json"}
 RESULT_FILES = (*CSV_FILES.values(), *JSON_FILES.values(), CONFIG_FILE, LOG_FILE)
+REPORT_FILE, CHARTS_FOLDER = "report.html", "charts"
+CHARTS = ("combined", "top_heads", "signal_maps", "entropy_and_task", "layer_profiles")
+REPORT_FILES = (REPORT_FILE, *(f"{CHARTS_FOLDER}/{name}.{kind}" for name in CHARTS for kind in ("svg", "png")))
 _CAPTURE_KEYS = ("model", "data", "templates", "settings", "plan", "versions")
 
 
@@ -39,7 +42,7 @@ def results_folder(folder: Path) -> Iterator[None]:
     with output_folder(folder):
         if (folder / METADATA_FILE).exists():
             raise InputError(f"--out {folder}: is a cache; give the results a folder of their own")
-        for name in RESULT_FILES:
+        for name in (*RESULT_FILES, REPORT_FILE):
             if (folder / name).is_dir():
                 raise InputError(f"--out {folder}: a folder '{name}' is in the way of the result file; use another --out")
         with _log_file(folder / LOG_FILE):
@@ -70,6 +73,9 @@ def write_results(folder: Path, scores: "Scores", extra: Mapping[str, Any], over
     """
     config = run_config(scores, extra)
     require_same_run(folder, config, overwrite)
+    if overwrite:  # a report that is there may be another run's
+        for name in REPORT_FILES:
+            (folder / name).unlink(missing_ok=True)
     (folder / CONFIG_FILE).unlink(missing_ok=True)  # written last, so that its presence says the others are of one run
     for name, file in CSV_FILES.items():
         write_text(folder / file, csv(scores.tables[name]))
@@ -103,7 +109,7 @@ def options_config(settings: ScoreSettings, extra: Mapping[str, Any]) -> dict[st
 def require_same_run(folder: Path, config: dict[str, Any], overwrite: bool) -> None:
     """Raises InputError, listing what differs, where `folder` holds the results of a run with another configuration."""
     path = folder / CONFIG_FILE
-    there = [name for name in RESULT_FILES if (folder / name).exists()]
+    there = [name for name in (*RESULT_FILES, REPORT_FILE) if (folder / name).exists()]
     if overwrite or not there:
         return
     if CONFIG_FILE not in there:

@@ -22,7 +22,6 @@ from .outputs import results_folder, write_results
 from .signals import SIGNALS, choose_signals
 from .sums import SignalSums, cache_sums
 from .tables import Table, frame
-from .vega import require_packages
 from .workers import workers
 
 if TYPE_CHECKING:
@@ -75,6 +74,18 @@ class Scores:
         """The first heads of all."""
         return frame(self.tables["topk_global"])
 
+    def _repr_html_(self) -> str:
+        """The top heads as a table, which is how a notebook shows this object."""
+        from .notebook import top_table
+
+        return top_table(self)
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        """The same table, and for notebooks that draw Vega-Lite themselves the live map, where Altair is installed."""
+        from .notebook import bundle
+
+        return bundle(self)
+
     @cached_property
     def topk_per_layer(self) -> "pl.DataFrame":
         """The first heads of each layer."""
@@ -94,13 +105,15 @@ def score(
 
     cache: a cache folder or a single shard file. out: where the seven result files go; nothing is written if it is None.
     overwrite: replace the results of another run in `out`. partial: score what is there of a capture that is not finished, and
-    say so in the results. report: also write report.html and charts/ to `out`, as `report` does. options: the fields of ScoreSettings and WorkSettings, by the names and with the defaults of the
-    command line. Needs neither torch nor the model.
+    say so in the results. report: also write report.html and charts/ to `out`, as `report` does. options: the fields of
+    ScoreSettings and WorkSettings, by the names and with the defaults of the command line. Needs neither torch nor the model.
 
     Raises InputError for options or a cache that cannot be used, and where `out` holds another run.
     """
     if report:
-        require_packages("--report")
+        from .vega import require_packages  # here, as scoring alone needs none of it
+
+        require_packages("a report")
         if out is None:
             raise InputError("--report: needs a folder for it; give --out")
     work = WorkSettings(**pick(WorkSettings, options))
@@ -119,8 +132,8 @@ def score(
 def report(cache: str | Path, out: str | Path, **options: Any) -> Scores:
     """Rank the heads of a captured model and show them in one offline page; the library call of `headscore report`.
 
-    cache, out, options: as in `score`, whose result files are written too. `out` gets report.html, and the charts as PNG and SVG
-    in charts/. Needs `headscore[report]`. Raises InputError as `score`, and where a package is missing.
+    cache, out, options: as in `score`, whose result files are written too. `out` gets report.html, and its charts as PNG and
+    SVG in charts/. Needs `headscore[report]`. Raises InputError as `score`, and where a package is missing.
     """
     return score(cache, out, report=True, **options)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import altair as alt
 import vl_convert
+from altair.utils import schemapi
 
 from .. import __version__
 from ..data.cache import Cache
@@ -16,6 +17,7 @@ from ..data.files import write_bytes, write_text
 from . import charts
 from .heads import heads_table
 from .marks import INK, Ranking
+from .outputs import CHARTS, CHARTS_FOLDER, REPORT_FILE
 from .pipeline import Scores
 from .sections import captured, escaped, skipped_section, tokens_section
 from .signals import SIGNALS
@@ -25,11 +27,9 @@ from .vega import vega_bundle
 
 logger = logging.getLogger("headscore")
 
-REPORT_FILE = "report.html"
-CHARTS_FOLDER = "charts"
-CHARTS = ("combined", "top_heads", "signal_maps", "entropy_and_task", "layer_profiles")
 HEADS_WITH_TOKENS = 6
 _PNG_SCALE = 2.0
+_DATA = "heads"  # by this name the charts find their data
 _TABLE_COLUMNS = {  # field: title and decimals; a column shows where the heads have it, as intervals will
     "rank": ("rank", None),
     "name": ("head", None),
@@ -50,10 +50,10 @@ def write_report(folder: Path, cache: Cache, scores: Scores) -> None:
 
     Raises InputError where a shard is damaged, RunError where the disk refuses.
     """
-    with vega_bundle() as bundle:
+    with vega_bundle() as bundle, schemapi.debug_mode(False):  # as the tests validate these charts, with every option
         found = survey(cache, scores.settings.score_query_mode)
         heads: Table = {**heads_table(scores), charts.SINK: found.sink.ravel()}
-        ranking = _ranking(scores)
+        ranking = Ranking.of(scores)
         _write_charts(folder / CHARTS_FOLDER, heads, ranking)
         sections = _chart_sections(ranking, heads) | {"tokens": tokens_section(_attended(cache, scores))}
         sections["skipped"] = skipped_section(found.skipped)
@@ -66,11 +66,6 @@ def write_report(folder: Path, cache: Cache, scores: Scores) -> None:
     logger.info("%s: report written", folder / REPORT_FILE)
 
 
-def _ranking(scores: Scores) -> Ranking:
-    settings, combined = scores.settings, scores.tables["combined"]
-    return Ranking(settings.lambda_ent, settings.lambda_task, len(scores.tables["topk_global"]["rank"]), len(combined["head"]))
-
-
 def _shape(heads: Table) -> tuple[int, int]:
     return len(set(heads["layer"].tolist())), int(heads["head"].max()) + 1
 
@@ -80,8 +75,8 @@ def _shape(heads: Table) -> tuple[int, int]:
 
 def _write_charts(folder: Path, heads: Table, ranking: Ranking) -> None:
     """Each chart as it stands for the scores' own weights, as SVG and PNG."""
-    data = alt.InlineData(values=[dict(zip(heads, line, strict=True)) for line in rows(heads)])
-    shape = _shape(heads)
+    data, shape = alt.NamedData(_DATA), _shape(heads)
+    values = [dict(zip(heads, line, strict=True)) for line in rows(heads)]
     made = {
         "combined": charts.map_chart(data, shape, "combined", ranking),
         "top_heads": charts.bars_chart(data, ranking),
@@ -90,7 +85,8 @@ def _write_charts(folder: Path, heads: Table, ranking: Ranking) -> None:
         "layer_profiles": charts.profiles_chart(data, list(heads), ranking),
     }
     for name in CHARTS:
-        svg = vl_convert.vegalite_to_svg(made[name].properties(background="white").to_dict(validate=False))
+        spec = made[name].to_dict(validate=False) | {"background": "white", "datasets": {_DATA: values}}
+        svg = vl_convert.vegalite_to_svg(spec)
         write_text(folder / f"{name}.svg", svg)
         write_bytes(folder / f"{name}.png", vl_convert.svg_to_png(svg, scale=_PNG_SCALE))
 
@@ -100,7 +96,7 @@ def _write_charts(folder: Path, heads: Table, ranking: Ranking) -> None:
 
 def _views(heads: Table, ranking: Ranking) -> dict[str, Any]:
     """The charts of the page by their ids: each as wide as its place, on the data that the page gives them."""
-    data, shape = alt.NamedData("heads"), _shape(heads)
+    data, shape = alt.NamedData(_DATA), _shape(heads)
     maps = {f"map-{c}": charts.map_chart(data, shape, c, ranking, fluid=True) for c in charts.map_columns(list(heads))}
     profiles = {f"profile-{name}": charts.profile_chart(data, name, ranking) for name in SIGNALS}
     wide = {
@@ -112,7 +108,7 @@ def _views(heads: Table, ranking: Ranking) -> dict[str, Any]:
     return {
         "combined": charts.map_chart(data, shape, "combined", ranking, fluid=True),
         **maps,
-        **{name: chart.properties(width="container") for name, chart in wide.items()},
+        **wide,
     }
 
 
@@ -142,6 +138,7 @@ def _page_data(heads: Table, ranking: Ranking) -> str:
 def _fitted(spec: dict[str, Any]) -> dict[str, Any]:
     spec.pop("title", None)  # the page has it as text, which wraps
     spec.pop("config", None)
+    spec["width"] = "container"
     spec["autosize"] = {"type": "fit-x", "contains": "padding"}
     return spec
 

@@ -1,0 +1,295 @@
+"""The report in a real browser: what it marks is what `score` says, and it needs no network."""
+
+import importlib.metadata
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from browser import Browser, browser, chromium
+from test_score import write_cache
+
+import headscore
+from headscore.data.cache import METADATA_FILE
+from headscore.score import sections
+from headscore.score.outputs import REPORT_FILES, RESULT_FILES
+from headscore.score.survey import survey
+
+needs_chromium = pytest.mark.skipif(not chromium(), reason="needs Chromium on the PATH (apt-get install chromium)")
+HOSTILE = "<script>alert(1)</script><b>bold</b>@@css@@ &amp; \u202e"
+
+
+def made(folder: Path, layers: int, heads: int, levels: int = 0, seed: int = 0) -> Path:
+    """A cache of random heads; with few `levels` of their values nearly all tie."""
+    random, samples, tokens = np.random.default_rng(seed), 4, 8
+    rows = random.dirichlet(np.full(tokens, 0.4), size=(layers, heads, samples))
+    out = random.gamma(2, 1, (layers, heads, samples))
+    if levels:
+        kinds = random.dirichlet(np.full(tokens, 0.4), size=levels)[random.integers(levels, size=(layers, heads, 1))]
+        rows, out = np.broadcast_to(kinds, rows.shape), np.broadcast_to(np.floor(out[..., :1]), out.shape)
+    flat = (np.floor(rows * 1024) / 1024).reshape(layers, heads, samples * tokens)
+    return write_cache(folder, flat, out, ([8] + [1] * 3 + [2] * 4) * samples, [tokens] * samples)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with browser(tmp_path_factory.mktemp("profile")) as opened:
+        opened.size(1280, 900)
+        yield opened
+
+
+def set_slider(page: Browser, name: str, value: float) -> None:
+    """Move a slider as a hand does: through its element."""
+    page.run(
+        f"""(async () => {{
+            const input = document.querySelector('#sliders input[name="{name}"]');
+            input.value = {value};
+            input.dispatchEvent(new Event("input"));
+            await headscore.settled();
+        }})()"""
+    )
+
+
+def marked(page: Browser) -> list[list[int]]:
+    """The heads that the map marks, by rank."""
+    heads = "headscore.rankedHeads().filter(h => h.rank <= headscore.main.signal('k')).sort((a, b) => a.rank - b.rank)"
+    return page.run(f"{heads}.map(h => [h.layer, h.head])")
+
+
+def dots(page: Browser, view: str) -> int:
+    """How many dots of the top k are drawn on a map."""
+    return page.run(f"document.querySelectorAll('#{view} .mark-symbol.role-mark.layer_1_marks path').length")
+
+
+@needs_chromium
+@pytest.mark.parametrize(
+    ("layers", "heads", "levels", "norm"), [(30, 9, 0, "zscore"), (6, 8, 2, "percentile"), (5, 7, 3, "zscore")]
+)
+def test_sliders_mark_the_heads_that_score_ranks_first(
+    page: Browser, tmp_path: Path, layers: int, heads: int, levels: int, norm: str
+) -> None:
+    cache = made(tmp_path / "cache", layers, heads, levels)
+    scores = headscore.report(cache, tmp_path / "out", norm_mode=norm)
+    page.open(tmp_path / "out" / "report.html")
+    assert marked(page) == [list(h) for h in scores.topk_global.select("layer", "head").rows()]
+    for ent, task, k in ((0, 0, 5), (0.35, 1.7, 12), (3, 0.05, layers * heads // 2), (0.15, 0.1, 1), (0.5, 3, layers * heads)):
+        k = min(k, 100)
+        for name, value in (("lambda_ent", ent), ("lambda_task", task), ("k", k)):
+            set_slider(page, name, value)
+        again = headscore.score(cache, norm_mode=norm, lambda_ent=ent, lambda_task=task, top_k=k)
+        assert marked(page) == [list(h) for h in again.topk_global.select("layer", "head").rows()]
+        shown = page.run("[...document.querySelectorAll('#top-heads-table tbody tr')].map(r => r.cells[1].textContent)")
+        assert shown == [f"L{layer}H{head}" for layer, head in again.topk_global.select("layer", "head").rows()]
+        assert dots(page, "combined") == dots(page, "map-task_z") == k
+        live = page.run("headscore.rankedHeads().map(h => h.combined)")
+        assert live == again.combined["combined"].to_list(), "to the last bit"
+    assert not page.errors and not page.requests
+
+
+@needs_chromium
+def test_a_picked_head_is_marked_everywhere_and_named(page: Browser, tmp_path: Path) -> None:
+    headscore.report(made(tmp_path / "cache", 4, 6), tmp_path / "out")
+    page.open(tmp_path / "out" / "report.html")
+    x, y = page.run(
+        """(() => {
+            const cells = document.querySelector('#combined svg .mark-rect.role-mark path');
+            cells.scrollIntoView({block: 'center'});
+            const box = cells.getBoundingClientRect();
+            return [box.x + box.width / 2, box.y + box.height / 2];
+        })()"""
+    )
+    for kind in ("mousePressed", "mouseReleased"):
+        page.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+    page.run("headscore.settled()")
+    assert "L0H0" in page.run("document.getElementById('picked').textContent")
+    stores = "Object.values(headscore.views).filter(v => v.signal).map(v => { try { return v.data('picked_store') } catch { return null } })"
+    assert page.run(f"{stores}.filter(Boolean).map(s => s.map(t => t.values).flat().join())") == ["0,0"] * 12
+    page.run("document.querySelector('#top-heads-table tbody tr:nth-child(3)').click()")
+    page.run("headscore.settled()")
+    third = page.run("document.querySelector('#top-heads-table tbody tr.picked').cells[0].textContent")
+    assert third == "3" and not page.errors
+
+
+@needs_chromium
+def test_the_table_is_sorted_by_any_column(page: Browser, tmp_path: Path) -> None:
+    headscore.report(made(tmp_path / "cache", 4, 6), tmp_path / "out")
+    page.open(tmp_path / "out" / "report.html")
+    for column, down in ((3, True), (0, False), (1, False)):
+        page.run(f"document.querySelectorAll('#top-heads-table th button')[{column}].click()")
+        cells = page.run(f"[...document.querySelectorAll('#top-heads-table tbody tr')].map(r => r.cells[{column}].textContent)")
+        keys = [[float(number) for number in re.findall(r"[\d.]+", cell)] for cell in cells]
+        assert keys == sorted(keys, reverse=down)
+
+
+def hostile_cache(cache: Path, folder: Path) -> Path:
+    """A cache whose every text is markup."""
+    copy = shutil.copytree(cache, folder)
+    metadata = json.loads((copy / METADATA_FILE).read_text())
+    metadata["model"]["name"] = metadata["data"]["path"] = HOSTILE
+    metadata["templates"] = [{"name": HOSTILE, "text": HOSTILE}]
+    (copy / METADATA_FILE).write_text(json.dumps(metadata))
+    return copy
+
+
+def test_text_from_data_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = {
+        name: np.array(values)
+        for name, values in {
+            "sample": [0, 0],
+            "row": [3, 3],
+            "position": [0, 1],
+            "token": [HOSTILE, "a\nb"],
+            "spans": ["question", f"template,{HOSTILE}"],
+            "layer": [1, 1],
+            "head": [2, 2],
+            "weight": [0.9, 0.1],
+        }.items()
+    }
+    for text in (sections.tokens_section(table), sections.skipped_section([{"row": 1, "reason": HOSTILE}])):
+        assert "<script>" not in text and "<b>" not in text and "\u202e" not in text and "&lt;script&gt;" in text
+    assert "L1H2" in sections.tokens_section(table) and "keeps no texts" in sections.tokens_section({})
+    many = [{"row": row, "reason": "long"} for row in range(sections.MOST_SKIPPED_SHOWN + 5)]
+    assert "and 5 more" in sections.skipped_section(many)
+
+
+@needs_chromium
+def test_hostile_text_shows_as_text(page: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = made(tmp_path / "cache", 2, 3)
+    scores = headscore.score(cache)
+    for key in ("model", "data"):
+        scores.metadata[key].update(name=HOSTILE, path=HOSTILE)
+    scores.metadata["templates"].append({"name": HOSTILE, "text": HOSTILE})
+    from headscore.data.cache import open_cache
+    from headscore.score.report import write_report
+
+    write_report(tmp_path, open_cache(cache), scores)
+    page.open(tmp_path / "report.html")
+    text = page.run("document.body.textContent")
+    assert text.count("<script>alert(1)</script><b>bold</b>@@css@@ &amp;") >= 4
+    assert page.run("document.querySelectorAll('b').length") == 0 and not page.errors
+
+
+@pytest.mark.parametrize(("layers", "heads", "most"), [(30, 9, 3e6), (16, 32, 3e6), (80, 64, 6e6)])
+def test_the_page_is_one_small_file(page_folder: Callable[[int, int], Path], layers: int, heads: int, most: float) -> None:
+    out = page_folder(layers, heads)
+    text = (out / "report.html").read_text()
+    assert len(text.encode()) < most
+    assert not re.search(r"""<(script|link|iframe)[^>]+(src|href)=""", text) and "default-src 'none'" in text
+    for name in REPORT_FILES[1:]:
+        content = (out / name).read_bytes()
+        assert content.startswith(b"\x89PNG") or b"<svg" in content[:300], name
+        assert len(content) > 10_000, name
+    data = json.loads(re.search(r'id="page-data">(.*?)</script>', text, re.DOTALL)[1])  # type: ignore[index]
+    scores = headscore.score(out.parent / "cache")
+    for frame in (scores.raw, scores.norm, scores.combined):
+        for column in frame.columns:
+            assert data["heads"][column] == frame[column].to_list()
+    assert "url" not in json.dumps(data["charts"])
+
+
+@needs_chromium
+@pytest.mark.parametrize("shape", [(30, 9), (16, 32), (80, 64)])
+def test_nothing_is_wider_than_the_screen(
+    page: Browser, page_folder: Callable[[int, int], Path], shape: tuple[int, int]
+) -> None:
+    for width, dark in ((1280, False), (390, True)):
+        page.size(width, 900, dark=dark)
+        page.open(page_folder(*shape) / "report.html")
+        assert page.run("document.documentElement.scrollWidth") <= width
+        assert page.run("Math.max(...[...document.querySelectorAll('svg')].map(s => s.getBoundingClientRect().right))") <= width
+    assert page.run("getComputedStyle(document.body).backgroundColor") == "rgb(22, 24, 28)"
+    page.size(1280, 900)
+    assert not page.errors and not page.requests
+
+
+@pytest.fixture(scope="module")
+def page_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], Path]:
+    """The results with a report for a cache of so many layers and heads, made once."""
+    done: dict[tuple[int, int], Path] = {}
+
+    def folder(layers: int, heads: int) -> Path:
+        if (layers, heads) not in done:
+            at = tmp_path_factory.mktemp("page")
+            headscore.score(made(at / "cache", layers, heads), at / "out", report=True)
+            done[layers, heads] = at / "out"
+        return done[layers, heads]
+
+    return folder
+
+
+def test_the_first_token_mass_is_the_mean_over_samples(tmp_path: Path) -> None:
+    rows = np.array([[[0.5, 0.25, 0.25, 0, 1, 0], [0.25, 0.25, 0.25, 0.25, 0.5, 0.5]]])
+    cache = write_cache(tmp_path, rows, np.ones((1, 2, 2)), [8, 1, 1, 2, 1, 0], [4, 2])
+    from headscore.data.cache import open_cache
+
+    found = survey(open_cache(cache), "last_token")
+    assert found.sink.tolist() == [[0.75, 0.375]] and found.tokens == 6 and found.skipped == []
+
+
+def test_results_of_another_run_lose_their_report(tmp_path: Path) -> None:
+    cache, out = made(tmp_path / "cache", 2, 3), tmp_path / "out"
+    headscore.score(cache, out, report=True)
+    assert {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()} == {*RESULT_FILES, *REPORT_FILES}
+    headscore.score(cache, out)
+    assert (out / "report.html").exists(), "the same run's report stays"
+    headscore.score(cache, out, lambda_task=2.0, overwrite=True)
+    assert not any((out / name).exists() for name in REPORT_FILES)
+
+
+def test_a_missing_package_is_named_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = made(tmp_path / "cache", 2, 3)
+    monkeypatch.setattr("headscore.score.vega._PACKAGES", {"no_such_module": "altair"})
+    with pytest.raises(headscore.InputError, match=r"needs altair: pip install 'headscore\[report\]'"):
+        headscore.report(cache, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(headscore.InputError, match="--out"):
+        monkeypatch.undo()
+        headscore.score(cache, report=True)
+
+
+def test_scores_show_themselves_in_a_notebook(tmp_path: Path) -> None:
+    scores = headscore.score(made(tmp_path, 2, 3))
+    shown = scores._repr_mimebundle_()
+    assert set(shown) == {"text/plain", "text/html", "application/vnd.vegalite.v6+json"}
+    assert shown["text/html"] == scores._repr_html_() and shown["text/html"].count("<tr>") == 7
+    json.dumps(shown)
+
+
+def test_the_vega_that_altair_writes_for_is_the_one_that_is_shipped() -> None:
+    import altair
+    import vl_convert
+
+    shipped = {version.split(".")[0] for version in vl_convert.get_vegalite_versions()}
+    assert altair.SCHEMA_VERSION.strip("v").split(".")[0] in shipped, importlib.metadata.version("altair")
+
+
+def test_charts_hold_their_frames(tmp_path: Path) -> None:
+    scores = headscore.score(made(tmp_path, 3, 4))
+    for frame, column in (
+        (scores.raw, "out_raw"),
+        (scores.norm, "out_z"),
+        (scores.combined, "combined"),
+        (scores.raw, "task_raw"),
+    ):
+        spec = headscore.heatmap(frame, column).to_dict()
+        (values,) = spec["datasets"].values()
+        assert values == frame.to_dicts() and pl.DataFrame(values).equals(frame.cast({"layer": pl.Int64, "head": pl.Int64}))
+        assert spec["layer"][0]["encoding"]["color"]["field"] == column
+        assert not [p for p in spec["params"] if "bind" in p], "without ranks there is nothing for a slider to do"
+    every = (
+        headscore.heatmap,
+        headscore.signal_maps,
+        headscore.entropy_and_task,
+        headscore.layer_profiles,
+        headscore.top_heads,
+    )
+    for chart in every:
+        spec = chart(scores.heads).to_dict()
+        assert {p["name"] for p in spec["params"]} >= {"lambda_ent", "lambda_task", "k"}
+        assert spec["title"]["subtitle"] and chart.__doc__ and "How to read" in chart.__doc__
+    assert "legend" in json.dumps(headscore.entropy_and_task(scores.heads.with_columns(sink=pl.lit(0.5))).to_dict())
