@@ -32,6 +32,7 @@ TITLES = {
     SINK: "mass on the first token",
 }
 SIGNAL_COLOURS = {"out": "#0072B2", "ent": "#E69F00", "task": "#009E73"}  # Okabe and Ito's, told apart by all
+_MANY = 1000  # heads from which on points are small
 _PLACE = ("layer", "head")
 _WHOLE = alt.Axis(labelExpr="datum.value == floor(datum.value) ? datum.label : ''")
 _LAYERS = alt.X("layer:Q", title="layer", axis=_WHOLE, scale=alt.Scale(nice=False, zero=False, padding=6))
@@ -104,7 +105,7 @@ READING = {
     ),
     "layer_profiles": (
         "Signals by layer",
-        "The line is the mean of a layer's heads and the band their range; dots are the top k heads, which the last counts.",
+        "The line is the mean of a layer's heads, the band their range; dots are the top k heads, which the last chart counts.",
     ),
     "top_heads": (
         "What the top heads' scores are made of",
@@ -119,7 +120,7 @@ def map_chart(data: Any, shape: tuple[int, int], column: str, live: Ranking | No
     wide, high = _step(heads, 520, 24), _step(layers, 480, 16)
     cell = f"min(width / {heads}, {high})" if fluid else f"{min(wide, high)}"
     place: dict[str, Any] = {
-        "x": alt.X("head:O", title="head", axis=alt.Axis(labelOverlap=True, labelAngle=0, ticks=False)),
+        "x": alt.X("head:O", title="head", axis=alt.Axis(labelOverlap=True, labelSeparation=4, labelAngle=0, ticks=False)),
         "y": alt.Y("layer:O", title="layer", axis=alt.Axis(labelOverlap=True, ticks=False)),
     }
     diverging = column.endswith("_z")
@@ -134,10 +135,10 @@ def map_chart(data: Any, shape: tuple[int, int], column: str, live: Ranking | No
     )
     marks = [cells.add_params(PICKED)]
     if live:
-        size = alt.ExprRef(f"max(7, min(90, pow({cell} * 0.5, 2)))")
+        size = alt.ExprRef(f"max(24, min(90, pow({cell} * 0.5, 2)))")
         marks.append(
             top_only(base).mark_point(
-                shape="circle", filled=True, size=size, fill="white", stroke="black", strokeWidth=0.8, opacity=1
+                shape="circle", filled=True, size=size, fill="white", stroke="black", strokeWidth=1, opacity=1
             )
         )
     outline = base.mark_rect(fill=None, stroke=MARK, strokeWidth=2.5)
@@ -179,7 +180,8 @@ def scatter_chart(data: Any, with_sink: bool, live: Ranking | None) -> alt.Layer
         y=alt.Y("task_raw:Q", title="attention mass on the task's tokens"),
         tooltip=_tooltip("entropy", "task_raw", *([SINK] if with_sink else []), *(["rank"] if live else [])),
     )
-    points = base.mark_circle(size=45, opacity=0.85, cursor="pointer")
+    size = 45 if live is None or live.heads < _MANY else 18
+    points = base.mark_circle(size=size, opacity=0.9, stroke=INK, strokeWidth=0.4, cursor="pointer")
     if with_sink:
         legend = alt.Legend(title=TITLES[SINK], orient="top", titleLimit=0, gradientThickness=10)
         points = points.encode(color=alt.Color(f"{SINK}:Q", scale=alt.Scale(scheme="viridis", domain=[0, 1]), legend=legend))

@@ -153,6 +153,7 @@ def _config() -> dict[str, Any]:
         "domainColor": line,
         "tickColor": line,
         "labelFontSize": 11,
+        "labelSeparation": 6,
     }
     legend = {"labelColor": ink, "titleColor": ink}
     return {

@@ -14,7 +14,7 @@ from headscore.data.shard import ARRAYS
 from headscore.data.styles import ALPACA, ARC, ROW_STYLES
 from headscore.data.templates import BUILT_IN_TEMPLATES
 from headscore.data.text_rows import TEXT_COLUMNS, TEXT_STYLE
-from headscore.score.outputs import RESULT_FILES
+from headscore.score.outputs import CHARTS, RESULT_FILES
 from headscore.score.signals import SIGNALS
 
 ROOT = Path(__file__).parent.parent
@@ -60,6 +60,8 @@ def test_no_gap_is_left_in_the_readme() -> None:
 
 def test_the_result_files_are_in_the_readme() -> None:
     assert len(RESULT_FILES) == 7
+    for name in CHARTS:
+        assert f"`{name}`" in README and "`report.html`" in README
     for name in RESULT_FILES:
         assert f"| `{name}` |" in README
 

@@ -6,7 +6,6 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -107,8 +106,8 @@ def test_a_picked_head_is_marked_everywhere_and_named(page: Browser, tmp_path: P
         page.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
     page.run("headscore.settled()")
     assert "L0H0" in page.run("document.getElementById('picked').textContent")
-    stores = "Object.values(headscore.views).filter(v => v.signal).map(v => { try { return v.data('picked_store') } catch { return null } })"
-    assert page.run(f"{stores}.filter(Boolean).map(s => s.map(t => t.values).flat().join())") == ["0,0"] * 12
+    store = "(view) => { try { return view.data('picked_store').map(t => t.values).flat().join() } catch { return null } }"
+    assert page.run(f"Object.values(headscore.views).map({store}).filter(s => s !== null)") == ["0,0"] * 12
     page.run("document.querySelector('#top-heads-table tbody tr:nth-child(3)').click()")
     page.run("headscore.settled()")
     third = page.run("document.querySelector('#top-heads-table tbody tr.picked').cells[0].textContent")

@@ -21,19 +21,19 @@
   const members = Object.fromEntries(shared.map((name) => [name, having(name)]));
   const current = new Map(); // what was spread last: the echo of it from the other charts is no news
   const news = new Map();
-  let waiting = false;
+  let waiting = 0;
   for (const name of shared) {
     for (const view of members[name]) {
       view.addSignalListener(name, (_, value) => {
         if (value === current.get(name)) return;
         news.set(name, value);
-        if (!waiting) setTimeout(spread); // later, as a chart cannot be run from within its own run
-        waiting = true;
+        clearTimeout(waiting); // later, as a chart cannot be run from within its own run, and many heads take their time
+        waiting = setTimeout(spread, heads.length > 1000 ? 120 : 0);
       });
     }
   }
   async function spread() {
-    waiting = false;
+    waiting = 0;
     for (const [name, value] of news) {
       current.set(name, value);
       for (const view of members[name]) if (view.signal(name) !== value) view.signal(name, value);
@@ -44,7 +44,7 @@
   }
   async function settled() {
     do {
-      await new Promise((done) => setTimeout(done));
+      await new Promise((done) => setTimeout(done, 10));
       await Promise.all(all.map((view) => view.runAsync()));
     } while (waiting);
     draw();
