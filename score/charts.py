@@ -34,7 +34,7 @@ TITLES = {
 SIGNAL_COLOURS = {"out": "#0072B2", "ent": "#E69F00", "task": "#009E73"}  # Okabe and Ito's, told apart by all
 _MANY = 1000  # heads from which on points are small
 _PLACE = ("layer", "head")
-_WHOLE = alt.Axis(labelExpr="datum.value == floor(datum.value) ? datum.label : ''")
+_WHOLE = alt.Axis(labelExpr="datum.value == floor(datum.value) ? format(datum.value, 'd') : ''")
 _LAYERS = alt.X("layer:Q", title="layer", axis=_WHOLE, scale=alt.Scale(nice=False, zero=False, padding=6))
 _TITLE_WIDTH = 72  # characters
 

@@ -17,17 +17,18 @@ from ..data.files import write_bytes, write_text
 from . import charts
 from .heads import heads_table
 from .marks import INK, Ranking
-from .outputs import CHARTS, CHARTS_FOLDER, REPORT_FILE
+from .outputs import CHARTS_FOLDER, REPORT_FILE
 from .pipeline import Scores
 from .sections import captured, escaped, skipped_section, tokens_section
 from .signals import SIGNALS
 from .survey import survey
 from .tables import Table, rows
-from .vega import vega_bundle
+from .vega import Drawing, vega_bundle
 
 logger = logging.getLogger("headscore")
 
 HEADS_WITH_TOKENS = 6
+_SLOWEST = "signal_maps"  # as long as the others together
 _PNG_SCALE = 2.0
 _DATA = "heads"  # by this name the charts find their data
 _TABLE_COLUMNS = {  # field: title and decimals; a column shows where the heads have it, as intervals will
@@ -84,11 +85,19 @@ def _write_charts(folder: Path, heads: Table, ranking: Ranking) -> None:
         "entropy_and_task": charts.scatter_chart(data, True, ranking),
         "layer_profiles": charts.profiles_chart(data, list(heads), ranking),
     }
-    for name in CHARTS:
-        spec = made[name].to_dict(validate=False) | {"background": "white", "datasets": {_DATA: values}}
-        svg = vl_convert.vegalite_to_svg(spec)
-        write_text(folder / f"{name}.svg", svg)
-        write_bytes(folder / f"{name}.png", vl_convert.svg_to_png(svg, scale=_PNG_SCALE))
+    specs = {name: chart.to_dict(validate=False) for name, chart in made.items()}
+    for spec in specs.values():
+        spec |= {"background": "white", "datasets": {_DATA: values}}
+    with Drawing(specs.pop(_SLOWEST), _PNG_SCALE) as slowest:
+        for name, spec in specs.items():
+            svg = vl_convert.vegalite_to_svg(spec)
+            _write_chart(folder / name, svg, vl_convert.svg_to_png(svg, scale=_PNG_SCALE))
+        _write_chart(folder / _SLOWEST, *slowest.result())
+
+
+def _write_chart(path: Path, svg: str, png: bytes) -> None:
+    write_text(path.with_suffix(".svg"), svg)
+    write_bytes(path.with_suffix(".png"), png)
 
 
 # --------------------------------------------------------------------------------------------------------------- the page
