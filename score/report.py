@@ -29,7 +29,7 @@ logger = logging.getLogger("headscore")
 
 HEADS_WITH_TOKENS = 6
 _SLOWEST = "signal_maps"  # as long as the others together
-_PNG_SCALE = 2.0
+_PNG_SCALE = 1.5
 _DATA = "heads"  # by this name the charts find their data
 _TABLE_COLUMNS = {  # field: title and decimals; a column shows where the heads have it, as intervals will
     "rank": ("rank", None),

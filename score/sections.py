@@ -72,8 +72,8 @@ def tokens_section(table: Table) -> str:
     key = "".join(f'<i class="{kind}">{escaped(name)}</i>' for name, kind in underline.items())
     shades = "".join(f".w{n}{{background:rgba(var(--weight),{n / _SHADES * 0.9:.2f})}}" for n in range(1, _SHADES + 1))
     return (
-        f"{title}<style>{shades}</style><p>The darker a token, the more of the head's attention it gets at the prompt's last "
-        f'token (shaded by the square root of its share); underlined are the spans.</p><p class="key">{key}</p>{body}'
+        f"{title}<style>{shades}</style><p>The stronger a token's shade, the more attention the head gives it from the last "
+        f'token (as the square root of its share); the spans are underlined.</p><p class="key">{key}</p>{body}'
     )
 
 
