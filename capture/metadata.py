@@ -16,7 +16,7 @@ from .samples import Prompts
 EXAMPLE_TOKENS = 1000
 EXAMPLES = 3  # samples whose tokens are kept as texts
 TOKENS_OF_AN_EXAMPLE = 300
-TOKENS_OF_THE_ONLY_EXAMPLE = 2000
+TOKENS_OF_THE_ONLY_EXAMPLE = 1000  # finding the texts takes time that grows with the square of the length
 
 
 def data_metadata(
