@@ -282,16 +282,22 @@ def version() -> None:
 
 
 def _print_scores(scores: "Scores", out: Path) -> None:
-    """The top heads as a table, and where the results are."""
+    """The top heads as a table, and where the results are; on a terminal with a map of all heads."""
     from .score.tables import rows
 
     raw = {(layer, head): signals for layer, head, *signals in rows(scores.tables["raw"])}
+    partial = f" (PARTIAL: shards {scores.missing_shards} are missing)" if scores.missing_shards else ""
+    summary = f"{len(raw)} heads, {scores.samples} samples{partial}; all results in {out}"
+    if sys.stdout.isatty():
+        from .terminal_scores import show_scores  # here, as rich takes time to load
+
+        show_scores(scores, TOP_HEADS_SHOWN, summary)
+        return
     print(f"{'rank':>4}  {'head':<8}{'combined':>9}{'out':>10}{'ent':>10}{'task':>10}")
     for layer, head, combined, rank in itertools.islice(rows(scores.tables["topk_global"]), TOP_HEADS_SHOWN):
         signals = "".join(f"{value:>10.4f}" for value in raw[layer, head])
         print(f"{rank:>4}  {f'L{layer}H{head}':<8}{combined:>9.2f}{signals}")
-    partial = f" (PARTIAL: shards {scores.missing_shards} are missing)" if scores.missing_shards else ""
-    print(f"\n{len(raw)} heads, {scores.samples} samples{partial}; all results in {out}")
+    print(f"\n{summary}")
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ class Prompts:
         config = causal.config.get_text_config()
         check = {"layers": list(range(config.num_hidden_layers)), "heads": config.num_attention_heads, "rows": []}
         check |= {"kv_heads": config.num_key_value_heads, "largest_difference": {}, "shared_prefixes": True}
-        first = marker(shards[0]).samples[0]
+        first = marker(shards[0]).samples
         metadata = data_metadata(settings, arguments.dtype, self._tokenizer, self._read, len(shards), first)
         self._metadata = with_model(metadata, self._base, check)
 

@@ -105,8 +105,10 @@ def _softmax(query: Tensor, mask: Tensor | None, options: dict[str, Any]) -> Sof
     scaling = query.shape[-1] ** -0.5 if options.get("scaling") is None else options["scaling"]
     bias = options.get("position_bias")
     if bias is not None:
-        allowed = mask is None or mask.dtype == torch.bool
-        mask = bias + (0 if mask is None else mask.logical_not().float().mul(LEAST_LOGIT) if allowed else mask)
+        if mask is not None and mask.dtype == torch.bool:
+            mask = torch.where(mask, bias, LEAST_LOGIT)
+        else:
+            mask = bias if mask is None else mask + bias
     sinks = options.get("sinks")
     if options.get("s_aux") is not None:
         sinks = options["s_aux"].view(1, -1, 1, 1)

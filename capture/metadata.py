@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from ..data.alignment import token_texts
 from ..data.metadata import FORMAT, FORMAT_VERSION, Metadata
 from ..data.settings import CaptureSettings
 from ..data.tokens import Sample, marked_text
@@ -13,12 +14,15 @@ from . import models
 from .samples import Prompts
 
 EXAMPLE_TOKENS = 1000
+EXAMPLES = 3  # samples whose tokens are kept as texts
+TOKENS_OF_AN_EXAMPLE = 300
+TOKENS_OF_THE_ONLY_EXAMPLE = 1000  # finding the texts takes time that grows with the square of the length
 
 
 def data_metadata(
-    settings: CaptureSettings, dtype: str, tokenizer: Any, prompts: Prompts, shards: int, first: Sample
+    settings: CaptureSettings, dtype: str, tokenizer: Any, prompts: Prompts, shards: int, first: Sequence[Sample]
 ) -> Metadata:
-    """All that is known before the model is loaded; `first` is the sample that is shown as an example."""
+    """All that is known before the model is loaded; `first` are the samples of which some are shown as examples."""
     maker = prompts.maker
     return {
         "format": FORMAT,
@@ -43,7 +47,8 @@ def data_metadata(
             "chat": {"system": settings.system, "generation_prompt": settings.generation_prompt} if settings.chat else None,
         },
         "plan": {"rows": len(prompts.drawn), "shards": shards},
-        "example": _example(first, maker.span_names, tokenizer),
+        "example": _example(first[0], maker.span_names, tokenizer),
+        "examples": _examples(first, tokenizer),
     }
 
 
@@ -64,3 +69,15 @@ def _example(sample: Sample, span_names: Sequence[str], tokenizer: Any) -> dict[
     shown = Sample(sample.row, sample.ids[:EXAMPLE_TOKENS], sample.span[:EXAMPLE_TOKENS])
     rest = [{"text": "…", "spans": []}] if len(sample.ids) > EXAMPLE_TOKENS else []
     return {"row": sample.row, "pieces": marked_text(shown, span_names, tokenizer) + rest}
+
+
+def _examples(samples: Sequence[Sample], tokenizer: Any) -> list[dict[str, Any]]:
+    """The first short samples with the text of each token, for those who score, who have no tokenizer.
+
+    Where none is short it is the shortest, unless even that is too long: every shard carries the metadata.
+    """
+    chosen = [sample for sample in samples if len(sample.ids) <= TOKENS_OF_AN_EXAMPLE][:EXAMPLES]
+    shortest = min(samples, key=lambda sample: len(sample.ids))
+    if not chosen and len(shortest.ids) <= TOKENS_OF_THE_ONLY_EXAMPLE:
+        chosen = [shortest]
+    return [{"row": sample.row, "tokens": token_texts(sample.ids, tokenizer)} for sample in chosen]

@@ -77,6 +77,15 @@ class SharedPrefix(Cache):
         super().__init__(layers=[_PrefixLayer(layer.keys, layer.values) for layer in layers])
 
 
+@dataclass(frozen=True)
+class Prefix:
+    """A prefix that was run once for many prompts: its tokens, its keys and values, and its sums by layer and array name."""
+
+    tokens: int
+    kv_cache: SharedPrefix
+    sums: dict[int, dict[str, Tensor]]
+
+
 class _PrefixLayer(DynamicLayer):
     def __init__(self, keys: Tensor, values: Tensor):
         super().__init__()

@@ -2,11 +2,8 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -16,8 +13,9 @@ from ..data.errors import InputError
 from . import reductions
 from .attention import AttentionCall, CannotRecordError, recording
 from .eager import eager, eager_options
-from .prefixes import SharedPrefix
+from .prefixes import Prefix, SharedPrefix
 from .projections import output_weight
+from .recorded import Recording
 
 PATTERN_DTYPE = torch.half  # as the cache stores patterns
 
@@ -28,51 +26,6 @@ class AllRecorded(Exception):
 
 class NoAttentionError(InputError):
     """The model ran, but no attention layer was heard of."""
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """What was recorded of a batch, on the host: `arrays` [L,B,H,T] or [L,B,H] by their names in the cache.
-
-    finite [B]: whether all of a sample's values are finite; `layers`: the model's number of each of the L layers.
-    """
-
-    arrays: dict[str, npt.NDArray[Any]]
-    finite: npt.NDArray[np.bool_]
-    layers: list[int]
-
-    def first_fault(self, position: int) -> str:
-        """The first array and layer in which the sample at `position` of the batch has a value that is not finite."""
-        for name, values in self.arrays.items():
-            broken = ~np.isfinite(values[:, position]).reshape(len(self.layers), -1).all(axis=1)
-            if broken.any():
-                return f"NaN or infinite '{name}' from layer {self.layers[int(broken.argmax())]} on"
-        return "no fault"
-
-
-@dataclass(frozen=True)
-class Recording:
-    """What was recorded of a batch, on its way to the host."""
-
-    arrays: dict[str, Tensor]
-    finite: Tensor
-    layers: list[int]
-    arrived: torch.cuda.Event | None
-
-    def finish(self) -> Recorded:
-        """Wait until all has arrived."""
-        if self.arrived:
-            self.arrived.synchronize()
-        return Recorded({name: v.numpy() for name, v in self.arrays.items()}, self.finite.numpy(), self.layers)
-
-
-@dataclass(frozen=True)
-class Prefix:
-    """A prefix that was run once for many prompts: its tokens, its keys and values, and its sums by layer and array name."""
-
-    tokens: int
-    kv_cache: SharedPrefix
-    sums: dict[int, dict[str, Tensor]]
 
 
 class Recorder:
@@ -247,25 +200,9 @@ class Recorder:
             raise NoAttentionError(f"{self._kind}: has no attention layer that could be recorded")
         found = {name: values[: len(self.layers)] for name, values in self._found.items()}
         self.clear()
-        # All values are at least 0, so that one pass for the largest tells NaN and infinity too.
-        largest = torch.stack([v.amax(dim=(0, *range(2, v.ndim))).float() for v in found.values()])
-        finite = torch.isfinite(largest).all(0)
-        arrays = {name: _to_host(v) for name, v in found.items()}
-        device = finite.device
-        on_host = _to_host(finite)
-        event = torch.cuda.Event() if device.type == "cuda" else None
-        if event:
-            event.record(torch.cuda.current_stream(device))
-        return Recording(arrays, on_host, list(self.layers), event)
+        return Recording.of(found, list(self.layers))
 
     def _result_factors(self, layer: int) -> Tensor:
         if layer not in self._factors:
             self._factors[layer] = reductions.result_factors(output_weight(self.projections[layer]), self._heads)
         return self._factors[layer]
-
-
-def _to_host(values: Tensor) -> Tensor:
-    """The tensor in the host's memory; from a GPU it is on its way there when this returns."""
-    if values.device.type == "cuda":
-        return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
-    return values.cpu()

@@ -15,8 +15,9 @@ from ..data.tokens import Tokens
 from .batches import Batch, batch_counts, longest_first, pad
 from .memory import BATCH_OVERHEAD, fitting_tokens
 from .models import is_out_of_memory
-from .prefixes import Group, Ids
-from .recorder import Prefix, Recorded, Recorder, Recording
+from .prefixes import Group, Ids, Prefix
+from .recorded import Recorded, Recording
+from .recorder import Recorder
 
 logger = logging.getLogger("headscore")
 

@@ -91,8 +91,10 @@ class Marker:
         return ShardSamples(samples, sorted((*shard.skipped, *skipped), key=lambda entry: entry.row))
 
 
-def first_sample(prompts: Prompts, shards: Sequence[EncodedShard], marker: Marker, settings: CaptureSettings) -> Sample:
-    """The first sample of all. Its shard is marked, so that spans that are never found are told before the model is loaded.
+def first_samples(prompts: Prompts, shards: Sequence[EncodedShard], marker: Marker, settings: CaptureSettings) -> list[Sample]:
+    """The samples of the first shard that has any, in order; at least one.
+
+    They are marked, so that spans that are never found are told before the model is loaded.
 
     Raises InputError as `encode_shards`.
     """
@@ -103,7 +105,7 @@ def first_sample(prompts: Prompts, shards: Sequence[EncodedShard], marker: Marke
         _require_enough(prompts, skipped, settings)  # raises at the latest where there is no sample in any shard
         if marked.samples:
             break
-    return marked.samples[0]
+    return marked.samples
 
 
 def _require_enough(prompts: Prompts, skipped: Sequence[Skipped], settings: CaptureSettings) -> None:

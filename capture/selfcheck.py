@@ -20,7 +20,8 @@ from .eager import eager, eager_options
 from .models import is_out_of_memory
 from .prefixes import Group
 from .projections import head_results, projection_error
-from .recorder import NoAttentionError, Recorded, Recorder
+from .recorded import Recorded
+from .recorder import NoAttentionError, Recorder
 from .runner import ModelError, Runner, Work
 
 logger = logging.getLogger("headscore")

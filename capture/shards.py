@@ -20,7 +20,8 @@ from ..data.tokens import Sample, Skipped
 from .batches import Batch
 from .interrupts import Interrupts
 from .prefixes import prompt_groups
-from .recorder import Recorded, Recorder
+from .recorded import Recorded
+from .recorder import Recorder
 from .runner import Runner, Work
 from .samples import EncodedShard, Marker, ShardSamples, SkipLimit
 

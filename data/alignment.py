@@ -37,10 +37,7 @@ def aligned_offsets(text: str, own: npt.NDArray[np.int32], tokenizer: Any) -> Of
     done = 0
     for index, token in enumerate(own):
         prefix = decode(tokenizer, own[: index + 1])
-        complete = done
-        if prefix.startswith(whole[:done]):  # not so while some bytes are still no whole character
-            pairs = zip(prefix[done:], whole[done:], strict=False)
-            complete += sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        complete = _shared(prefix, whole, done)
         if complete == done:
             # Part of a character, or a space that is dropped where the text begins but not where it ends?
             more = decode(tokenizer, np.append(own, token))
@@ -49,6 +46,28 @@ def aligned_offsets(text: str, own: npt.NDArray[np.int32], tokenizer: Any) -> Of
         offsets[index] = (done, complete + (complete == done or len(prefix) > complete))
         done = complete
     return np.clip(offsets + _lead(text) - _lead(whole), 0, len(text))
+
+
+def token_texts(ids: npt.NDArray[np.int32], tokenizer: Any) -> list[str]:
+    """The text that each token adds to the decoded text [T]; joined, they are that text.
+
+    A character that is spread over several tokens is the text of the last of them, and the others have none.
+    """
+    whole = decode(tokenizer, ids)
+    texts, done = [], 0
+    for end in range(1, len(ids) + 1):
+        complete = _shared(decode(tokenizer, ids[:end]), whole, done)
+        texts.append(whole[done:complete])
+        done = complete
+    return texts
+
+
+def _shared(prefix: str, whole: str, done: int) -> int:
+    """How many characters of `whole` a decoded prefix of its tokens begins with; `done` where it does not begin with those."""
+    if not prefix.startswith(whole[:done]):  # some bytes are still no whole character
+        return done
+    pairs = zip(prefix[done:], whole[done:], strict=False)
+    return done + sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _lead(text: str) -> int:

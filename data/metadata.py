@@ -29,6 +29,7 @@ METADATA_SHAPE: dict[str, Any] = {  # what a reader relies on; a list has elemen
     "example": {"row": int, "pieces": [{"text": str, "spans": [str]}]},
 }
 
+OPTIONAL_SHAPE: dict[str, Any] = {"examples": [{"row": int, "tokens": [str]}]}  # the same, of keys that need not be there
 
 _SHARD_SHAPE: dict[str, Any] = {"shard": int, "skipped": [{"row": int, "reason": str}]}
 
@@ -42,7 +43,8 @@ def check_metadata(metadata: Any, where: str, *, of_shard: bool = False) -> None
         newer = isinstance(version, int) and version > FORMAT_VERSION
         advice = "upgrade headscore to read it" if newer else "capture it again"
         raise InputError(f"{where}: cache format {version!r}, this headscore reads {FORMAT_VERSION}; {advice}")
-    for key, shape in (METADATA_SHAPE | (_SHARD_SHAPE if of_shard else {})).items():
+    optional = {key: shape for key, shape in OPTIONAL_SHAPE.items() if key in metadata}
+    for key, shape in (METADATA_SHAPE | optional | (_SHARD_SHAPE if of_shard else {})).items():
         if not _has_shape(metadata.get(key), shape):
             raise InputError(f"{where}: its metadata has no usable '{key}'; capture it again")
     try:

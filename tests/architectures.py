@@ -125,6 +125,8 @@ ARCHITECTURES = {
         ("granitemoehybrid", "granitemoehybrid", "hybrid (Mamba 2)", {"layer_types": ["mamba", "attention", "attention"]}),
         ("helium", "helium", "", {}),
         ("hunyuan_v1_dense", "hunyuan_v1_dense", "QK-norm", {}),
+        ("inkling_text", "inkling_text", "position bias by layer", {}),
+        ("inkling2_text", "inkling2_text", "position bias, sinks by query", {}),
         ("jamba", "jamba", "hybrid (Mamba)", {"attn_layer_period": 2, "attn_layer_offset": 1}),
         ("jetmoe", "jetmoe", "mixture of attention heads", {}),
         ("lfm2", "lfm2", "hybrid (convolutions)", {"layer_types": ["conv", "full_attention", "full_attention"]}),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from parity import assert_parity
 
 import headscore
-from headscore.capture import attention, recorder, reductions, runner, shards
+from headscore.capture import attention, prefixes, recorder, reductions, runner, shards
 from headscore.capture.batches import batch_counts, longest_first
 from headscore.data.cache import open_cache
 from headscore.data.errors import InputError, RunError
@@ -175,7 +175,7 @@ def test_running_out_of_memory_halves_the_batch(
 ) -> None:
     real_start = recorder.Recorder.start
 
-    def start(self: recorder.Recorder, lengths: torch.Tensor, *prefix: recorder.Prefix | None, **options: bool) -> None:
+    def start(self: recorder.Recorder, lengths: torch.Tensor, *prefix: prefixes.Prefix | None, **options: bool) -> None:
         if len(lengths) > 2:
             raise torch.OutOfMemoryError("no memory")
         real_start(self, lengths, *prefix, **options)
@@ -188,7 +188,7 @@ def test_running_out_of_memory_halves_the_batch(
 def test_out_of_memory_with_one_sample_says_what_to_lower(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls, real = [], recorder.Recorder.start
 
-    def forward_runs_out(self: recorder.Recorder, lengths: torch.Tensor, *prefix: recorder.Prefix | None) -> None:
+    def forward_runs_out(self: recorder.Recorder, lengths: torch.Tensor, *prefix: prefixes.Prefix | None) -> None:
         calls.append(len(lengths))
         if len(calls) > 3:  # the first are the self-check's
             raise torch.OutOfMemoryError("no memory")

@@ -8,7 +8,7 @@ import pytest
 from typer.main import get_command
 
 from headscore.cli import app
-from headscore.data.metadata import METADATA_SHAPE
+from headscore.data.metadata import METADATA_SHAPE, OPTIONAL_SHAPE
 from headscore.data.settings import CaptureSettings, ScoreSettings, WorkSettings
 from headscore.data.shard import ARRAYS
 from headscore.data.styles import ALPACA, ARC, ROW_STYLES
@@ -69,7 +69,17 @@ def test_the_result_files_are_in_the_readme() -> None:
 def test_the_format_page_has_every_array_and_key() -> None:
     for name, (dtype, axes) in ARRAYS.items():
         assert f"| `/{name}` | {dtype} | [{','.join(axes)}] |" in FORMAT
-    for key in (*METADATA_SHAPE, "format", "format_version", "self_check", "example", "shard", "skipped", "layers"):
+    for key in (
+        *METADATA_SHAPE,
+        *OPTIONAL_SHAPE,
+        "format",
+        "format_version",
+        "self_check",
+        "example",
+        "shard",
+        "skipped",
+        "layers",
+    ):
         assert f"| `{key}` |" in FORMAT
 
 

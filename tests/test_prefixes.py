@@ -85,7 +85,7 @@ def test_prefixes_are_run_once_and_identical_prompts_too(
 ) -> None:
     real, run = recorder.Recorder.start, []
 
-    def start(self: recorder.Recorder, lengths: object, prefix: recorder.Prefix | None = None, **options: bool) -> None:
+    def start(self: recorder.Recorder, lengths: object, prefix: prefixes.Prefix | None = None, **options: bool) -> None:
         run.append((len(lengths), int(lengths.sum()), prefix.tokens if prefix else 0))
         real(self, lengths, prefix, **options)
 

@@ -19,7 +19,7 @@ import torch
 from test_capture import arrays_of, assert_same
 
 import headscore
-from headscore.capture import recorder, reductions, samples, space
+from headscore.capture import prefixes, recorder, reductions, samples, space
 from headscore.data import files
 from headscore.data.cache import open_cache, shard_files, shard_path
 from headscore.data.errors import InputError, RunError
@@ -203,7 +203,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, bad: set[int], only_beside_others: b
 
     start = recorder.Recorder.start
 
-    def remember(self: recorder.Recorder, lengths: torch.Tensor, prefix: recorder.Prefix | None = None) -> None:
+    def remember(self: recorder.Recorder, lengths: torch.Tensor, prefix: prefixes.Prefix | None = None) -> None:
         nonlocal marked
         marked = torch.tensor([int(n) + (prefix.tokens if prefix else 0) in bad for n in lengths])
         start(self, lengths, prefix)
@@ -300,7 +300,7 @@ def test_a_halved_batch_is_remembered(llama: Path, cache: Path, tmp_path: Path, 
     """What ran out of memory once is not tried again in the next shards."""
     real, tried = recorder.Recorder.start, []
 
-    def start(self: recorder.Recorder, lengths: torch.Tensor, *prefix: recorder.Prefix | None, **options: bool) -> None:
+    def start(self: recorder.Recorder, lengths: torch.Tensor, *prefix: prefixes.Prefix | None, **options: bool) -> None:
         tried.append(len(lengths) * int(lengths.max()) > 400)
         if tried[-1]:
             raise torch.OutOfMemoryError("no memory")
