@@ -15,6 +15,7 @@ from .. import __version__
 from ..data.cache import Cache
 from ..data.files import write_bytes, write_text
 from . import charts
+from .attended import attended
 from .heads import heads_table
 from .marks import INK, Ranking
 from .outputs import CHARTS_FOLDER, REPORT_FILE
@@ -211,11 +212,7 @@ def _page(texts: dict[str, str], data: str, vega: str) -> str:
 
 
 def _attended(cache: Cache, scores: Scores) -> Table:
-    """The most attended tokens for the first heads of all, as far as the cache has their texts."""
-    try:
-        from .attended import attended
-    except ImportError:
-        return {}
+    """What the first heads of all attend to in the samples whose token texts the cache has."""
     top = scores.tables["topk_global"]
     heads = list(zip(top["layer"].tolist(), top["head"].tolist(), strict=True))[:HEADS_WITH_TOKENS]
     return attended(cache, heads)

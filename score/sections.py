@@ -53,7 +53,7 @@ def _pairs(values: dict[str, Any]) -> str:
 
 
 def tokens_section(table: Table) -> str:
-    """The prompts' tokens for some heads, the more attended the darker, spans underlined.
+    """The prompts' tokens for some heads, the more attended the stronger their shade, spans underlined.
 
     table: columns sample, row, token, spans (names joined by commas), layer, head, weight, in the order of the tokens; without
     lines there is a sentence instead.
