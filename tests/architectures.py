@@ -27,6 +27,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from headscore import cli
 from headscore.capture import recorder
+from headscore.capture.selfcheck import TOLERANCES
 from headscore.data.cache import open_cache
 from headscore.data.shard import ARRAYS
 
@@ -73,6 +74,7 @@ class Architecture:
 
 
 _WINDOW = {"sliding_window": 16}  # shorter than the prompts
+_CALM = {"initializer_range": 0.05}  # else rounding alone changes which experts are taken, or which token is attended to
 _LOCAL = {"attention_types": [[["global", "local", "global"], 1]], "window_size": 16}
 _MLA = {"num_key_value_heads": 4, "head_dim": 4}
 _HYBRID = {"layer_types": ["linear_attention", "full_attention", "full_attention"]}
@@ -109,7 +111,7 @@ ARCHITECTURES = {
         ("gemma", "gemma", "", {}),
         ("gemma2", "gemma2", "softcap, windowed and full layers", _WINDOW | {"attn_logit_softcapping": 1.0}),
         ("gemma3_text", "gemma3_text", "QK-norm, windowed and full layers", _WINDOW),
-        ("gemma4_text", "gemma4_text", "windowed and full layers", _WINDOW),
+        ("gemma4_text", "gemma4_text", "windowed and full layers", _WINDOW | {"global_head_dim": 16}),
         ("glm", "glm", "partial rotary", {}),
         ("glm4", "glm4", "", {}),
         ("glm4_moe", "glm4_moe", "mixture of experts", {}),
@@ -128,7 +130,7 @@ ARCHITECTURES = {
         ("inkling_text", "inkling_text", "position bias by layer", {}),
         ("inkling2_text", "inkling2_text", "position bias, sinks by query", {}),
         ("jamba", "jamba", "hybrid (Mamba)", {"attn_layer_period": 2, "attn_layer_offset": 1}),
-        ("jetmoe", "jetmoe", "mixture of attention heads", {}),
+        ("jetmoe", "jetmoe", "mixture of attention heads", _CALM),
         ("lfm2", "lfm2", "hybrid (convolutions)", {"layer_types": ["conv", "full_attention", "full_attention"]}),
         ("llama4_text", "llama4_text", "chunked and full layers, mixture of experts", {"attention_chunk_size": 16}),
         ("mimo_v2_flash", "mimo_v2_flash", "sinks, windows", _WINDOW),
@@ -217,7 +219,9 @@ def outcome(name: str, folder: Path, dtypes: tuple[str, ...] = DTYPES) -> Outcom
     for dtype in dtypes if way == "recorded" else ():
         refused = _capture(model, folder / dtype, dtype)
         assert not refused, (name, dtype, refused)
+        assert open_cache(folder / dtype).metadata["attention"]["way"] == way, (name, dtype)
         low[dtype] = _rows_beside(folder / dtype, eager)
+        assert low[dtype][0] <= TOLERANCES[dtype][0] and low[dtype][1] <= MOST_SUM, (name, dtype, low[dtype])
     return Outcome(way, metadata["self_check"]["shared_prefixes"], longest, "", differences, low)
 
 
@@ -295,7 +299,6 @@ def main() -> None:
     if named:
         return
     sums = max(sum_error for found in outcomes.values() for _, sum_error in found.low.values())
-    assert sums <= MOST_SUM, sums
     longest = max(found.longest for found in outcomes.values())
     head = HEADER.format(
         count=len({a.kind for a in ARCHITECTURES.values()}), samples=SAMPLES, longest=longest, sums=sums,
