@@ -32,7 +32,7 @@ Values = npt.NDArray[np.float32]
 # the layer's largest. Total variation does not shrink with the prompt's length, as a difference of single weights does.
 TOLERANCES = {"fp32": (1e-3, 1e-3), "fp16": (2e-2, 3e-2), "bf16": (1e-1, 1.5e-1)}
 MOST_TRIED = 8  # samples from either end, where the first give values that are not finite
-MOST_TOKENS = 512  # eager attention holds L·H·T² weights at once, so the check's prompts must not be long
+MOST_TOKENS = 512  # eager attention holds a layer's H·T² weights at once, so the check's prompts must not be long
 
 
 def checked_recorder(
