@@ -1,22 +1,20 @@
 """The command line: each command turns its options into one library call and prints what it returns."""
 
-import dataclasses
 import errno
-import inspect as signatures
 import io
 import itertools
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .capture.ranks import this_rank
 from .data.errors import HeadscoreError, InputError, one_line, printable
-from .data.settings import RECORD_KEY, CaptureSettings, RunSettings, ScoreSettings, WorkSettings, checked_option, option_flag
+from .data.settings import CaptureSettings, RunSettings, ScoreSettings, WorkSettings
+from .options import DEBUG, OVERWRITE, PARTIAL, with_options
 from .terminal import progress, show_log
 
 if TYPE_CHECKING:
@@ -71,89 +69,6 @@ def _fail(message: str, status: int) -> None:
     sys.exit(status)
 
 
-# ------------------------------------------------------------------------------------------------- options from settings
-
-
-def _config_callback(context: typer.Context, path: Path | None) -> Path | None:
-    """Make the values of a YAML file the command's defaults, so that the command line wins over them."""
-    if path is None:
-        return None
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"--config {path}: cannot be read as YAML: {one_line(error)[:200]}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"--config {path}: expected 'option: value' lines")
-    names = {
-        flag.lstrip("-").replace("-", "_"): parameter.name
-        for parameter in context.command.params
-        for flag in (*parameter.opts, parameter.name or "")
-    }
-    values = {}
-    for key, value in content.items():
-        name = names.get(str(key).replace("-", "_"))
-        if key == RECORD_KEY:
-            continue
-        if name is None or name in ("config", "debug"):
-            known = ", ".join(sorted({str(n) for n in names.values()} - {"config", "debug", "help"}))
-            raise InputError(f"--config {path}: unknown key '{key}'; known are {known}")
-        if name in values:
-            raise InputError(f"--config {path}: '{key}' stands twice")
-        try:
-            known_option = name in RunSettings.__dataclass_fields__
-            checked = checked_option(RunSettings, name, value) if known_option else value
-        except InputError as error:
-            raise InputError(f"--config {path}: {error}") from error
-        values[name] = list(checked) if isinstance(checked, tuple) else checked
-    context.default_map = {**(context.default_map or {}), **values}
-    return path
-
-
-_DEBUG = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-_COMMON: dict[str, Any] = {
-    "config": Annotated[
-        Path | None,
-        typer.Option(help="YAML file with option values; the command line wins.", is_eager=True, callback=_config_callback),
-    ],
-    "debug": _DEBUG,
-}
-_PARTIAL = Annotated[bool, typer.Option("--partial", help="Score what is there of a capture that is not finished.")]
-_OVERWRITE = Annotated[bool, typer.Option("--overwrite", help="Replace what another run left in --out.")]
-
-
-def _with_options(
-    settings: Sequence[type], before: dict[str, Any], after: dict[str, Any], defaults: dict[str, Any]
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command `before`, the fields of the settings classes, `after` and the common options as its parameters."""
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        annotations = dict(before)
-        values = dict(defaults)
-        hints = {name: hint for each in settings for name, hint in get_type_hints(each).items()}
-        for field in [field for each in settings for field in dataclasses.fields(each)]:
-            hint = list[str] if field.name == "task_span" else hints[field.name]
-            flag = option_flag(field.name)
-            if field.default is True:
-                flag += f"/--no-{flag.removeprefix('--')}"
-            flags = (flag, *field.metadata["aliases"])
-            annotations[field.name] = Annotated[hint, typer.Option(*flags, help=field.metadata["help"])]
-            values[field.name] = list(field.default) if isinstance(field.default, tuple) else field.default
-        annotations |= {**after, **_COMMON}
-        values |= {"config": None, "debug": False}
-        keyword = signatures.Parameter.KEYWORD_ONLY
-        parameters = [
-            signatures.Parameter(name, keyword, annotation=hint, default=values.get(name, signatures.Parameter.empty))
-            for name, hint in annotations.items()
-        ]
-        command.__signature__ = signatures.Signature(parameters)  # type: ignore[attr-defined]
-        command.__annotations__ = annotations
-        return command
-
-    return decorate
-
-
 # ------------------------------------------------------------------------------------------------------------- commands
 
 
@@ -166,12 +81,12 @@ def _headscore(context: typer.Context) -> None:
 
 
 @app.command()
-@_with_options(
+@with_options(
     (RunSettings,),
     {"out": Annotated[Path, typer.Option("--out", "--output-dir", help="Folder for the cache and the results.")]},
     {
         "report": Annotated[bool, typer.Option("--report/--no-report", help="Make report.html and its charts.")],
-        "overwrite": _OVERWRITE,
+        "overwrite": OVERWRITE,
     },
     {"out": Path("headscore-results"), "report": True, "overwrite": False},
 )
@@ -185,10 +100,10 @@ def run(config: Path | None, debug: bool, **options: Any) -> None:
 
 
 @app.command()
-@_with_options(
+@with_options(
     (CaptureSettings,),
     {"out": Annotated[Path, typer.Option("--out", "--output-dir", help="Folder of the cache.", show_default=False)]},
-    {"overwrite": _OVERWRITE},
+    {"overwrite": OVERWRITE},
     {"overwrite": False},
 )
 def capture(config: Path | None, debug: bool, **options: Any) -> None:
@@ -200,7 +115,7 @@ def capture(config: Path | None, debug: bool, **options: Any) -> None:
 
 
 @app.command()
-@_with_options(
+@with_options(
     (ScoreSettings, WorkSettings),
     {
         "cache": Annotated[Path, typer.Argument(help="Cache folder or shard file.", show_default=False)],
@@ -208,8 +123,8 @@ def capture(config: Path | None, debug: bool, **options: Any) -> None:
     },
     {
         "report": Annotated[bool, typer.Option("--report", help="Make report.html and its charts too.")],
-        "partial": _PARTIAL,
-        "overwrite": _OVERWRITE,
+        "partial": PARTIAL,
+        "overwrite": OVERWRITE,
     },
     {"report": False, "partial": False, "overwrite": False},
 )
@@ -222,13 +137,13 @@ def score(config: Path | None, debug: bool, **options: Any) -> None:
 
 
 @app.command()
-@_with_options(
+@with_options(
     (ScoreSettings, WorkSettings),
     {
         "cache": Annotated[Path, typer.Argument(help="Cache folder or shard file.", show_default=False)],
         "out": Annotated[Path, typer.Option("--out", "--output-dir", help="Folder of the results.", show_default=False)],
     },
-    {"partial": _PARTIAL, "overwrite": _OVERWRITE},
+    {"partial": PARTIAL, "overwrite": OVERWRITE},
     {"partial": False, "overwrite": False},
 )
 def report(config: Path | None, debug: bool, **options: Any) -> None:
@@ -243,7 +158,7 @@ def inspect(
     cache: Annotated[Path, typer.Argument(help="Cache folder or shard file.", show_default=False)],
     verify: Annotated[bool, typer.Option("--verify", help="Read every array back and check it.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    debug: _DEBUG = False,
+    debug: DEBUG = False,
 ) -> None:
     """Show what a cache holds: model, data, template, dims, samples, skipped rows, and an example with its spans."""
     from .data.inspection import HOW_TO_COMPLETE, report
@@ -262,7 +177,7 @@ def inspect(
 def merge(
     caches: Annotated[list[Path], typer.Argument(help="Cache folders or shard files of one capture.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", "--output-dir", help="Folder of the merged cache.", show_default=False)],
-    debug: _DEBUG = False,
+    debug: DEBUG = False,
 ) -> None:
     """Put the shards of one capture that were made in different places into one cache."""
     from .data.merging import merge as library_merge

@@ -16,7 +16,10 @@ from headscore.data import settings
 ROOT = Path(__file__).parent.parent
 ROOMS = {"data": {"data"}, "capture": {"capture", "data"}, "score": {"score", "data"}}
 MODULES = [path for room in ROOMS for path in sorted((ROOT / room).glob("*.py"))]
-TOP = [ROOT / name for name in ("__init__.py", "__main__.py", "cli.py", "pipeline.py", "terminal.py", "terminal_scores.py")]
+TOP = [
+    ROOT / name
+    for name in ("__init__.py", "__main__.py", "cli.py", "options.py", "pipeline.py", "terminal.py", "terminal_scores.py")
+]
 
 
 def imported(path: Path) -> set[str]:
