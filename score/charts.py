@@ -14,13 +14,12 @@ import altair as alt
 from altair.utils import schemapi
 
 from .marks import INK, MARK, PICKED, PICKED_ONLY, TOP, Ranking, ranked, top_only
-from .signals import SIGNALS
+from .signals import SIGNALS, SINK
 
 if TYPE_CHECKING:
     import polars as pl
 
 RANKED = tuple(f"{kind}{name}{end}" for kind, end in (("rank_", ""), ("", "_z")) for name in SIGNALS)
-SINK = "sink"
 TITLES = {
     "combined": "combined score",
     "out_raw": "out: norm of z",

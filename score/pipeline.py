@@ -19,7 +19,7 @@ from .fuse import combined_ranks, fused, order_of_heads
 from .heads import heads_table
 from .normalize import NORM_MODES
 from .outputs import results_folder, write_results
-from .signals import SIGNALS, choose_signals
+from .signals import SIGNALS, SINK, choose_signals
 from .sums import SignalSums, cache_sums
 from .tables import Table, frame
 from .workers import workers
@@ -66,7 +66,7 @@ class Scores:
 
     @cached_property
     def heads(self) -> "pl.DataFrame":
-        """All that the charts show: the columns of raw, norm and combined, and rank_out, rank_ent, rank_task."""
+        """What charts show: raw, norm and combined, rank_out, rank_ent, rank_task, and sink, the mass on the first token."""
         return frame(heads_table(self))
 
     @cached_property
@@ -168,7 +168,7 @@ def compute_scores(cache: Cache, settings: ScoreSettings, work: WorkSettings | N
 def _tables(sums: SignalSums, settings: ScoreSettings) -> dict[str, Table]:
     """The results from the sums: means, normalised, fused, and the first heads."""
     raw = sums.means()
-    norm = {name: NORM_MODES[settings.norm_mode](values) for name, values in raw.items()}
+    norm = {name: NORM_MODES[settings.norm_mode](raw[name]) for name in SIGNALS}
     combined = combined_ranks(raw, settings.lambda_ent, settings.lambda_task)
     order = order_of_heads(combined, fused(norm, settings.lambda_ent, settings.lambda_task))
     layers, heads = combined.shape
@@ -185,6 +185,7 @@ def _tables(sums: SignalSums, settings: ScoreSettings) -> dict[str, Table]:
     return {
         "raw": {**place, **{f"{name}_raw": raw[name].ravel() for name in SIGNALS}},
         "norm": {**place, **{f"{name}_z": norm[name].ravel() for name in SIGNALS}},
+        SINK: {**place, SINK: raw[SINK].ravel()},
         "combined": scored,
         "topk_global": first(order[:top_k], np.arange(1, top_k + 1)),
         "topk_per_layer": first(by_layer[:, :top_k_per_layer].ravel(), np.tile(np.arange(1, top_k_per_layer + 1), layers)),

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import altair as alt
-import vl_convert
 from altair.utils import schemapi
 
 from .. import __version__
@@ -16,15 +15,15 @@ from ..data.cache import Cache
 from ..data.files import write_bytes, write_text
 from . import charts
 from .attended import attended
+from .drawing import Drawer
 from .heads import heads_table
 from .marks import INK, Ranking
 from .outputs import CHARTS_FOLDER, REPORT_FILE
 from .pipeline import Scores
 from .sections import captured, escaped, skipped_section, tokens_section
-from .signals import SIGNALS
-from .survey import survey
+from .signals import SIGNALS, SINK
 from .tables import Table, rows
-from .vega import Drawing, vega_bundle
+from .vega import vega_bundle
 
 logger = logging.getLogger("headscore")
 
@@ -42,7 +41,7 @@ _TABLE_COLUMNS = {  # field: title and decimals; a column shows where the heads 
     "out_raw": ("out", 4),
     "ent_raw": ("ent", 4),
     "task_raw": ("task", 4),
-    charts.SINK: ("first token", 4),
+    SINK: ("first token", 4),
 }
 _ALWAYS = ("rank", "name")
 
@@ -52,19 +51,25 @@ def write_report(folder: Path, cache: Cache, scores: Scores) -> None:
 
     Raises InputError where a shard is damaged, RunError where the disk refuses.
     """
-    with vega_bundle() as bundle, schemapi.debug_mode(False):  # as the tests validate these charts, with every option
-        found = survey(cache, scores.settings.score_query_mode)
-        heads: Table = {**heads_table(scores), charts.SINK: found.sink.ravel()}
+    # The tests validate these charts, with every option.
+    with vega_bundle() as bundle, Drawer(_PNG_SCALE) as slow, Drawer(_PNG_SCALE) as quick, schemapi.debug_mode(False):
+        tokens, skipped = _counted(cache)
+        heads = heads_table(scores)
         ranking = Ranking.of(scores)
-        _write_charts(folder / CHARTS_FOLDER, heads, ranking)
+        specs = _files(heads, ranking)
+        slow.draw({_SLOWEST: specs.pop(_SLOWEST)})
+        quick.draw(specs)
         sections = _chart_sections(ranking, heads) | {"tokens": tokens_section(_attended(cache, scores))}
-        sections["skipped"] = skipped_section(found.skipped)
+        sections["skipped"] = skipped_section(skipped)
         page = {
             "title": f"headscore: {scores.metadata['model'].get('name', '')}",
-            "lead": captured(scores, found.tokens),
+            "lead": captured(scores, tokens),
             "sections": "".join(sections.values()),
         }
         write_text(folder / REPORT_FILE, _page(page, _page_data(heads, ranking), bundle.text()))
+        for name, svg, png in (*quick.drawn(), *slow.drawn()):
+            write_text(folder / CHARTS_FOLDER / f"{name}.svg", svg)
+            write_bytes(folder / CHARTS_FOLDER / f"{name}.png", png)
     logger.info("%s: report written", folder / REPORT_FILE)
 
 
@@ -75,8 +80,8 @@ def _shape(heads: Table) -> tuple[int, int]:
 # --------------------------------------------------------------------------------------------------------- files of charts
 
 
-def _write_charts(folder: Path, heads: Table, ranking: Ranking) -> None:
-    """Each chart as it stands for the scores' own weights, as SVG and PNG."""
+def _files(heads: Table, ranking: Ranking) -> dict[str, dict[str, Any]]:
+    """Each chart as it stands for the scores' own weights, with its data."""
     data, shape = alt.NamedData(_DATA), _shape(heads)
     values = [dict(zip(heads, line, strict=True)) for line in rows(heads)]
     made = {
@@ -89,16 +94,7 @@ def _write_charts(folder: Path, heads: Table, ranking: Ranking) -> None:
     specs = {name: chart.to_dict(validate=False) for name, chart in made.items()}
     for spec in specs.values():
         spec |= {"background": "white", "datasets": {_DATA: values}}
-    with Drawing(specs.pop(_SLOWEST), _PNG_SCALE) as slowest:
-        for name, spec in specs.items():
-            svg = vl_convert.vegalite_to_svg(spec)
-            _write_chart(folder / name, svg, vl_convert.svg_to_png(svg, scale=_PNG_SCALE))
-        _write_chart(folder / _SLOWEST, *slowest.result())
-
-
-def _write_chart(path: Path, svg: str, png: bytes) -> None:
-    write_text(path.with_suffix(".svg"), svg)
-    write_bytes(path.with_suffix(".png"), png)
+    return specs
 
 
 # --------------------------------------------------------------------------------------------------------------- the page
@@ -209,6 +205,13 @@ def _page(texts: dict[str, str], data: str, vega: str) -> str:
     parts |= {name: (files / f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
     parts["title"] = escaped(texts["title"])
     return re.sub(r"@@(\w+)@@", lambda found: parts[found[1]], (files / "page.html").read_text(encoding="utf-8"))
+
+
+def _counted(cache: Cache) -> tuple[int, list[dict[str, Any]]]:
+    """The number of tokens of all prompts, and the skipped rows."""
+    counted = [(shard.tokens, shard.skipped) for shard in cache.open_shards()]
+    skipped = [entry for _, entries in counted for entry in entries]
+    return sum(tokens for tokens, _ in counted), sorted(skipped, key=lambda entry: entry["row"])
 
 
 def _attended(cache: Cache, scores: Scores) -> Table:

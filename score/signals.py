@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 Signal = npt.NDArray[np.float32]
 
-SIGNALS = ("out", "ent", "task")
+SIGNALS = ("out", "ent", "task")  # what the ranking is made of
+SINK = "sink"  # the mass on the first token, which only explains: many heads rest there
+MEASURES = (*SIGNALS, SINK)
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class SignalChoice:
     span_bits: int
 
     def of(self, signal: str) -> str:
-        """A name for one signal that has in it all that the signal depends on."""
-        chosen = {"out": [self.head_output], "ent": [], "task": [f"span{self.span_bits}"]}[signal]
+        """A name for one measure that has in it all that the measure depends on."""
+        chosen = {"out": [self.head_output], "ent": [], "task": [f"span{self.span_bits}"], SINK: []}[signal]
         return ".".join([signal, self.query_mode, *chosen])
 
 
@@ -55,8 +57,8 @@ def choose_signals(cache: Cache, settings: ScoreSettings, partial: bool) -> Sign
     return SignalChoice(settings.score_query_mode, settings.head_output, cache.require_spans(settings.task_span))
 
 
-def block_signals(shard: "Shard", choice: SignalChoice, block: "Block", names: Sequence[str] = SIGNALS) -> dict[str, Signal]:
-    """The signals `names` of a block of a shard's b samples: each float32 [L,H,b]. What is not asked for is not read.
+def block_signals(shard: "Shard", choice: SignalChoice, block: "Block", names: Sequence[str] = MEASURES) -> dict[str, Signal]:
+    """Those MEASURES of a block of a shard's b samples that `names` names: each float32 [L,H,b]. What is not asked is not read.
 
     Raises InputError where the shard lacks what the query mode needs, is damaged, or yields a value that is not finite.
     """
@@ -67,7 +69,7 @@ def block_signals(shard: "Shard", choice: SignalChoice, block: "Block", names: S
         found["out"] = shard.read(f"{mode}/{norm}", block=block)
     if "ent" in names and stored_entropy:
         found["ent"] = -shard.read("all_tokens/entropy", block=block)
-    if of_rows := [name for name in ("ent", "task") if name in names and name not in found]:
+    if of_rows := [name for name in ("ent", "task", SINK) if name in names and name not in found]:
         found |= {name: values for name, values in _row_signals(shard, choice, block).items() if name in of_rows}
     for name, values in found.items():
         if not np.isfinite(values).all():
@@ -76,15 +78,17 @@ def block_signals(shard: "Shard", choice: SignalChoice, block: "Block", names: S
 
 
 def _row_signals(shard: "Shard", choice: SignalChoice, block: "Block") -> dict[str, Signal]:
-    """The signals `ent` and `task` of a block, from its pattern rows."""
+    """The measures `ent`, `task` and `sink` of a block, from its pattern rows."""
     member = (shard.read("tokens/span", block=block) & choice.span_bits) > 0
     sums = RowSums(member, block.offsets, shard.heads)
     shape = (shard.layers, shard.heads, len(block.offsets) - 1)
-    found = {"ent": np.empty(shape, np.float32), "task": np.empty(shape, np.float32)}
+    found = {name: np.empty(shape, np.float32) for name in ("ent", "task", SINK)}
     array = f"{choice.query_mode}/attention"
     for layer in range(shard.layers):
         try:
-            found["task"][layer], found["ent"][layer] = sums.mass_and_entropy(shard.read(array, layer, block))
+            patterns = shard.read(array, layer, block)
+            found["task"][layer], found["ent"][layer] = sums.mass_and_entropy(patterns)
+            found[SINK][layer] = patterns[:, block.offsets[:-1]]
         except ValueError as error:
             raise InputError(f"{shard.path}: '{array}' holds {error}: the shard is damaged") from error
     return found

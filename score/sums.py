@@ -1,4 +1,4 @@
-"""Sums of the signals over samples: made shard by shard, and merged into the means of a whole cache."""
+"""Sums of the measures over samples: made shard by shard, and merged into the means of a whole cache."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,16 +14,16 @@ from ..data.cache import Cache
 from ..data.errors import InputError, RunError
 from .derived import Derived, Kept
 from .rows import Float
-from .signals import SIGNALS, Signal, SignalChoice, block_signals
+from .signals import MEASURES, Signal, SignalChoice, block_signals
 
 logger = logging.getLogger("headscore")
 
 
 @dataclass(frozen=True)
 class SignalSums:
-    """For some samples of a cache: their number, and the sum of each signal over them, float64 [L,H]; `a + b` is for both.
+    """For some samples of a cache: their number, and the sum of each measure over them, float64 [L,H]; `a + b` is for both.
 
-    unkept: why the signals could not be kept for another time; empty where they were, or were not meant to be.
+    unkept: why the measures could not be kept for another time; empty where they were, or were not meant to be.
     """
 
     samples: int
@@ -36,7 +36,7 @@ class SignalSums:
         return SignalSums(self.samples + other.samples, self.layers, sums, self.unkept or other.unkept)
 
     def means(self) -> dict[str, Float]:
-        """The mean of each signal [L,H]; there must be a sample."""
+        """The mean of each measure [L,H]; there must be a sample."""
         return {name: total / self.samples for name, total in self.sums.items()}
 
 
@@ -70,7 +70,7 @@ def shard_sums(cache: Cache, choice: SignalChoice, derived: Derived | None, path
     What is not in `derived` yet is kept there. Raises InputError where the shard is damaged or not of this cache.
     """
     kept = _kept(choice, derived, path)
-    missing = [name for name in SIGNALS if name not in kept]
+    missing = [name for name in MEASURES if name not in kept]
     keys = {name: derived.key(path, choice.of(name)) for name in missing} if derived else {}
     with cache.open_shard(path) as shard:
         totals = {name: np.zeros((shard.layers, shard.heads)) for name in missing}
@@ -88,19 +88,19 @@ def shard_sums(cache: Cache, choice: SignalChoice, derived: Derived | None, path
                 derived.write(path, choice.of(name), key, Kept(samples, totals[name]), np.concatenate(values[name], axis=2))
             except RunError as error:  # a read-only or full disk
                 unkept = str(error)
-    sums = {name: kept[name].sums if name in kept else totals[name] for name in SIGNALS}
+    sums = {name: kept[name].sums if name in kept else totals[name] for name in MEASURES}
     return SignalSums(samples, layers, sums, unkept)
 
 
 def _kept(choice: SignalChoice, derived: Derived | None, path: Path) -> dict[str, Kept]:
-    found = {name: derived.read(path, choice.of(name)) for name in SIGNALS} if derived else {}
+    found = {name: derived.read(path, choice.of(name)) for name in MEASURES} if derived else {}
     return {name: kept for name, kept in found.items() if kept}
 
 
 def _kept_sums(cache: Cache, choice: SignalChoice, derived: Derived | None, path: Path) -> SignalSums | None:
     """The sums of a shard if all of them are kept."""
     kept = _kept(choice, derived, path)
-    if len(kept) < len(SIGNALS):
+    if len(kept) < len(MEASURES):
         return None
     layers = np.array(cache.metadata["layers"], np.int32)
-    return SignalSums(kept["out"].samples, layers, {name: kept[name].sums for name in SIGNALS})
+    return SignalSums(kept["out"].samples, layers, {name: kept[name].sums for name in MEASURES})

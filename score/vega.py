@@ -3,27 +3,17 @@
 import contextlib
 import importlib.metadata
 import importlib.util
-import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
 
 from ..data.errors import InputError, RunError
 from ..data.files import write_text
 
 _PACKAGES = {"altair": "altair", "vl_convert": "vl-convert-python"}
 _PROGRAM = "import sys, vl_convert; sys.stdout.buffer.write(vl_convert.javascript_bundle().encode())"
-_DRAW = """
-import json, sys, vl_convert
-given = json.load(sys.stdin.buffer)
-svg = vl_convert.vegalite_to_svg(given["spec"])
-png = vl_convert.svg_to_png(svg, scale=given["scale"])
-sys.stdout.buffer.write(b"%d\\n" % len(svg.encode()) + svg.encode() + png)
-"""
 _LEAST_BYTES = 500_000  # a file that was cut off is none
 
 
@@ -71,32 +61,6 @@ class Bundle:
         with contextlib.suppress(RunError):  # a home that cannot be written
             write_text(self._path, code)
         return code
-
-
-class Drawing:
-    """A chart as SVG and PNG, drawn by another process beside whatever else is done."""
-
-    def __init__(self, spec: dict[str, Any], scale: float):
-        self._drawn = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
-        with tempfile.TemporaryFile() as given:  # files, as a pipe would fill up
-            given.write(json.dumps({"spec": spec, "scale": scale}).encode())
-            given.seek(0)
-            self._process = subprocess.Popen([sys.executable, "-c", _DRAW], stdin=given, stdout=self._drawn)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with self._process, self._drawn:
-            self._process.kill()
-
-    def result(self) -> tuple[str, bytes]:
-        """SVG and PNG. Raises RunError where they could not be drawn."""
-        if self._process.wait():
-            raise RunError("a chart cannot be drawn: vl-convert failed")
-        self._drawn.seek(0)
-        size = int(self._drawn.readline())
-        return self._drawn.read(size).decode(), self._drawn.read()
 
 
 def _kept_at() -> Path:

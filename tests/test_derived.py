@@ -61,7 +61,7 @@ def test_what_is_kept_changes_no_bit(own: Path, options: dict[str, object], monk
     headscore.score(own, **options)
     assert_like_fresh(own, **options)
     before = kept_files(own)
-    assert len(before) in (9, 15, 18)  # shards times signals, of one definition or two
+    assert len(before) in (12, 18, 24)  # shards times measures, of one definition or two
     monkeypatch.setattr(Cache, "open_shard", lambda *_: pytest.fail("a shard was opened"))
     headscore.score(own, lambda_task=3, norm_mode="percentile", **options)
     assert kept_files(own) == before
@@ -278,4 +278,4 @@ def test_leftovers_of_killed_processes_are_removed(own: Path) -> None:
     (own / "derived").mkdir()
     (own / "derived" / ".00000.ent.last_token.x.headscore-tmp").write_text("half")
     headscore.score(own)
-    assert len(kept_files(own)) == 9
+    assert len(kept_files(own)) == 12

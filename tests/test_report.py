@@ -17,7 +17,6 @@ import headscore
 from headscore.data.cache import METADATA_FILE
 from headscore.score import sections
 from headscore.score.outputs import REPORT_FILES, RESULT_FILES
-from headscore.score.survey import survey
 
 needs_chromium = pytest.mark.skipif(not chromium(), reason="needs Chromium on the PATH (apt-get install chromium)")
 HOSTILE = "<script>alert(1)</script><b>bold</b>@@css@@ &amp; \u202e"
@@ -224,10 +223,8 @@ def page_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int]
 def test_the_first_token_mass_is_the_mean_over_samples(tmp_path: Path) -> None:
     rows = np.array([[[0.5, 0.25, 0.25, 0, 1, 0], [0.25, 0.25, 0.25, 0.25, 0.5, 0.5]]])
     cache = write_cache(tmp_path, rows, np.ones((1, 2, 2)), [8, 1, 1, 2, 1, 0], [4, 2])
-    from headscore.data.cache import open_cache
-
-    found = survey(open_cache(cache), "last_token")
-    assert found.sink.tolist() == [[0.75, 0.375]] and found.tokens == 6 and found.skipped == []
+    for _ in ("computed", "kept"):
+        assert headscore.score(cache).heads["sink"].to_list() == [0.75, 0.375]
 
 
 def test_results_of_another_run_lose_their_report(tmp_path: Path) -> None:
@@ -291,4 +288,5 @@ def test_charts_hold_their_frames(tmp_path: Path) -> None:
         spec = chart(scores.heads).to_dict()
         assert {p["name"] for p in spec["params"]} >= {"lambda_ent", "lambda_task", "k"}
         assert spec["title"]["subtitle"] and chart.__doc__ and "How to read" in chart.__doc__
-    assert "legend" in json.dumps(headscore.entropy_and_task(scores.heads.with_columns(sink=pl.lit(0.5))).to_dict())
+    assert "legend" in json.dumps(headscore.entropy_and_task(scores.heads).to_dict())
+    assert "legend" not in json.dumps(headscore.entropy_and_task(scores.heads.drop("sink")).to_dict())
