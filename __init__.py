@@ -15,19 +15,20 @@ if TYPE_CHECKING:
     from .capture.pipeline import capture as capture
     from .data.inspection import inspect as inspect
     from .pipeline import run as run
-    from .score.charts import entropy_and_task as entropy_and_task
-    from .score.charts import heatmap as heatmap
-    from .score.charts import layer_profiles as layer_profiles
-    from .score.charts import signal_maps as signal_maps
-    from .score.charts import top_heads as top_heads
     from .score.frame import scan_cache as scan_cache
     from .score.pipeline import Scores as Scores
     from .score.pipeline import report as report
     from .score.pipeline import score as score
+    from .score.report.charts import entropy_and_task as entropy_and_task
+    from .score.report.charts import heatmap as heatmap
+    from .score.report.charts import layer_profiles as layer_profiles
+    from .score.report.charts import signal_maps as signal_maps
+    from .score.report.charts import top_heads as top_heads
 
 __version__ = "0.1.0"
 
 # Loaded on first use, by full path: importing headscore costs nothing, and scoring never imports torch.
+_CHARTS = "headscore.score.report.charts"
 _PUBLIC = {
     "scan_cache": "headscore.score.frame",
     "Scores": "headscore.score.pipeline",
@@ -35,11 +36,11 @@ _PUBLIC = {
     "inspect": "headscore.data.inspection",
     "merge": "headscore.data.merging",
     "report": "headscore.score.pipeline",
-    "heatmap": "headscore.score.charts",
-    "signal_maps": "headscore.score.charts",
-    "entropy_and_task": "headscore.score.charts",
-    "layer_profiles": "headscore.score.charts",
-    "top_heads": "headscore.score.charts",
+    "heatmap": _CHARTS,
+    "signal_maps": _CHARTS,
+    "entropy_and_task": _CHARTS,
+    "layer_profiles": _CHARTS,
+    "top_heads": _CHARTS,
     "HeadscoreError": "headscore.data.errors",
     "InputError": "headscore.data.errors",
     "RunError": "headscore.data.errors",
@@ -71,5 +72,7 @@ def __getattr__(name: str) -> Any:
     if name in _CALLABLE_PACKAGES:
         return importlib.import_module(f"headscore.{name}")
     if name in _PUBLIC:
+        if _PUBLIC[name] == _CHARTS:
+            importlib.import_module("headscore.score.report.vega").require_packages(name)
         return getattr(importlib.import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module 'headscore' has no attribute {name!r}")

@@ -14,7 +14,7 @@ from .data.errors import InputError
 from .data.settings import CaptureSettings, RunSettings, ScoreSettings, pick
 from .score.outputs import options_config, require_same_run, results_folder, write_results
 from .score.pipeline import Scores, compute_scores, write_report
-from .score.vega import missing_packages
+from .score.report.vega import missing_packages
 
 logger = logging.getLogger("headscore")
 

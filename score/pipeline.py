@@ -76,13 +76,13 @@ class Scores:
 
     def _repr_html_(self) -> str:
         """The top heads as a table, which is how a notebook shows this object."""
-        from .notebook import top_table
+        from .report.notebook import top_table
 
         return top_table(self)
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         """The same table, and for notebooks that draw Vega-Lite themselves the live map, where Altair is installed."""
-        from .notebook import bundle
+        from .report.notebook import bundle
 
         return bundle(self)
 
@@ -111,7 +111,7 @@ def score(
     Raises InputError for options or a cache that cannot be used, and where `out` holds another run.
     """
     if report:
-        from .vega import require_packages  # here, as scoring alone needs none of it
+        from .report.vega import require_packages  # here, as scoring alone needs none of it
 
         require_packages("a report")
         if out is None:
@@ -140,7 +140,7 @@ def report(cache: str | Path, out: str | Path, **options: Any) -> Scores:
 
 def write_report(folder: Path, cache: Cache, scores: Scores) -> None:
     """Write the report of scores; `report.write_report`, loaded when it is needed, as scoring alone needs no charts."""
-    from .report import write_report as write
+    from .report.page import write_report as write
 
     write(folder, cache, scores)
 

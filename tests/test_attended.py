@@ -19,7 +19,7 @@ from headscore.data.alignment import BROKEN, decode, token_texts
 from headscore.data.cache import open_cache, shard_path
 from headscore.data.errors import InputError
 from headscore.data.shard import ARRAYS, write_shard
-from headscore.score.attended import COLUMNS, attended
+from headscore.score.report.attended import COLUMNS, attended
 from headscore.score.tables import frame, rows
 
 TEXTS = [["<s>", "Is", " it", "?"], ["No", "\x00"]]

@@ -15,8 +15,8 @@ from test_score import write_cache
 
 import headscore
 from headscore.data.cache import METADATA_FILE
-from headscore.score import sections
 from headscore.score.outputs import REPORT_FILES, RESULT_FILES
+from headscore.score.report import sections
 
 needs_chromium = pytest.mark.skipif(not chromium(), reason="needs Chromium on the PATH (apt-get install chromium)")
 HOSTILE = "<script>alert(1)</script><b>bold</b>@@css@@ &amp; \u202e"
@@ -163,7 +163,7 @@ def test_hostile_text_shows_as_text(page: Browser, tmp_path: Path, monkeypatch: 
         scores.metadata[key].update(name=HOSTILE, path=HOSTILE)
     scores.metadata["templates"].append({"name": HOSTILE, "text": HOSTILE})
     from headscore.data.cache import open_cache
-    from headscore.score.report import write_report
+    from headscore.score.report.page import write_report
 
     write_report(tmp_path, open_cache(cache), scores)
     page.open(tmp_path / "report.html")
@@ -239,10 +239,12 @@ def test_results_of_another_run_lose_their_report(tmp_path: Path) -> None:
 
 def test_a_missing_package_is_named_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = made(tmp_path / "cache", 2, 3)
-    monkeypatch.setattr("headscore.score.vega._PACKAGES", {"no_such_module": "altair"})
+    monkeypatch.setattr("headscore.score.report.vega._PACKAGES", {"no_such_module": "altair"})
     with pytest.raises(headscore.InputError, match=r"needs altair: pip install 'headscore\[report\]'"):
         headscore.report(cache, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    with pytest.raises(headscore.InputError, match=r"heatmap: needs altair: pip install"):
+        headscore.heatmap  # noqa: B018 - asking for it is enough
     with pytest.raises(headscore.InputError, match="--out"):
         monkeypatch.undo()
         headscore.score(cache, report=True)
@@ -289,4 +291,9 @@ def test_charts_hold_their_frames(tmp_path: Path) -> None:
         assert {p["name"] for p in spec["params"]} >= {"lambda_ent", "lambda_task", "k"}
         assert spec["title"]["subtitle"] and chart.__doc__ and "How to read" in chart.__doc__
     assert "legend" in json.dumps(headscore.entropy_and_task(scores.heads).to_dict())
+    for chart in every:
+        with pytest.raises(headscore.InputError, match=r"has no .*; the frame `heads` of a result has every column"):
+            chart(scores.heads.select("layer", "head"))
+        with pytest.raises(headscore.InputError, match="no lines"):
+            chart(scores.heads.head(0))
     assert "legend" not in json.dumps(headscore.entropy_and_task(scores.heads.drop("sink")).to_dict())

@@ -1,5 +1,6 @@
 """Draws charts as SVG and PNG, in a process of its own beside whatever else is done."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from ..data.errors import RunError
+from ...data.errors import RunError
 
 # The first drawing starts the JavaScript engine, which takes most of a second: while the charts are still being made.
 _PROGRAM = """
@@ -44,15 +45,13 @@ class Drawer:
 
     def draw(self, specs: Mapping[str, dict[str, Any]]) -> None:
         """Have charts drawn, by their names; returns at once."""
-        assert self._process.stdin
         for name, spec in specs.items():
             (Path(self._folder.name) / f"{name}.json").write_text(json.dumps(spec), encoding="utf-8")
             self._names.append(name)
-        try:
-            self._process.stdin.write("".join(f"{name}.json\n" for name in specs))
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # told by `drawn`
+        if self._process.stdin:
+            with contextlib.suppress(BrokenPipeError):  # `drawn` tells
+                self._process.stdin.write("".join(f"{name}.json\n" for name in specs))
+                self._process.stdin.flush()
 
     def drawn(self) -> Iterator[tuple[str, str, bytes]]:
         """Each chart once all are drawn: its name, SVG and PNG. Raises RunError where one cannot be drawn."""

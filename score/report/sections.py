@@ -5,12 +5,12 @@ import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__
-from ..data.errors import printable
-from .tables import Table, rows
+from ... import __version__
+from ...data.errors import printable
+from ..tables import Table, rows
 
 if TYPE_CHECKING:
-    from .pipeline import Scores
+    from ..pipeline import Scores
 
 MOST_SKIPPED_SHOWN = 200
 _SHADES = 10

@@ -3,11 +3,11 @@
 import html
 from typing import TYPE_CHECKING, Any
 
-from .tables import rows
+from ..tables import rows
 from .vega import missing_packages
 
 if TYPE_CHECKING:
-    from .pipeline import Scores
+    from ..pipeline import Scores
 
 _VEGALITE = "application/vnd.vegalite.v6+json"
 _HEADS_SHOWN = 10

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from ..data.cache import Cache
-from ..data.errors import InputError
-from ..data.reader import Block, Shard
-from .tables import Table
+from ...data.cache import Cache
+from ...data.errors import InputError
+from ...data.reader import Block, Shard
+from ..tables import Table
 
 COLUMNS: dict[str, Any] = {
     "sample": np.int64,

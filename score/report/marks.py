@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 import altair as alt
 
 if TYPE_CHECKING:
-    from .pipeline import Scores
+    from ..pipeline import Scores
 
 INK = "#010101"  # of marks on the page's background; the report makes it the colour of the text
 MARK = "#D55E00"  # of the picked head
@@ -53,16 +53,18 @@ class Ranking:
 
 
 def ranked(chart: Any, ranking: Ranking | None, first: bool = False) -> Any:
-    """`chart` with `name`, as L3H7, for every head, and with a ranking its sliders, `combined` and `rank` as they stand.
+    """Give `chart` the `name` of every head, as L3H7, and with a ranking its sliders, `combined` and `rank` as they stand.
 
     The order of operations is that of fuse.py, so that Vega's doubles are those of `score` to the last bit. first: compute this
-    before the transforms that the chart has already.
+    before the transforms that the chart has already. Changes the chart and returns it, as Altair's copies take their time.
     """
     own = list(chart.transform) if chart.transform is not alt.Undefined else []
     made = [*_NAME, *(_RANKING if ranking else [])]
-    chart = chart.copy(deep=False)
     chart.transform = [*made, *own] if first else [*own, *made]
-    return chart.add_params(*ranking.parameters()) if ranking else chart
+    if ranking:
+        own = list(chart.params) if chart.params is not alt.Undefined else []
+        chart.params = [*own, *(parameter.param for parameter in ranking.parameters())]
+    return chart
 
 
 def _fused(column: str) -> str:

@@ -10,19 +10,19 @@ from typing import Any
 import altair as alt
 from altair.utils import schemapi
 
-from .. import __version__
-from ..data.cache import Cache
-from ..data.files import write_bytes, write_text
-from . import charts
+from ... import __version__
+from ...data.cache import Cache
+from ...data.files import write_bytes, write_text
+from ..heads import heads_table
+from ..outputs import CHARTS_FOLDER, REPORT_FILE
+from ..pipeline import Scores
+from ..signals import SIGNALS, SINK
+from ..tables import Table, rows
+from . import views
 from .attended import attended
 from .drawing import Drawer
-from .heads import heads_table
 from .marks import INK, Ranking
-from .outputs import CHARTS_FOLDER, REPORT_FILE
-from .pipeline import Scores
 from .sections import captured, escaped, skipped_section, tokens_section
-from .signals import SIGNALS, SINK
-from .tables import Table, rows
 from .vega import vega_bundle
 
 logger = logging.getLogger("headscore")
@@ -85,11 +85,11 @@ def _files(heads: Table, ranking: Ranking) -> dict[str, dict[str, Any]]:
     data, shape = alt.NamedData(_DATA), _shape(heads)
     values = [dict(zip(heads, line, strict=True)) for line in rows(heads)]
     made = {
-        "combined": charts.map_chart(data, shape, "combined", ranking),
-        "top_heads": charts.bars_chart(data, ranking),
-        "signal_maps": charts.maps_chart(data, shape, list(heads), ranking),
-        "entropy_and_task": charts.scatter_chart(data, True, ranking),
-        "layer_profiles": charts.profiles_chart(data, list(heads), ranking),
+        "combined": views.map_chart(data, shape, "combined", ranking),
+        "top_heads": views.bars_chart(data, ranking),
+        "signal_maps": views.maps_chart(data, shape, list(heads), ranking),
+        "entropy_and_task": views.scatter_chart(data, True, ranking),
+        "layer_profiles": views.profiles_chart(data, list(heads), ranking),
     }
     specs = {name: chart.to_dict(validate=False) for name, chart in made.items()}
     for spec in specs.values():
@@ -103,16 +103,16 @@ def _files(heads: Table, ranking: Ranking) -> dict[str, dict[str, Any]]:
 def _views(heads: Table, ranking: Ranking) -> dict[str, Any]:
     """The charts of the page by their ids: each as wide as its place, on the data that the page gives them."""
     data, shape = alt.NamedData(_DATA), _shape(heads)
-    maps = {f"map-{c}": charts.map_chart(data, shape, c, ranking, fluid=True) for c in charts.map_columns(list(heads))}
-    profiles = {f"profile-{name}": charts.profile_chart(data, name, ranking) for name in SIGNALS}
+    maps = {f"map-{c}": views.map_chart(data, shape, c, ranking, fluid=True) for c in views.map_columns(list(heads))}
+    profiles = {f"profile-{name}": views.profile_chart(data, name, ranking) for name in SIGNALS}
     wide = {
-        "top_heads": charts.bars_chart(data, ranking),
-        "entropy_and_task": charts.scatter_chart(data, True, ranking),
+        "top_heads": views.bars_chart(data, ranking),
+        "entropy_and_task": views.scatter_chart(data, True, ranking),
         **profiles,
-        "profile-count": charts.count_chart(data, ranking),
+        "profile-count": views.count_chart(data, ranking),
     }
     return {
-        "combined": charts.map_chart(data, shape, "combined", ranking, fluid=True),
+        "combined": views.map_chart(data, shape, "combined", ranking, fluid=True),
         **maps,
         **wide,
     }
@@ -173,7 +173,7 @@ def _config() -> dict[str, Any]:
 
 def _chart_sections(ranking: Ranking, heads: Table) -> dict[str, str]:
     width = max(320, 46 * _shape(heads)[1] + 60)
-    maps = "".join(_place(f"map-{column}") for column in charts.map_columns(list(heads)))
+    maps = "".join(_place(f"map-{column}") for column in views.map_columns(list(heads)))
     profiles = "".join(_place(f"profile-{name}") for name in (*SIGNALS, "count"))
     table = '<div class="scroll"><table id="top-heads-table"><thead></thead><tbody></tbody></table></div>'
     return {
@@ -190,7 +190,7 @@ def _chart_sections(ranking: Ranking, heads: Table) -> dict[str, str]:
 
 
 def _section(name: str, body: str) -> str:
-    title, reading = charts.READING[name]
+    title, reading = views.READING[name]
     return f"<h2>{title}</h2><p>{reading}</p>{body}"
 
 
@@ -200,7 +200,7 @@ def _place(name: str) -> str:
 
 def _page(texts: dict[str, str], data: str, vega: str) -> str:
     """The template filled in one pass, so that nothing in a text is taken for a placeholder."""
-    files = importlib.resources.files(__package__) / "page"
+    files = importlib.resources.files(__package__)
     parts = {**texts, "version": __version__, "data": data, "vega": vega.replace("</script", "<\\/script")}
     parts |= {name: (files / f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
     parts["title"] = escaped(texts["title"])

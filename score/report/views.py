@@ -1,25 +1,18 @@
-"""Charts of scored heads: one function each, a polars frame in, an Altair chart out, which a notebook shows.
+"""The charts as views of data that is given, or named where a page or a file has it: what charts.py makes of frames.
 
-Every frame has `layer` and `head`. `Scores.heads` has all columns that a chart may need. Where a frame has the ranks and the
-normalised values of the three signals (RANKED), its charts have sliders for λ_ent, λ_task and k. As they move, Vega-Lite itself
-computes fusion and order of the heads anew, with the operations of `fuse.py` in the same order. A click on a head marks it.
+A layered chart is made in one call, with all that it has: each change afterwards would have Altair copy all of it.
 """
 
 import textwrap
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import altair as alt
-from altair.utils import schemapi
 
+from ..signals import SIGNALS, SINK
 from .marks import INK, MARK, PICKED, PICKED_ONLY, TOP, Ranking, ranked, top_only
-from .signals import SIGNALS, SINK
 
-if TYPE_CHECKING:
-    import polars as pl
-
-RANKED = tuple(f"{kind}{name}{end}" for kind, end in (("rank_", ""), ("", "_z")) for name in SIGNALS)
 TITLES = {
     "combined": "combined score",
     "out_raw": "out: norm of z",
@@ -32,61 +25,9 @@ TITLES = {
 }
 SIGNAL_COLOURS = {"out": "#0072B2", "ent": "#E69F00", "task": "#009E73"}  # Okabe and Ito's, told apart by all
 _MANY = 1000  # heads from which on points are small
-_PLACE = ("layer", "head")
 _WHOLE = alt.Axis(labelExpr="datum.value == floor(datum.value) ? format(datum.value, 'd') : ''")
 _LAYERS = alt.X("layer:Q", title="layer", axis=_WHOLE, scale=alt.Scale(nice=False, zero=False, padding=6))
 _TITLE_WIDTH = 72  # characters
-
-
-def heatmap(frame: "pl.DataFrame", column: str | None = None, ranking: Ranking | None = None) -> alt.LayerChart:
-    """A layer × head map of one column, with the top k heads marked.
-
-    frame: layer, head and `column`; with RANKED too, `combined` follows the sliders and the marks are those of the top k.
-    column: by default `combined`, or else the first column that is not layer or head. ranking: where the sliders start.
-    How to read: a cell is a head, the brighter (for normalised values: the more orange) the more the task drives it.
-    """
-    column = column or ("combined" if "combined" in frame.columns else next(c for c in frame.columns if c not in _PLACE))
-    return map_chart(_data(frame), _shape(frame), column, _ranking(frame, ranking))
-
-
-def signal_maps(frame: "pl.DataFrame", ranking: Ranking | None = None) -> alt.ConcatChart:
-    """A layer × head map of each signal, raw in the first row and normalised within the layer in the second.
-
-    frame: layer, head, and any of out_raw, ent_raw, task_raw, out_z, ent_z, task_z; with RANKED the top k are marked.
-    How to read: as `heatmap`; compare the maps to see which signal brings a head to the top.
-    """
-    return maps_chart(_data(frame), _shape(frame), frame.columns, _ranking(frame, ranking))
-
-
-def entropy_and_task(frame: "pl.DataFrame", ranking: Ranking | None = None) -> alt.LayerChart:
-    """Every head by the entropy of its attention and its mass on the task's tokens, the mass on the first token as colour.
-
-    frame: layer, head, ent_raw, task_raw; `sink`, the mass on the first token, is the colour; with RANKED the top k have rings.
-    How to read: up and to the left are heads that look at little else than the task; bright ones rest on the first token.
-    """
-    return scatter_chart(_data(frame), SINK in frame.columns, _ranking(frame, ranking))
-
-
-def layer_profiles(frame: "pl.DataFrame", ranking: Ranking | None = None) -> alt.ConcatChart:
-    """Each signal from the first layer to the last: mean and range of a layer's heads, and the top k heads as dots.
-
-    frame: layer, head, and any of out_raw, ent_raw, task_raw; with RANKED the top k are dots, and a last chart counts them.
-    How to read: a dot far above the line is a head that stands out in its layer.
-    """
-    return profiles_chart(_data(frame), frame.columns, _ranking(frame, ranking))
-
-
-def top_heads(frame: "pl.DataFrame", ranking: Ranking | None = None) -> alt.Chart:
-    """The top k heads as bars, divided into what each signal adds to the combined score.
-
-    frame: layer, head and RANKED. How to read: the bar's length is the combined score, its parts are the weighted ranks.
-    """
-    return bars_chart(_data(frame), ranking or Ranking())
-
-
-# ------------------------------------------------------------------------------------- the same, of data given or named
-
-
 READING = {
     "combined": (
         "Combined score of every head",
@@ -134,17 +75,14 @@ def map_chart(data: Any, shape: tuple[int, int], column: str, live: Ranking | No
     )
     marks = [cells.add_params(PICKED)]
     if live:
-        size = alt.ExprRef(f"max(24, min(90, pow({cell} * 0.5, 2)))")
-        marks.append(
-            top_only(base).mark_point(
-                shape="circle", filled=True, size=size, fill="white", stroke="black", strokeWidth=1, opacity=1
-            )
-        )
+        dot = {"shape": "circle", "filled": True, "fill": "white", "stroke": "black", "strokeWidth": 1, "opacity": 1}
+        dot["size"] = alt.ExprRef(f"max(24, min(90, pow({cell} * 0.5, 2)))")
+        marks.append(top_only(base).mark_point(**dot))
     outline = base.mark_rect(fill=None, stroke=MARK, strokeWidth=2.5)
     marks.append(outline.transform_filter(PICKED_ONLY))
     title = _title(*READING["combined"]) if column == "combined" else alt.Undefined  # the legend says what the others show
-    chart = ranked(alt.layer(*marks, data=data, title=title), live)
-    return chart.properties(width="container" if fluid else {"step": wide}, height=layers * high if fluid else {"step": high})
+    size = {"width": "container", "height": layers * high} if fluid else {"width": {"step": wide}, "height": {"step": high}}
+    return ranked(alt.layer(*marks, data=data, title=title, **size), live)
 
 
 def map_columns(columns: Sequence[str]) -> list[str]:
@@ -188,10 +126,9 @@ def scatter_chart(data: Any, with_sink: bool, live: Ranking | None) -> alt.Layer
     if live:
         marks.append(top_only(base).mark_point(size=90, stroke=INK, strokeWidth=1.5, cursor="pointer"))
     marks.append(base.transform_filter(PICKED_ONLY).mark_point(size=220, stroke=MARK, strokeWidth=3))
-    chart = alt.layer(*marks, data=data, title=_title(*READING["entropy_and_task"])).transform_calculate(
-        entropy="-datum.ent_raw"
-    )
-    return ranked(chart, live).properties(width=520, height=340)
+    entropy = alt.CalculateTransform(calculate="-datum.ent_raw", **{"as": "entropy"})
+    title = _title(*READING["entropy_and_task"])
+    return ranked(alt.layer(*marks, data=data, title=title, transform=[entropy], width=520, height=340), live)
 
 
 def profile_chart(data: Any, signal: str, live: Ranking | None) -> alt.LayerChart:
@@ -200,10 +137,10 @@ def profile_chart(data: Any, signal: str, live: Ranking | None) -> alt.LayerChar
     title = TITLES[column]
     base = alt.Chart().encode(x=_LAYERS)
     band = base.mark_area(opacity=0.25, color=colour).encode(
-        y=alt.Y(f"min({column}):Q", title=title, scale=alt.Scale(zero=signal != "ent")), y2=f"max({column}):Q"
+        y=alt.Y(f"min({column}):Q", title=title, scale=alt.Scale(zero=signal != "ent")), y2=alt.Y2(f"max({column}):Q")
     )
-    line = base.mark_line(color=colour, strokeWidth=2).encode(y=f"mean({column}):Q")
-    heads = base.encode(y=f"{column}:Q", tooltip=_tooltip(column, *(["rank"] if live else [])))
+    line = base.mark_line(color=colour, strokeWidth=2).encode(y=alt.Y(f"mean({column}):Q"))
+    heads = base.encode(y=alt.Y(f"{column}:Q"), tooltip=_tooltip(column, *(["rank"] if live else [])))
     marks = [band, line]
     if live:
         dots = top_only(heads).mark_point(
@@ -211,7 +148,7 @@ def profile_chart(data: Any, signal: str, live: Ranking | None) -> alt.LayerChar
         )
         marks.append(dots.add_params(PICKED))
         marks.append(heads.transform_filter(PICKED_ONLY).mark_point(size=180, stroke=MARK, strokeWidth=3))
-    return ranked(alt.layer(*marks, data=data), live).properties(width=340, height=180)
+    return ranked(alt.layer(*marks, data=data, width=340, height=180), live)
 
 
 def count_chart(data: Any, live: Ranking | None) -> alt.Chart:
@@ -250,10 +187,13 @@ def bars_chart(data: Any, live: Ranking) -> alt.Chart:
         .encode(
             x=alt.X("sum(share):Q", title="combined score (higher: driven more)"),
             color=colour,
-            order="order:Q",
-            detail=["layer:O", "head:O", "rank:Q"],
+            order=alt.Order("order:Q"),
+            detail=[alt.Detail("layer:O"), alt.Detail("head:O"), alt.Detail("rank:Q")],
             stroke=alt.condition(PICKED_ONLY, alt.value(MARK), alt.value(None)),
-            tooltip=["name:N", "rank:Q", "part:N", alt.Tooltip("sum(share):Q", title="adds")],
+            tooltip=[
+                *(alt.Tooltip(field) for field in ("name:N", "rank:Q", "part:N")),
+                alt.Tooltip("sum(share):Q", title="adds"),
+            ],
         )
         .add_params(PICKED)
     )
@@ -268,21 +208,9 @@ def _step(count: int, most: int, largest: int) -> float:
 
 def _tooltip(*columns: str) -> list[Any]:
     shown = {"rank": alt.Tooltip("rank:Q"), "entropy": alt.Tooltip("entropy:Q", title="entropy (nats)", format=".4f")}
-    return ["name:N", *(shown.get(c, alt.Tooltip(f"{c}:Q", title=TITLES.get(c, c), format=".4f")) for c in columns)]
+    others = [shown.get(c, alt.Tooltip(f"{c}:Q", title=TITLES.get(c, c), format=".4f")) for c in columns]
+    return [alt.Tooltip("name:N"), *others]
 
 
 def _title(title: str, reading: str) -> alt.Title:
     return alt.Title(title, subtitle=textwrap.wrap(reading, _TITLE_WIDTH), anchor="start")
-
-
-def _data(frame: "pl.DataFrame") -> alt.InlineData:
-    with schemapi.debug_mode(False):  # every line would be validated by itself
-        return alt.InlineData(values=frame.to_dicts())  # a frame would be refused from 5,000 lines on
-
-
-def _shape(frame: "pl.DataFrame") -> tuple[int, int]:
-    return frame["layer"].n_unique(), frame["head"].n_unique()
-
-
-def _ranking(frame: "pl.DataFrame", ranking: Ranking | None) -> Ranking | None:
-    return (ranking or Ranking()) if set(RANKED) <= set(frame.columns) else None

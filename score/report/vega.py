@@ -9,8 +9,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..data.errors import InputError, RunError
-from ..data.files import write_text
+from ...data.errors import InputError, RunError
+from ...data.files import write_text
 
 _PACKAGES = {"altair": "altair", "vl_convert": "vl-convert-python"}
 _PROGRAM = "import sys, vl_convert; sys.stdout.buffer.write(vl_convert.javascript_bundle().encode())"
