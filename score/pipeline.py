@@ -74,6 +74,10 @@ class Scores:
         """The first heads of all."""
         return frame(self.tables["topk_global"])
 
+    def __repr__(self) -> str:
+        """The top heads, as a console shows this object."""
+        return f"{len(self.tables['combined']['head'])} heads, {self.samples} samples\n{self.topk_global}"
+
     def _repr_html_(self) -> str:
         """The top heads as a table, which is how a notebook shows this object."""
         from .report.notebook import top_table

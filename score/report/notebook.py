@@ -28,7 +28,7 @@ def top_table(scores: "Scores") -> str:
 
 def bundle(scores: "Scores") -> dict[str, Any]:
     """What a notebook may choose from, by MIME type."""
-    shown: dict[str, Any] = {"text/plain": repr(scores.combined), "text/html": top_table(scores)}
+    shown: dict[str, Any] = {"text/plain": repr(scores), "text/html": top_table(scores)}
     if "altair" not in missing_packages():
         from .charts import heatmap
         from .marks import Ranking
