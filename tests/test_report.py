@@ -90,6 +90,15 @@ def test_sliders_mark_the_heads_that_score_ranks_first(
 
 
 @needs_chromium
+@pytest.mark.parametrize("weight", [0.333, 0.25, 7.0, 1e-5, 1 / 3])
+def test_a_slider_stands_at_the_weight_of_the_scores(page: Browser, tmp_path: Path, weight: float) -> None:
+    headscore.report(made(tmp_path / "cache", 2, 3), tmp_path / "out", lambda_ent=weight)
+    page.open(tmp_path / "out" / "report.html")
+    shown = page.run("document.querySelector('#sliders input[name=\"lambda_ent\"]').valueAsNumber")
+    assert shown == pytest.approx(weight, rel=1e-6) and page.run("headscore.main.signal('lambda_ent')") == weight
+
+
+@needs_chromium
 def test_a_picked_head_is_marked_everywhere_and_named(page: Browser, tmp_path: Path) -> None:
     headscore.report(made(tmp_path / "cache", 4, 6), tmp_path / "out")
     page.open(tmp_path / "out" / "report.html")
@@ -195,11 +204,14 @@ def test_the_page_is_one_small_file(page_folder: Callable[[int, int], Path], lay
 def test_nothing_is_wider_than_the_screen(
     page: Browser, page_folder: Callable[[int, int], Path], shape: tuple[int, int]
 ) -> None:
-    for width, dark in ((1280, False), (390, True)):
+    for width, dark in ((1280, False), (390, True), (360, False)):
         page.size(width, 900, dark=dark)
         page.open(page_folder(*shape) / "report.html")
         assert page.run("document.documentElement.scrollWidth") <= width
         assert page.run("Math.max(...[...document.querySelectorAll('svg')].map(s => s.getBoundingClientRect().right))") <= width
+        assert page.run("document.querySelector('.scroll').scrollWidth <= document.querySelector('.scroll').clientWidth")
+    page.size(390, 844, dark=True)
+    page.open(page_folder(*shape) / "report.html")
     assert page.run("getComputedStyle(document.body).backgroundColor") == "rgb(22, 24, 28)"
     page.size(1280, 900)
     assert not page.errors and not page.requests

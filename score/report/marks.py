@@ -1,5 +1,6 @@
 """What charts of heads share: the live ranking by Vega-Lite's own parameters, the marks of the top k, and the picked head."""
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -46,10 +47,16 @@ class Ranking:
             return alt.param(name, value=value, bind=alt.binding_range(min=least, max=most, step=step, name=label))
 
         return [
-            slider("lambda_ent", "λ_ent ", self.lambda_ent, 0, most, 0.05),
-            slider("lambda_task", "λ_task ", self.lambda_task, 0, most, 0.05),
+            slider("lambda_ent", "λ_ent ", self.lambda_ent, 0, most, _step(self.lambda_ent)),
+            slider("lambda_task", "λ_task ", self.lambda_task, 0, most, _step(self.lambda_task)),
             slider("k", "k ", self.k, 1, most_heads, 1),
         ]
+
+
+def _step(value: float) -> float:
+    """How far apart a slider's places are: so that `value` is one of them, as a browser moves others to the next."""
+    steps = (0.05, *(10.0**-digits for digits in range(2, 9)))
+    return next((step for step in steps if math.isclose(round(value / step) * step, value, rel_tol=1e-12)), 1e-9)
 
 
 def ranked(chart: Any, ranking: Ranking | None, first: bool = False) -> Any:

@@ -175,13 +175,14 @@ def _chart_sections(ranking: Ranking, heads: Table) -> dict[str, str]:
     width = max(320, 46 * _shape(heads)[1] + 60)
     maps = "".join(_place(f"map-{column}") for column in views.map_columns(list(heads)))
     profiles = "".join(_place(f"profile-{name}") for name in (*SIGNALS, "count"))
+    map_ = f'<div style="flex: 1 1 {width}px; max-width:{width}px">{_place("combined")}</div>'
     table = '<div class="scroll"><table id="top-heads-table"><thead></thead><tbody></tbody></table></div>'
+    top = (
+        "<div><h3>Top heads</h3><p>A line is a head of the top k; click a column's name to sort by it, and a line to mark the "
+        f"head in every chart.</p>{table}</div>"
+    )
     return {
-        "combined": _section(
-            "combined", f'<div id="sliders"></div><div style="max-width:{width}px">{_place("combined")}</div>'
-        ),
-        "table": "<h2>Top heads</h2><p>A line is a head of the top k; click a column's name to sort by it, and a line to mark "
-        f"the head in every chart.</p>{table}",
+        "combined": _section("combined", f'<div id="sliders"></div><div class="beside">{map_}{top}</div>'),
         "top_heads": _section("top_heads", _place("top_heads")),
         "signal_maps": _section("signal_maps", f'<div class="maps">{maps}</div>'),
         "entropy_and_task": _section("entropy_and_task", _place("entropy_and_task")),

@@ -76,7 +76,7 @@ def map_chart(data: Any, shape: tuple[int, int], column: str, live: Ranking | No
     marks = [cells.add_params(PICKED)]
     if live:
         dot = {"shape": "circle", "filled": True, "fill": "white", "stroke": "black", "strokeWidth": 1, "opacity": 1}
-        dot["size"] = alt.ExprRef(f"max(24, min(90, pow({cell} * 0.5, 2)))")
+        dot["size"] = alt.ExprRef(f"max(36, min(90, pow({cell} * 0.5, 2)))")
         marks.append(top_only(base).mark_point(**dot))
     outline = base.mark_rect(fill=None, stroke=MARK, strokeWidth=2.5)
     marks.append(outline.transform_filter(PICKED_ONLY))
@@ -114,13 +114,13 @@ def scatter_chart(data: Any, with_sink: bool, live: Ranking | None) -> alt.Layer
     """`entropy_and_task` of data that is given or named."""
     base = alt.Chart().encode(
         x=alt.X("entropy:Q", title="entropy of the attention in nats (left: focused)", scale=alt.Scale(zero=False)),
-        y=alt.Y("task_raw:Q", title="attention mass on the task's tokens"),
+        y=alt.Y("task_raw:Q", title="attention mass on the task's tokens", scale=alt.Scale(zero=False)),
         tooltip=_tooltip("entropy", "task_raw", *([SINK] if with_sink else []), *(["rank"] if live else [])),
     )
-    size = 45 if live is None or live.heads < _MANY else 18
-    points = base.mark_circle(size=size, opacity=0.9, stroke=INK, strokeWidth=0.4, cursor="pointer")
+    size, opacity = (45, 0.9) if live is None or live.heads < _MANY else (18, 0.6)  # rings must show among many points
+    points = base.mark_circle(size=size, opacity=opacity, stroke=INK, strokeWidth=0.6, cursor="pointer")
     if with_sink:
-        legend = alt.Legend(title=TITLES[SINK], orient="top", titleLimit=0, gradientThickness=10)
+        legend = alt.Legend(title=TITLES[SINK], orient="top", titleLimit=0, gradientThickness=10, gradientOpacity=1)
         points = points.encode(color=alt.Color(f"{SINK}:Q", scale=alt.Scale(scheme="viridis", domain=[0, 1]), legend=legend))
     marks = [points.add_params(PICKED)]
     if live:
