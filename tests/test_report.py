@@ -172,7 +172,7 @@ def test_hostile_text_shows_as_text(page: Browser, tmp_path: Path, monkeypatch: 
         scores.metadata[key].update(name=HOSTILE, path=HOSTILE)
     scores.metadata["templates"].append({"name": HOSTILE, "text": HOSTILE})
     from headscore.data.cache import open_cache
-    from headscore.score.report.page import write_report
+    from headscore.score.pipeline import write_report
 
     write_report(tmp_path, open_cache(cache), scores)
     page.open(tmp_path / "report.html")

@@ -11,9 +11,11 @@ from typing import Any, Self
 
 from ...data.errors import RunError
 
-# The first drawing starts the JavaScript engine, which takes most of a second: while the charts are still being made.
+# The first drawing starts the JavaScript engine, which takes most of a second: while the charts are still being made. What is
+# waited for until then, and the page's JavaScript, come first.
 _PROGRAM = """
-import json, pathlib, sys, vl_convert
+import json, os, pathlib, sys, vl_convert
+os.nice(5)
 vl_convert.vegalite_to_svg({"mark": "point"})
 for line in sys.stdin:
     path = pathlib.Path(line.strip())

@@ -23,7 +23,7 @@ from .attended import attended
 from .drawing import Drawer
 from .marks import INK, Ranking
 from .sections import captured, escaped, skipped_section, tokens_section
-from .vega import vega_bundle
+from .vega import Bundle
 
 logger = logging.getLogger("headscore")
 
@@ -46,13 +46,13 @@ _TABLE_COLUMNS = {  # field: title and decimals; a column shows where the heads 
 _ALWAYS = ("rank", "name")
 
 
-def write_report(folder: Path, cache: Cache, scores: Scores) -> None:
+def write_report(folder: Path, cache: Cache, scores: Scores, bundle: Bundle) -> None:
     """Write report.html and charts/*.svg, *.png to `folder`, each whole or not at all.
 
     Raises InputError where a shard is damaged, RunError where the disk refuses.
     """
     # The tests validate these charts, with every option.
-    with vega_bundle() as bundle, Drawer(_PNG_SCALE) as slow, Drawer(_PNG_SCALE) as quick, schemapi.debug_mode(False):
+    with Drawer(_PNG_SCALE) as slow, Drawer(_PNG_SCALE) as quick, schemapi.debug_mode(False):
         tokens, skipped = _counted(cache)
         heads = heads_table(scores)
         ranking = Ranking.of(scores)
