@@ -14,12 +14,12 @@ from ...data.errors import RunError
 # The first drawing starts the JavaScript engine, which takes most of a second: while the charts are still being made. What is
 # waited for until then, and the page's JavaScript, come first.
 _PROGRAM = """
-import json, os, pathlib, sys, vl_convert
+import os, pathlib, sys, vl_convert
 os.nice(5)
-vl_convert.vegalite_to_svg({"mark": "point"})
+vl_convert.vegalite_to_svg('{"mark": "point"}')
 for line in sys.stdin:
     path = pathlib.Path(line.strip())
-    svg = vl_convert.vegalite_to_svg(json.loads(path.read_bytes()))
+    svg = vl_convert.vegalite_to_svg(path.read_text(encoding="utf-8"))
     path.with_suffix(".svg").write_text(svg, encoding="utf-8")
     path.with_suffix(".png").write_bytes(vl_convert.svg_to_png(svg, scale=float(sys.argv[1])))
 """
@@ -45,10 +45,11 @@ class Drawer:
         self._process.wait()
         self._folder.cleanup()
 
-    def draw(self, specs: Mapping[str, dict[str, Any]]) -> None:
-        """Have charts drawn, by their names; returns at once."""
+    def draw(self, specs: Mapping[str, dict[str, Any]], datasets: str) -> None:
+        """Have charts drawn, by their names; returns at once. datasets: what they show, as JSON that is made once for all."""
         for name, spec in specs.items():
-            (Path(self._folder.name) / f"{name}.json").write_text(json.dumps(spec), encoding="utf-8")
+            text = f'{json.dumps(spec)[:-1]}, "datasets": {datasets}}}'
+            (Path(self._folder.name) / f"{name}.json").write_text(text, encoding="utf-8")
             self._names.append(name)
         if self._process.stdin:
             with contextlib.suppress(BrokenPipeError):  # `drawn` tells

@@ -57,8 +57,9 @@ def write_report(folder: Path, cache: Cache, scores: Scores, bundle: Bundle) -> 
         heads = heads_table(scores)
         ranking = Ranking.of(scores)
         specs = _files(heads, ranking)
-        slow.draw({_SLOWEST: specs.pop(_SLOWEST)})
-        quick.draw(specs)
+        datasets = json.dumps({_DATA: [dict(zip(heads, line, strict=True)) for line in rows(heads)]})
+        slow.draw({_SLOWEST: specs.pop(_SLOWEST)}, datasets)
+        quick.draw(specs, datasets)
         sections = _chart_sections(ranking, heads) | {"tokens": tokens_section(_attended(cache, scores))}
         sections["skipped"] = skipped_section(skipped)
         page = {
@@ -81,9 +82,8 @@ def _shape(heads: Table) -> tuple[int, int]:
 
 
 def _files(heads: Table, ranking: Ranking) -> dict[str, dict[str, Any]]:
-    """Each chart as it stands for the scores' own weights, with its data."""
+    """Each chart as it stands for the scores' own weights, without its data."""
     data, shape = alt.NamedData(_DATA), _shape(heads)
-    values = [dict(zip(heads, line, strict=True)) for line in rows(heads)]
     made = {
         "combined": views.map_chart(data, shape, "combined", ranking),
         "top_heads": views.bars_chart(data, ranking),
@@ -91,10 +91,7 @@ def _files(heads: Table, ranking: Ranking) -> dict[str, dict[str, Any]]:
         "entropy_and_task": views.scatter_chart(data, True, ranking),
         "layer_profiles": views.profiles_chart(data, list(heads), ranking),
     }
-    specs = {name: chart.to_dict(validate=False) for name, chart in made.items()}
-    for spec in specs.values():
-        spec |= {"background": "white", "datasets": {_DATA: values}}
-    return specs
+    return {name: {"background": "white", **chart.to_dict(validate=False)} for name, chart in made.items()}
 
 
 # --------------------------------------------------------------------------------------------------------------- the page
