@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..data.words import add_up
+
 Float = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.int64]
 
@@ -27,7 +29,7 @@ class RowSums:
     """Sums over the pattern rows of some samples: the mass Σ_{j ∈ span} aⱼ, and −H = Σⱼ aⱼ ln aⱼ.
 
     member: bool [t], which tokens are in the span. offsets: int64 [n+1], where each sample's tokens start. heads: H. One object
-    serves all layers, but only one thread.
+    serves all layers.
     """
 
     def __init__(self, member: npt.NDArray[np.bool_], offsets: Integers, heads: int):
@@ -46,7 +48,6 @@ class RowSums:
         ]
         self._samples = np.append(np.searchsorted(starts, rows + offsets[:-1]), len(starts))  # where theirs begin and end
         self._inside = member[starts % tokens]
-        self._packed = np.empty(min(WINDOW_ITEMS, heads * tokens), np.int64)
 
     def mass_and_entropy(self, patterns: npt.NDArray[np.float16]) -> tuple[Float, Float]:
         """The mass, between 0 and 1, and −H in nats, between −ln T and 0 (0 ln 0 is 0): patterns [H,t] -> both [H,n].
@@ -62,15 +63,11 @@ class RowSums:
 
     def _pieces(self, bits: npt.NDArray[np.uint16]) -> Integers:
         """The packed sum of every piece: bits of pattern rows [H,t] -> [pieces]."""
-        if bits.max(initial=0) > _ONE:
-            raise ValueError("values that are not between 0 and 1")
         values, table = bits.reshape(-1), _packed_table()
         pieces = np.empty(len(self._inside), np.int64)
         for window, starts, own in self._windows:
-            part = values[window]
-            packed = self._packed[: len(part)]
-            table.take(part, out=packed, mode="clip")
-            np.add.reduceat(packed, starts, out=pieces[own])
+            if not add_up(values[window], table, starts, pieces[own]):
+                raise ValueError("values that are not between 0 and 1")
         return pieces
 
 
