@@ -33,16 +33,37 @@ def workers(settings: WorkSettings) -> Iterator[Spread]:
 
 @contextlib.contextmanager
 def _processes(count: int) -> Iterator[Spread]:
+    """`count` processes, of which this one is the last: it would only wait while the others start."""
     import multiprocessing  # here, as most runs need none of it
-    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures import Future, ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
+
+    def done_here(work: Any, item: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        try:
+            done.set_result(work(item))
+        except Exception as error:  # raised where its turn is, so that it is the same error whoever is faster
+            done.set_exception(error)
+        return done
+
+    def spread(work: Any, items: Iterable[Any]) -> Iterator[Any]:
+        waiting = list(items)
+        futures = [pool.submit(work, item) for item in waiting]
+        taken = 0  # up to here all are done, or in the hands of another process
+        for place in range(len(futures)):
+            while taken < len(futures) and not futures[place].done():
+                if futures[taken].cancel():
+                    futures[taken] = done_here(work, waiting[taken])
+                taken += 1
+            result, futures[place] = futures[place].result(), Future()  # a large cache has many results
+            yield result
 
     # Not forked: a fork of a process with polars' threads may hang. Threads would be slower, as numpy's calls are short.
     spawn = multiprocessing.get_context("spawn")
     try:
-        with ProcessPoolExecutor(count, spawn, initializer=_leave_interrupts_to_the_parent) as pool:
+        with ProcessPoolExecutor(count - 1, spawn, initializer=_leave_interrupts_to_the_parent) as pool:
             try:
-                yield pool.map
+                yield spread
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
