@@ -46,35 +46,60 @@ static PyObject *fletcher_sums(PyObject *self, PyObject *args) {
     return Py_BuildValue("KK", (unsigned long long)sum_of_sums, (unsigned long long)sum);
 }
 
-/* add_up(words, table, starts, sums) -> bool: sums[k] = the sum of table[word] from starts[k] up to starts[k + 1] or the end */
+static uint16_t largest(const uint16_t *word, int64_t count) {
+    uint16_t found[LANES] = {0};
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES)
+        for (int lane = 0; lane < LANES; lane++) found[lane] = word[i + lane] > found[lane] ? word[i + lane] : found[lane];
+    for (; i < count; i++) found[0] = word[i] > found[0] ? word[i] : found[0];
+    for (int lane = 1; lane < LANES; lane++) found[0] = found[lane] > found[0] ? found[lane] : found[0];
+    return found[0];
+}
+
+/* add_up(words, table, bounds, slots, sums) -> bool: for every row, sums[slots[k]] += the table's values from bounds[k] to
+ * bounds[k + 1]. words: 16 bits, rows by columns, of which only the columns must be adjacent; the others 64 bits and adjacent. */
 static PyObject *add_up(PyObject *self, PyObject *args) {
-    Py_buffer words, table, starts, sums;
-    if (!PyArg_ParseTuple(args, "y*y*y*w*", &words, &table, &starts, &sums)) return NULL;
-    const uint16_t *word = words.buf;
-    const uint64_t *value = table.buf; /* unsigned, as only that may wrap around */
-    const int64_t *start = starts.buf;
-    uint64_t *sum = sums.buf;
-    Py_ssize_t count = words.len / 2, pieces = starts.len / 8;
-    int fits = sums.len / 8 == pieces, within = 1;
-    Py_BEGIN_ALLOW_THREADS
-    for (Py_ssize_t piece = 0; piece < pieces; piece++)
-        fits = fits && 0 <= start[piece] && start[piece] <= (piece + 1 < pieces ? start[piece + 1] : count);
-    uint16_t largest = 0; /* found beforehand, as a comparison at every look-up takes three times as long */
-    for (Py_ssize_t i = 0; i < count; i++) largest = word[i] > largest ? word[i] : largest;
-    within = !count || largest < table.len / 8;
-    for (Py_ssize_t piece = 0; fits && within && piece < pieces; piece++) {
-        const int64_t end = piece + 1 < pieces ? start[piece + 1] : count;
-        uint64_t total = 0;
-        for (int64_t i = start[piece]; i < end; i++) total += value[word[i]];
-        sum[piece] = total;
+    PyObject *object;
+    Py_buffer words, table, bounds, slots, sums;
+    if (!PyArg_ParseTuple(args, "Oy*y*y*w*", &object, &table, &bounds, &slots, &sums)) return NULL;
+    int fits = 0, within = 1;
+    if (PyObject_GetBuffer(object, &words, PyBUF_STRIDES) == 0) {
+        const Py_ssize_t rows = words.ndim == 2 ? words.shape[0] : 0, pieces = slots.len / 8;
+        const Py_ssize_t width = rows ? sums.len / 8 / rows : 0; /* of a row's sums */
+        const uint64_t *value = table.buf;                       /* unsigned, as only that may wrap around */
+        const int64_t *bound = bounds.buf, *slot = slots.buf;
+        fits = words.ndim == 2 && words.itemsize == 2 && (words.shape[1] < 2 || words.strides[1] == 2) &&
+               words.strides[0] % 2 == 0 && bounds.len / 8 == pieces + 1 && sums.len == rows * width * 8;
+        Py_BEGIN_ALLOW_THREADS
+        for (Py_ssize_t k = 0; fits && k < pieces; k++)
+            fits = 0 <= bound[k] && bound[k] <= bound[k + 1] && bound[k + 1] <= words.shape[1] && 0 <= slot[k] && slot[k] < width;
+        for (Py_ssize_t row = 0; fits && within && row < rows; row++) {
+            const uint16_t *word = (const uint16_t *)((const char *)words.buf + row * words.strides[0]);
+            uint64_t *sum = (uint64_t *)sums.buf + row * width;
+            /* found beforehand, as a comparison at every look-up takes three times as long */
+            within = bound[0] == bound[pieces] || largest(word + bound[0], bound[pieces] - bound[0]) < table.len / 8;
+            for (Py_ssize_t k = 0; within && k < pieces; k++) {
+                const int64_t end = bound[k + 1];
+                int64_t i = bound[k];
+                uint64_t even = 0, odd = 0; /* two sums, as an addition has to wait for the one before it */
+                for (; i + 2 <= end; i += 2) {
+                    even += value[word[i]];
+                    odd += value[word[i + 1]];
+                }
+                if (i < end) even += value[word[i]];
+                sum[slot[k]] += even + odd;
+            }
+        }
+        Py_END_ALLOW_THREADS
+        PyBuffer_Release(&words);
     }
-    Py_END_ALLOW_THREADS
-    PyBuffer_Release(&words);
     PyBuffer_Release(&table);
-    PyBuffer_Release(&starts);
+    PyBuffer_Release(&bounds);
+    PyBuffer_Release(&slots);
     PyBuffer_Release(&sums);
+    if (PyErr_Occurred()) return NULL;
     if (!fits) {
-        PyErr_SetString(PyExc_ValueError, "starts and sums must fit to the words");
+        PyErr_SetString(PyExc_ValueError, "bounds, slots and sums must fit to the words");
         return NULL;
     }
     return PyBool_FromLong(within);

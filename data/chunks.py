@@ -1,7 +1,7 @@
 """Reads chunks past HDF5's filters, whose fletcher32 takes several times as long as the same sums here."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Any
 
@@ -23,8 +23,11 @@ class PlainChunks:
         self._handle, self._places, self._dtype, self._dims = handle, places, np.dtype(dtype), tuple(chunk[1:])
         self._bytes = prod(self._dims) * self._dtype.itemsize
 
-    def read(self, layer: int, tokens: slice, out: npt.NDArray[Any]) -> None:
-        """Fill `out` [H,tokens] with a part of a layer; OSError where a chunk ends early or its checksum does not match."""
+    def parts(self, layer: int, tokens: slice) -> Iterator[tuple[slice, npt.NDArray[Any]]]:
+        """The values [H,w] of some tokens of a layer, chunk by chunk, each part with its place among those tokens.
+
+        Raises OSError where a chunk ends early or its checksum does not match.
+        """
         length = self._dims[-1]
         for start in range(tokens.start // length * length, tokens.stop, length):
             content = os.pread(self._handle, self._bytes + CHECKSUM_BYTES, self._places[layer, start])
@@ -34,7 +37,7 @@ class PlainChunks:
                 raise OSError("a checksum does not match")
             values = np.frombuffer(content, self._dtype, prod(self._dims)).reshape(self._dims)
             first, last = max(start, tokens.start), min(start + length, tokens.stop)
-            out[:, first - tokens.start : last - tokens.start] = values[:, first - start : last - start]
+            yield slice(first - tokens.start, last - tokens.start), values[:, first - start : last - start]
 
 
 def fletcher32(words: npt.NDArray[np.uint16]) -> int:

@@ -1,5 +1,6 @@
-"""Reads a shard as untrusted input: an array is opened only after its links, layout, dtype and dims have been checked."""
+"""Reads a shard as untrusted input: what is needed is opened once its links, layout, dtype and dims have been checked."""
 
+import contextlib
 import itertools
 import json
 from collections.abc import Iterator, Sequence
@@ -49,7 +50,7 @@ class Shard:
     """One open shard file: its metadata, its dims, and its arrays read on demand.
 
     `samples`, `tokens`, `layers`, `heads` are its dims. Use it as a context manager. Raises InputError for a file that is not
-    a shard of this format, or that is damaged or unsafe to read.
+    a shard of this format, or that is damaged or unsafe to read; of the arrays, when they are asked for.
     """
 
     def __init__(self, path: Path):
@@ -60,19 +61,22 @@ class Shard:
         except OSError as error:
             raise InputError(f"{path}: is not a readable shard, or is damaged: {one_line(error)[:160]}") from error
         try:
-            self.metadata = self._read_attributes()
-            check_metadata(self.metadata, str(path), of_shard=True)
-            self.number: int = self.metadata.pop("shard")
-            self.skipped: list[dict[str, Any]] = self.metadata.pop("skipped")
-            self.names = stored_arrays(self.metadata)
-            self._plain: dict[str, PlainChunks] = {}  # the arrays that are read past HDF5
-            self._arrays = self._checked_arrays()
-            self.samples, self.tokens, self.layers, self.heads = self._checked_dims()
-        except (InputError, ArithmeticError, LookupError, ValueError, TypeError, OSError, RuntimeError) as error:
+            with self._damage_told():
+                self.metadata = self._read_attributes()
+                check_metadata(self.metadata, str(path), of_shard=True)
+                self.number: int = self.metadata.pop("shard")
+                self.skipped: list[dict[str, Any]] = self.metadata.pop("skipped")
+                self.names = stored_arrays(self.metadata)
+                self._places: dict[str, Any] = {}  # HDF5's identifiers of groups and arrays
+                self._shapes: dict[str, tuple[int, ...]] = {}
+                self._plain: dict[str, PlainChunks] = {}  # the arrays that are read past HDF5
+                self._dims = self._declared_dims()
+                self._require_layers()
+                self.layers, self.heads = self._dims["L"], self._dims["H"]
+                self.samples, self.tokens = self._shape("samples/offset")[0] - 1, self._shape("tokens/span")[0]
+        except InputError:
             self._file.close()
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{path}: is damaged, or not a shard: {one_line(error)[:160]}") from error
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -85,10 +89,8 @@ class Shard:
 
         Raises InputError where the shard has no such array or its data is damaged.
         """
-        if name not in self._arrays:
-            raise InputError(f"{self.path}: has no '{name}': {_why_absent(name)}")
+        shape = self._shape(name)
         dtype, axes = ARRAYS[name]
-        array, shape = self._arrays[name]
         parts = {"n": block.samples, "t": block.tokens} if block else {}
         if layer is not None:
             parts["L"] = slice(layer, layer + 1)
@@ -97,14 +99,29 @@ class Shard:
         values = np.empty(count, dtype)
         try:
             if name in self._plain and layer is not None:
-                self._plain[name].read(layer, ranges[2], values[0])
+                for tokens, part in self._plain[name].parts(layer, ranges[2]):
+                    values[0][:, tokens] = part
             elif values.size:
-                place = array.get_space()
+                place = self._places[name].get_space()
                 place.select_hyperslab(start, count)
-                array.read(h5py.h5s.create_simple(count), place, values)
+                self._places[name].read(h5py.h5s.create_simple(count), place, values)
         except OSError as error:
-            raise InputError(f"{self.path}: '{name}' cannot be read, most likely as its checksum does not match") from error
+            raise self._unreadable(name) from error
         return values[0] if layer is not None and axes[0] == "L" else values
+
+    def parts(self, name: str, layer: int, block: Block) -> Iterator[tuple[slice, Array]]:
+        """What `read` gives of an array [L,H,t], in the parts it is stored in: their places in the block, and values [H,w].
+
+        Nothing is copied, and a part stays in a core's cache, so this is the way to go through all rows. Raises as `read`.
+        """
+        self._shape(name)
+        if name not in self._plain:
+            yield slice(0, int(block.offsets[-1])), self.read(name, layer, block)
+            return
+        try:
+            yield from self._plain[name].parts(layer, block.tokens)
+        except OSError as error:
+            raise self._unreadable(name) from error
 
     def offsets(self) -> npt.NDArray[np.int64]:
         """Where each sample's tokens start, int64 [n+1]; checked to begin at 0, to rise, and to end at `tokens`."""
@@ -127,6 +144,24 @@ class Shard:
             yield Block(slice(start, stop), tokens, offsets[start : stop + 1] - offsets[start])
             start = stop
 
+    def require_arrays(self) -> None:
+        """Raises InputError where an array is stored in a way that `read` would refuse."""
+        for name in self.names:
+            self._shape(name)
+
+    @contextlib.contextmanager
+    def _damage_told(self) -> Iterator[None]:
+        """Whatever HDF5 or Python finds wrong about a file becomes an InputError."""
+        try:
+            yield
+        except InputError:
+            raise
+        except (ArithmeticError, LookupError, ValueError, TypeError, OSError, RuntimeError) as error:
+            raise InputError(f"{self.path}: is damaged, or not a shard: {one_line(error)[:160]}") from error
+
+    def _unreadable(self, name: str) -> InputError:
+        return InputError(f"{self.path}: '{name}' cannot be read, most likely as its checksum does not match")
+
     def _read_attributes(self) -> Metadata:
         attributes: Metadata = {}
         root = h5py.h5g.open(self._file.id, b"/")
@@ -138,10 +173,14 @@ class Shard:
             attribute = h5py.h5a.open(root, name)
             if attribute.get_storage_size() > MAX_ATTRIBUTE_BYTES:
                 raise InputError(f"{self.path}: has an attribute of more than {MAX_ATTRIBUTE_BYTES} bytes")
-            if attribute.dtype.kind not in "Siu":  # others would be read from an unchecked heap
+            kind = attribute.get_type()
+            if isinstance(kind, h5py.h5t.TypeStringID) and not kind.is_variable_str():
+                value = np.zeros((), f"S{kind.get_size()}")
+            elif isinstance(kind, h5py.h5t.TypeIntegerID):
+                value = np.zeros((), kind.dtype)
+            else:  # others would be read from an unchecked heap
                 continue
-            value = np.zeros(attribute.shape, attribute.dtype)
-            attribute.read(value)
+            attribute.read(value, kind)
             key, content = name.decode(), value.item()
             text = content.decode() if isinstance(content, bytes) else content
             attributes[key] = json.loads(text) if isinstance(text, str) and key != "format" else text
@@ -149,19 +188,21 @@ class Shard:
             raise InputError(f"{self.path}: is not a shard of a headscore cache")
         return attributes
 
-    def _checked_arrays(self) -> dict[str, tuple[Any, tuple[int, ...]]]:
-        """Each array's HDF5 identifier and dims, once its links and its layout are known to stay inside this file.
+    def _shape(self, name: str) -> tuple[int, ...]:
+        """The dims of an array. When it is first asked for, its links and layout are checked to stay inside this file.
 
         With HDF5's own calls, which take less time than h5py's objects: a large cache has many shards to open.
         """
-        groups: dict[str, Any] = {}
-        found: dict[str, tuple[Any, tuple[int, ...]]] = {}
-        for name in self.names:
+        if name not in self.names:
+            raise InputError(f"{self.path}: has no '{name}': {_why_absent(name)}")
+        if name not in self._shapes:
             group, array = name.split("/")
-            groups[group] = groups.get(group) or self._linked(self._file.id, group, name)
-            identifier = self._linked(groups[group], array, name)
-            found[name] = identifier, self._checked_shape(name, identifier)
-        return found
+            with self._damage_told():
+                self._places[group] = self._places.get(group) or self._linked(self._file.id, group, name)
+                self._places[name] = self._linked(self._places[group], array, name)
+                self._shapes[name] = self._checked_shape(name, self._places[name])
+                self._require_dims(name)
+        return self._shapes[name]
 
     def _linked(self, place: Any, part: str, name: str) -> Any:
         """What a hard link leads to: no other can be trusted to stay inside this file."""
@@ -220,22 +261,25 @@ class Shard:
             return {}
         return {name: PlainChunks(self._file.id.get_vfd_handle(), ARRAYS[name][0], chunk, places)}
 
-    def _checked_dims(self) -> tuple[int, int, int, int]:
-        dims: dict[str, int] = {}
-        for name in self.names:
-            for axis, length in zip(ARRAYS[name][1], self._arrays[name][1], strict=True):
-                key, length = ("n", length - 1) if axis == "n+1" else (axis, length)
-                if dims.setdefault(key, length) != length:
-                    raise InputError(f"{self.path}: '{name}' has {length} along {key}, other arrays have {dims[key]}")
-        declared = self.metadata["dims"]
-        if dims["L"] * dims["H"] > MAX_HEADS:
-            raise InputError(f"{self.path}: has {dims['L']} layers of {dims['H']} heads, more than {MAX_HEADS} in all")
-        if (dims["L"], dims["H"]) != (declared["layers"], declared["heads"]) or dims["H"] < 1:
-            raise InputError(f"{self.path}: arrays of {dims['L']} layers and {dims['H']} heads, not as its metadata says")
+    def _declared_dims(self) -> dict[str, int]:
+        """The dims by their axis, as far as the metadata has them."""
+        layers, heads = self.metadata["dims"]["layers"], self.metadata["dims"]["heads"]
+        if min(layers, heads) < 1 or layers * heads > MAX_HEADS:
+            raise InputError(f"{self.path}: has {layers} layers of {heads} heads, none or more than {MAX_HEADS} in all")
+        return {"L": layers, "H": heads}
+
+    def _require_dims(self, name: str) -> None:
+        """Raises InputError for an array whose dims are not those of the metadata and of the arrays before it."""
+        for axis, length in zip(ARRAYS[name][1], self._shapes[name], strict=True):
+            key, length = ("n", length - 1) if axis == "n+1" else (axis, length)
+            if self._dims.setdefault(key, length) != length:
+                why = f"not {self._dims[key]} as its metadata says or another array has"
+                raise InputError(f"{self.path}: '{name}' has {length} along {key}, {why}")
+
+    def _require_layers(self) -> None:
         layers = self.read("layers/index").tolist()
-        if layers != self.metadata["layers"] or layers != sorted(set(layers)) or not layers:
+        if layers != self.metadata["layers"] or layers != sorted(set(layers)):
             raise InputError(f"{self.path}: 'layers/index' is not as its metadata says")
-        return dims["n"], dims["t"], dims["L"], dims["H"]
 
 
 def verify_shard(shard: Shard) -> None:
@@ -243,6 +287,7 @@ def verify_shard(shard: Shard) -> None:
 
     Raises InputError for the first thing that is wrong.
     """
+    shard.require_arrays()
     rows = shard.read("samples/row")
     if (np.diff(rows) <= 0).any() or rows.min(initial=0) < 0:
         raise InputError(f"{shard.path}: 'samples/row' does not rise from 0 or more")

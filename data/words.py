@@ -19,6 +19,7 @@ Words = npt.NDArray[np.uint16]
 Integers = npt.NDArray[np.int64]
 
 _COLUMNS = 1024  # of the grid that words are summed in: few enough for 32-bit sums of half a MiB of words
+_LOOK_UPS = 1 << 16  # at once: few enough to stay in a core's cache, many for few calls
 
 
 def fletcher_sums_in_numpy(words: Words) -> tuple[int, int]:
@@ -32,11 +33,16 @@ def fletcher_sums_in_numpy(words: Words) -> tuple[int, int]:
     return len(words) * total - places, total
 
 
-def add_up_in_numpy(words: Words, table: Integers, starts: Integers, sums: Integers) -> bool:
+def add_up_in_numpy(words: Words, table: Integers, bounds: Integers, slots: Integers, sums: Integers) -> bool:
     """`add_up` without a compiler."""
-    if words.max(initial=0) >= len(table):
+    used, starts = words[:, bounds[0] : bounds[-1]], bounds[:-1] - bounds[0]
+    if used.max(initial=0) >= len(table):
         return False
-    np.add.reduceat(table.take(words, mode="clip"), starts, out=sums)
+    step = max(1, _LOOK_UPS // used.shape[1])
+    every_row: Any = slice(None)
+    for row in range(0, len(used), step):
+        pieces = np.add.reduceat(table.take(used[row : row + step], mode="clip"), starts, axis=1)
+        np.add.at(sums[row : row + step], (every_row, slots), pieces)
     return True
 
 
@@ -45,13 +51,14 @@ def fletcher_sums(words: Words) -> tuple[int, int]:
     return _fletcher_sums(words)
 
 
-def add_up(words: Words, table: Integers, starts: Integers, sums: Integers) -> bool:
-    """Set `sums` to what the table has for the words of each piece, added up; False where it has nothing for a word.
+def add_up(words: Words, table: Integers, bounds: Integers, slots: Integers, sums: Integers) -> bool:
+    """Add up what the table has for the words, piece by piece, to `sums`; False where it has nothing for a word.
 
-    words [w], at least one. table: the value of each word from 0. starts [k], rising from 0: where the pieces begin; none
-    is empty. sums [k]. Integers that leave 64 bits wrap around.
+    words [r,w]: rows, of which w are adjacent in memory. table: the value of each word from 0. bounds [k+1], rising: piece i is
+    the columns from bounds[i] to before bounds[i+1], at least one, of each row. slots [k]: where in a row of sums [r,s] it is
+    added. Integers that leave 64 bits wrap around. Where it is False, the sums of some rows may have been added already.
     """
-    return _add_up(words, table, starts, sums)
+    return _add_up(words, table, bounds, slots, sums)
 
 
 @cache

@@ -1,8 +1,9 @@
-"""Keeps the signals of a cache's shards in `derived/` beside them, so that scoring it again reads no row.
+"""Keeps the measures of a cache's shards in `derived/` beside them, so that scoring it again reads no row.
 
-A file there is believed only if it is what this program would have written for the shard as it is now: its first line names the
-definition of the signal, the capture, and the shard file with its size, inode and times, and checksums cover the rest. A shard
-that was replaced, damaged or copied since has other times, so what a cache brings along from elsewhere is never believed.
+There is one file for each pass over a shard. It is believed only if it is what this program would have written for the shard as
+it is now: its first line names the pass with all that it depends on, the capture, and the shard file with its size, inode and
+times, and checksums cover the rest. A shard that was replaced, damaged or copied since has other times, so what a cache brings
+along from elsewhere is never believed.
 Nothing depends on these files: what does not fit is made again, and where they cannot be written, scoring goes on without.
 """
 
@@ -14,6 +15,7 @@ import os
 import stat
 import time
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -29,9 +31,9 @@ from ..data.metadata import MAX_HEADS, identity
 logger = logging.getLogger("headscore")
 
 DERIVED_FOLDER = "derived"
-VERSION = 1  # of these files and of what the signals mean: raise it when either changes
+VERSION = 2  # of these files and of what the signals mean: raise it when either changes
 
-MAX_BYTES = 64 << 20  # of the values in one file, as they are read at once
+MAX_BYTES = 64 << 20  # of one measure's values in a file, as they are read at once
 SETTLED_NS = 2_000_000_000  # a shard that changed this recently might change again without its times telling
 _SUMS, _VALUES, _CHECK_BYTES = np.dtype("<f8"), np.dtype("<f4"), 4
 
@@ -41,10 +43,10 @@ Values = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Kept:
-    """What is kept of one signal of a shard: the number of samples n, and the sum over them, float64 [L,H]."""
+    """What a pass over a shard gave: the number of samples n, and the sum of each measure over them, float64 [L,H]."""
 
     samples: int
-    sums: Sums
+    sums: Mapping[str, Sums]
 
 
 def open_derived(cache: Cache) -> "Derived | None":
@@ -69,8 +71,8 @@ class Derived:
     shape: tuple[int, int]  # L, H
     settled_ns: int
 
-    def key(self, shard: Path, signal: str) -> bytes | None:
-        """The first line of the file that keeps `signal` of a shard as that is now; None where it cannot have one."""
+    def key(self, shard: Path, name: str) -> bytes | None:
+        """The first line of the file that keeps a pass over a shard as that is now; None where it cannot have one."""
         try:
             found = shard.lstat()
         except OSError:
@@ -79,56 +81,60 @@ class Derived:
         if not settled or not stat.S_ISREG(found.st_mode) or shard.parent.is_symlink():
             return None
         times = {"bytes": found.st_size, "inode": found.st_ino, "changed": found.st_ctime_ns, "modified": found.st_mtime_ns}
-        key = {"headscore-derived": VERSION, "signal": signal, "capture": self.capture, "shard": shard.name, **times}
+        key = {"headscore-derived": VERSION, "pass": name, "capture": self.capture, "shard": shard.name, **times}
         return json.dumps(key).encode() + b"\n"
 
     def has_room_for(self, samples: int) -> bool:
-        """Whether the signals of so many samples may be kept in one file."""
+        """Whether the measures of so many samples may be kept."""
         return 0 < samples * prod(self.shape) * _VALUES.itemsize <= MAX_BYTES
 
-    def read(self, shard: Path, signal: str) -> Kept | None:
-        """What is kept of a signal of a shard; None where that is nothing to be believed."""
-        found = self._content(shard, signal, with_values=False)
+    def read(self, shard: Path, name: str, measures: Sequence[str]) -> Kept | None:
+        """What a pass that gives `measures` gave, as it is kept; None where that is nothing to be believed."""
+        found = self._content(shard, name, measures, with_values=False)
         return found and found[0]
 
-    def read_values(self, shard: Path, signal: str) -> Values | None:
-        """A signal of each sample of a shard, float32 [L,H,n]; None where none is kept that can be believed."""
-        found = self._content(shard, signal, with_values=True)
-        return found and found[1]
+    def read_values(self, shard: Path, name: str, measures: Sequence[str]) -> dict[str, Values]:
+        """The measures of each sample of a shard, float32 [L,H,n]; none where none are kept that can be believed."""
+        found = self._content(shard, name, measures, with_values=True)
+        return found[1] if found else {}
 
-    def write(self, shard: Path, signal: str, key: bytes, kept: Kept, values: Values) -> None:
-        """Keep a signal of a shard, if that still is what `key` said before it was read. Raises RunError as `write_bytes`."""
-        if key != self.key(shard, signal):
+    def write(self, shard: Path, name: str, key: bytes, kept: Kept, values: Mapping[str, Values]) -> None:
+        """Keep what a pass gave, if the shard still is what `key` said before it. Raises RunError as `write_bytes`."""
+        if key != self.key(shard, name):
             return
-        head = key + kept.samples.to_bytes(8, "little") + kept.sums.astype(_SUMS).tobytes()
-        body = values.astype(_VALUES).tobytes()
-        write_bytes(self._path(shard, signal), b"".join([head, _checksum(head), body, _checksum(body)]), durable=False)
+        sums = np.array(list(kept.sums.values()), _SUMS)
+        head = [key, kept.samples.to_bytes(8, "little"), sums.tobytes()]
+        body = [np.ascontiguousarray(values[measure], _VALUES).data for measure in kept.sums]
+        write_bytes(self._path(shard, name), b"".join([*head, _checksum(*head), *body, _checksum(*body)]), durable=False)
 
     def clear(self) -> None:
         """Remove what killed processes left half-written."""
         remove_leftovers(self.folder)
 
-    def _path(self, shard: Path, signal: str) -> Path:
-        return self.folder / f"{shard.stem}.{signal}"
+    def _path(self, shard: Path, name: str) -> Path:
+        return self.folder / f"{shard.stem}.{name}"
 
-    def _content(self, shard: Path, signal: str, with_values: bool) -> tuple[Kept, Values | None] | None:
-        key = self.key(shard, signal)
+    def _content(
+        self, shard: Path, name: str, measures: Sequence[str], with_values: bool
+    ) -> tuple[Kept, dict[str, Values]] | None:
+        key, shape = self.key(shard, name), (len(measures), *self.shape)
         if key is None:
             return None
-        with contextlib.suppress(OSError), _open_plain(self._path(shard, signal)) as file:
-            head = file.read(len(key) + 8 + prod(self.shape) * _SUMS.itemsize)
+        with contextlib.suppress(OSError), _open_plain(self._path(shard, name)) as file:
+            head = file.read(len(key) + 8 + prod(shape) * _SUMS.itemsize)
             if not head.startswith(key) or file.read(_CHECK_BYTES) != _checksum(head):
                 return None
             samples = int.from_bytes(head[len(key) :][:8], "little")
-            size = samples * prod(self.shape) * _VALUES.itemsize
+            size = samples * prod(shape) * _VALUES.itemsize
             if not self.has_room_for(samples) or os.fstat(file.fileno()).st_size != len(head) + size + 2 * _CHECK_BYTES:
                 return None
-            kept = Kept(samples, np.frombuffer(head, _SUMS, offset=len(key) + 8).reshape(self.shape))
-            body = file.read(size) if with_values else b""
+            sums = np.frombuffer(head, _SUMS, offset=len(key) + 8).reshape(shape)
+            kept = Kept(samples, dict(zip(measures, sums, strict=True)))
             if not with_values:
-                return kept, None
+                return kept, {}
+            body = file.read(size)
             if file.read(_CHECK_BYTES) == _checksum(body):
-                return kept, np.frombuffer(body, _VALUES).reshape(*self.shape, samples)
+                return kept, dict(zip(measures, np.frombuffer(body, _VALUES).reshape(*shape, samples), strict=True))
         return None
 
 
@@ -141,5 +147,8 @@ def _open_plain(path: Path) -> BinaryIO:
     return os.fdopen(handle, "rb")
 
 
-def _checksum(content: bytes) -> bytes:
-    return zlib.crc32(content).to_bytes(_CHECK_BYTES, "little")
+def _checksum(*pieces: bytes | memoryview) -> bytes:
+    found = 0
+    for piece in pieces:
+        found = zlib.crc32(piece, found)
+    return found.to_bytes(_CHECK_BYTES, "little")

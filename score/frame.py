@@ -79,9 +79,12 @@ class ShardSignals:
 
     def __init__(self, shard: Shard, choice: SignalChoice, derived: Derived | None, names: list[str]):
         self.shard, self._choice = shard, choice
-        found = {name: derived.read_values(shard.path, choice.of(name)) for name in names} if derived else {}
-        self._kept = {name: values for name, values in found.items() if values is not None}
-        self._missing = [name for name in names if name not in self._kept]
+        kept: dict[str, Signal] = {}
+        for made_by, measures in choice.passes().items():
+            if derived and not set(measures).isdisjoint(names):
+                kept |= derived.read_values(shard.path, made_by, measures)
+        self._kept = {name: kept[name] for name in names if name in kept}
+        self._missing = [name for name in names if name not in kept]
 
     def of(self, block: Block) -> dict[str, Signal]:
         """Each float32 [L,H,b] for the b samples of a block. Raises InputError as `block_signals`."""

@@ -4,7 +4,6 @@ There are 15,361 half-precision numbers from 0 to 1. A table gives p and −p ln
 that one sum yields both a row's mass and its entropy. Integers add up to the same in whatever order.
 """
 
-import itertools
 from functools import cache
 from typing import Any
 
@@ -16,7 +15,7 @@ from ..data.words import add_up
 Float = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.int64]
 
-WINDOW_ITEMS = 1 << 16  # values that are looked up at once: few enough to stay in a core's cache, many for few calls
+_INSIDE, _FIRST, _KINDS = 1, 2, 4  # tokens are in the span or not, and the first of their sample or not
 
 _ONE = 0x3C00  # the bits of 1.0; those of the numbers from 0 to 1 rise with them
 _MASS_UNIT = 2.0**-24  # every half-precision number is a multiple of it
@@ -26,49 +25,55 @@ _ENTROPY = (1 << _ENTROPY_BITS) - 1
 
 
 class RowSums:
-    """Sums over the pattern rows of some samples: the mass Σ_{j ∈ span} aⱼ, and −H = Σⱼ aⱼ ln aⱼ.
+    """Sums over the pattern rows of some samples: mass Σ_{j ∈ span} aⱼ, −H = Σⱼ aⱼ ln aⱼ, and mass a₀ on the first token.
 
-    member: bool [t], which tokens are in the span. offsets: int64 [n+1], where each sample's tokens start. heads: H. One object
-    serves all layers.
+    member: bool [t], which tokens are in the span. offsets: int64 [n+1], where each sample's tokens start. `add` every part of
+    every layer once, in whatever order.
     """
 
-    def __init__(self, member: npt.NDArray[np.bool_], offsets: Integers, heads: int):
-        # All heads' rows are one sequence. A piece of it lies in one sample, in one window, and in or out of the span.
-        tokens, rows = len(member), np.arange(heads)[:, np.newaxis] * len(member)
-        is_start = np.zeros((heads, tokens), bool)
-        is_start[:, offsets[:-1]] = True
-        is_start[:, 1:] |= member[1:] != member[:-1]
-        windows = np.arange(0, is_start.size, WINDOW_ITEMS)
-        is_start.ravel()[windows] = True
-        starts = np.flatnonzero(is_start)
-        of_window = [*np.searchsorted(starts, windows).tolist(), len(starts)]
-        self._windows = [
-            (slice(start, start + WINDOW_ITEMS), starts[first:end] - start, slice(first, end))
-            for start, (first, end) in zip(windows.tolist(), itertools.pairwise(of_window), strict=True)
-        ]
-        self._samples = np.append(np.searchsorted(starts, rows + offsets[:-1]), len(starts))  # where theirs begin and end
-        self._inside = member[starts % tokens]
+    def __init__(self, member: npt.NDArray[np.bool_], offsets: Integers, layers: int, heads: int):
+        is_first = np.zeros(len(member), bool)
+        is_first[offsets[:-1]] = True
+        kind = is_first * _FIRST + member * _INSIDE
+        begins = is_first.copy()
+        begins[1:] |= kind[1:] != kind[:-1]
+        # A piece is tokens of one sample and one kind next to each other.
+        self._starts = np.flatnonzero(begins)
+        self._slots = kind[self._starts] * (len(offsets) - 1) + np.cumsum(is_first)[self._starts] - 1
+        self._sums = np.zeros((layers, heads, _KINDS, len(offsets) - 1), np.int64)
+        self._pieces: dict[tuple[int, int], tuple[Integers, Integers]] = {}  # parts of all layers are cut alike
 
-    def mass_and_entropy(self, patterns: npt.NDArray[np.float16]) -> tuple[Float, Float]:
-        """The mass, between 0 and 1, and −H in nats, between −ln T and 0 (0 ln 0 is 0): patterns [H,t] -> both [H,n].
+    def add(self, layer: int, tokens: slice, patterns: npt.NDArray[np.float16]) -> None:
+        """Add the values [H,w] of w tokens of a layer; ValueError for values that are not between 0 and 1."""
+        part = tokens.start, tokens.stop
+        if part not in self._pieces:
+            self._pieces[part] = self._pieces_of(*part)
+        sums = self._sums[layer].reshape(len(patterns), -1)
+        if not add_up(patterns.view(np.uint16), _packed_table(), *self._pieces[part], sums):
+            raise ValueError("values that are not between 0 and 1")
 
-        Shannon (1948). An empty span has mass 0, a row of one token −H = 0, a uniform row of T tokens −H = −ln T. The mass is
-        exact, −H within T · 3e-11. Raises ValueError for values that are not between 0 and 1.
+    def mass(self) -> Float:
+        """The mass in the span, [L,H,n], exactly; of an empty span 0."""
+        return self._mass(self._sums[:, :, _INSIDE] + self._sums[:, :, _INSIDE | _FIRST])
+
+    def first_mass(self) -> Float:
+        """The mass on the first token, [L,H,n], exactly."""
+        return self._mass(self._sums[:, :, _FIRST] + self._sums[:, :, _INSIDE | _FIRST])
+
+    def negative_entropy(self) -> Float:
+        """−H in nats, [L,H,n], between −ln T and 0, within T · 3e-11 (0 ln 0 is 0). Shannon (1948).
+
+        A row of one token has 0, a uniform row of T tokens −ln T.
         """
-        pieces = self._pieces(patterns.view(np.uint16))
-        up_to = np.zeros(len(pieces) + 1, np.int64)  # this may wrap around, differences do not
-        np.cumsum(np.where(self._inside, pieces, pieces & _ENTROPY), out=up_to[1:])
-        sums = np.diff(up_to[self._samples]).reshape(len(patterns), -1)
-        return (sums >> _ENTROPY_BITS) * _MASS_UNIT, (sums & _ENTROPY) * -_ENTROPY_UNIT
+        return (self._sums.sum(axis=2) & _ENTROPY) * -_ENTROPY_UNIT
 
-    def _pieces(self, bits: npt.NDArray[np.uint16]) -> Integers:
-        """The packed sum of every piece: bits of pattern rows [H,t] -> [pieces]."""
-        values, table = bits.reshape(-1), _packed_table()
-        pieces = np.empty(len(self._inside), np.int64)
-        for window, starts, own in self._windows:
-            if not add_up(values[window], table, starts, pieces[own]):
-                raise ValueError("values that are not between 0 and 1")
-        return pieces
+    def _mass(self, sums: Integers) -> Float:
+        return (sums >> _ENTROPY_BITS) * _MASS_UNIT
+
+    def _pieces_of(self, start: int, stop: int) -> tuple[Integers, Integers]:
+        """The pieces of some tokens: their bounds [k+1] there, and the slots [k] that they are added to."""
+        first, end = int(np.searchsorted(self._starts, start, side="right")) - 1, np.searchsorted(self._starts, stop)
+        return np.array([start, *self._starts[first + 1 : end], stop]) - start, self._slots[first:end]
 
 
 @cache

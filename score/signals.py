@@ -34,10 +34,12 @@ class SignalChoice:
     head_output: str
     span_bits: int
 
-    def of(self, signal: str) -> str:
-        """A name for one measure that has in it all that the measure depends on."""
-        chosen = {"out": [self.head_output], "ent": [], "task": [f"span{self.span_bits}"], SINK: []}[signal]
-        return ".".join([signal, self.query_mode, *chosen])
+    def passes(self) -> dict[str, tuple[str, ...]]:
+        """The MEASURES by the pass over a shard that gives them, whose name has in it all that they depend on."""
+        return {
+            f"out.{self.query_mode}.{self.head_output}": ("out",),
+            f"rows.{self.query_mode}.span{self.span_bits}": ("ent", "task", SINK),
+        }
 
 
 def choose_signals(cache: Cache, settings: ScoreSettings, partial: bool) -> SignalChoice:
@@ -80,15 +82,13 @@ def block_signals(shard: "Shard", choice: SignalChoice, block: "Block", names: S
 def _row_signals(shard: "Shard", choice: SignalChoice, block: "Block") -> dict[str, Signal]:
     """The measures `ent`, `task` and `sink` of a block, from its pattern rows."""
     member = (shard.read("tokens/span", block=block) & choice.span_bits) > 0
-    sums = RowSums(member, block.offsets, shard.heads)
-    shape = (shard.layers, shard.heads, len(block.offsets) - 1)
-    found = {name: np.empty(shape, np.float32) for name in ("ent", "task", SINK)}
+    sums = RowSums(member, block.offsets, shard.layers, shard.heads)
     array = f"{choice.query_mode}/attention"
-    for layer in range(shard.layers):
-        try:
-            patterns = shard.read(array, layer, block)
-            found["task"][layer], found["ent"][layer] = sums.mass_and_entropy(patterns)
-            found[SINK][layer] = patterns[:, block.offsets[:-1]]
-        except ValueError as error:
-            raise InputError(f"{shard.path}: '{array}' holds {error}: the shard is damaged") from error
-    return found
+    try:
+        for layer in range(shard.layers):
+            for tokens, patterns in shard.parts(array, layer, block):
+                sums.add(layer, tokens, patterns)
+    except ValueError as error:
+        raise InputError(f"{shard.path}: '{array}' holds {error}: the shard is damaged") from error
+    found = {"ent": sums.negative_entropy(), "task": sums.mass(), SINK: sums.first_mass()}
+    return {name: values.astype(np.float32) for name, values in found.items()}

@@ -70,37 +70,48 @@ def shard_sums(cache: Cache, choice: SignalChoice, derived: Derived | None, path
     What is not in `derived` yet is kept there. Raises InputError where the shard is damaged or not of this cache.
     """
     kept = _kept(choice, derived, path)
-    missing = [name for name in MEASURES if name not in kept]
-    keys = {name: derived.key(path, choice.of(name)) for name in missing} if derived else {}
+    missing = {name: measures for name, measures in choice.passes().items() if name not in kept}
+    keys = {name: derived.key(path, name) for name in missing} if derived else {}
+    wanted = [measure for measures in missing.values() for measure in measures]
     with cache.open_shard(path) as shard:
-        totals = {name: np.zeros((shard.layers, shard.heads)) for name in missing}
-        values: dict[str, list[Signal]] = {name: [] for name in missing}
+        totals = {measure: np.zeros((shard.layers, shard.heads)) for measure in wanted}
+        values: dict[str, list[Signal]] = {measure: [] for measure in wanted}
         for block in shard.blocks():
-            for name, found in block_signals(shard, choice, block, missing).items():
-                totals[name] += found.sum(axis=2, dtype=np.float64)
+            for measure, found in block_signals(shard, choice, block, wanted).items():
+                totals[measure] += found.sum(axis=2, dtype=np.float64)
                 if derived and derived.has_room_for(shard.samples):
-                    values[name].append(found)
+                    values[measure].append(found)
         samples, layers = shard.samples, shard.read("layers/index")
+    made = {name: Kept(samples, {measure: totals[measure] for measure in measures}) for name, measures in missing.items()}
     unkept = ""
     for name, key in keys.items():
-        if derived and key and values[name]:
+        if derived and key and all(values[measure] for measure in missing[name]):
             try:
-                derived.write(path, choice.of(name), key, Kept(samples, totals[name]), np.concatenate(values[name], axis=2))
+                derived.write(path, name, key, made[name], {measure: _joined(values[measure]) for measure in missing[name]})
             except RunError as error:  # a read-only or full disk
                 unkept = str(error)
-    sums = {name: kept[name].sums if name in kept else totals[name] for name in MEASURES}
-    return SignalSums(samples, layers, sums, unkept)
+    return SignalSums(samples, layers, _by_measure(kept | made), unkept)
+
+
+def _joined(blocks: list[Signal]) -> Signal:
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=2)
 
 
 def _kept(choice: SignalChoice, derived: Derived | None, path: Path) -> dict[str, Kept]:
-    found = {name: derived.read(path, choice.of(name)) for name in MEASURES} if derived else {}
+    """What is kept of a shard, by the pass that gave it."""
+    found = {name: derived.read(path, name, measures) for name, measures in choice.passes().items()} if derived else {}
     return {name: kept for name, kept in found.items() if kept}
+
+
+def _by_measure(passes: Mapping[str, Kept]) -> dict[str, Float]:
+    sums = {measure: total for kept in passes.values() for measure, total in kept.sums.items()}
+    return {measure: sums[measure] for measure in MEASURES}
 
 
 def _kept_sums(cache: Cache, choice: SignalChoice, derived: Derived | None, path: Path) -> SignalSums | None:
     """The sums of a shard if all of them are kept."""
     kept = _kept(choice, derived, path)
-    if len(kept) < len(MEASURES):
+    if len(kept) < len(choice.passes()):
         return None
     layers = np.array(cache.metadata["layers"], np.int32)
-    return SignalSums(kept["out"].samples, layers, {name: kept[name].sums for name in MEASURES})
+    return SignalSums(next(iter(kept.values())).samples, layers, _by_measure(kept))

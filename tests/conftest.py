@@ -12,6 +12,7 @@ from eager import EagerModel
 from hypothesis import settings
 
 import headscore
+from headscore.data.reader import Shard
 
 warnings.filterwarnings("ignore", message=".*fork.*")
 settings.register_profile("headscore", deadline=None, derandomize=True)
@@ -49,3 +50,14 @@ def last_token_cache(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     out = tmp_path_factory.mktemp("caches") / "last_token"
     headscore.capture(out, model=str(llama), max_samples=8)
     return out
+
+
+@pytest.fixture
+def arrays_read(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The names of the arrays that have been read from shards since."""
+    names: set[str] = set()
+    for way in ("read", "parts"):
+        real = getattr(Shard, way)
+        spy = lambda shard, name, *which, real=real, **more: (names.add(name), real(shard, name, *which, **more))[1]  # noqa: E731
+        monkeypatch.setattr(Shard, way, spy)
+    return names

@@ -1,4 +1,5 @@
 import io
+import itertools
 import json
 import os
 import re
@@ -93,11 +94,17 @@ def test_how_arrays_are_cut_changes_nothing(
             write_shard(shard_path(folder, 0), 0, arrays, made, [])
             with Shard(shard_path(folder, 0)) as shard:
                 rows = ("last_token/attention", "all_tokens/attention")
+                for name, layer in itertools.product(rows, range(LAYERS)):
+                    expected = arrays[name][layer].astype("float16")
+                    blocks = [shard.read(name, layer, block) for block in shard.blocks()]
+                    np.testing.assert_array_equal(np.concatenate(blocks, axis=1), expected)
+                    for block in shard.blocks():
+                        joined = np.full(expected[:, block.tokens].shape, np.nan)
+                        for tokens, values in shard.parts(name, layer, block):
+                            assert np.isnan(joined[:, tokens]).all(), "every token once"
+                            joined[:, tokens] = values
+                        np.testing.assert_array_equal(joined, expected[:, block.tokens])
                 assert set(shard._plain) == (set(rows) if compression == "none" else set()), "read past HDF5, and by HDF5"
-                for name in rows:
-                    for layer in range(LAYERS):
-                        blocks = [shard.read(name, layer, block) for block in shard.blocks()]
-                        np.testing.assert_array_equal(np.concatenate(blocks, axis=1), arrays[name][layer].astype("float16"))
 
 
 def test_the_file_is_as_the_format_says(cache: Path) -> None:
@@ -153,70 +160,71 @@ def replace(file: h5py.File, name: str, data: Any, checked: bool = True) -> None
 
 
 def link_outside(file: h5py.File) -> None:
-    del file["tokens/id"]
-    file["tokens/id"] = h5py.ExternalLink("other.h5", "/secret")
+    del file["tokens/span"]
+    file["tokens/span"] = h5py.ExternalLink("other.h5", "/secret")
 
 
 def link_inside(file: h5py.File) -> None:
-    del file["tokens/id"]
-    file["tokens/id"] = h5py.SoftLink("/tokens/span")
+    del file["tokens/span"]
+    file["tokens/span"] = h5py.SoftLink("/tokens/id")
 
 
 def virtual(file: h5py.File) -> None:
-    del file["tokens/id"]
-    layout = h5py.VirtualLayout(shape=(6,), dtype="int32")
+    del file["tokens/span"]
+    layout = h5py.VirtualLayout(shape=(6,), dtype="uint8")
     layout[:] = h5py.VirtualSource("other.h5", "secret", shape=(6,))
-    file.create_virtual_dataset("tokens/id", layout)
+    file.create_virtual_dataset("tokens/span", layout)
 
 
 def outside_storage(file: h5py.File, name: str = "/etc/hostname") -> None:
-    del file["tokens/id"]
-    file.create_dataset("tokens/id", (6,), "int32", external=[(name, 0, 24)])
+    del file["tokens/span"]
+    file.create_dataset("tokens/span", (6,), "uint8", external=[(name, 0, 24)])
 
 
 def huge(file: h5py.File) -> None:
-    del file["tokens/id"]
-    file.create_dataset("tokens/id", (1 << 50,), "int32", chunks=(1024,), fletcher32=True)
+    del file["tokens/span"]
+    file.create_dataset("tokens/span", (1 << 50,), "uint8", chunks=(1024,), fletcher32=True)
 
 
 def large_chunks(file: h5py.File) -> None:
-    del file["tokens/id"]
-    file.create_dataset("tokens/id", data=np.zeros(6, "int32"), chunks=(1 << 25,), maxshape=(None,), fletcher32=True)
+    del file["tokens/span"]
+    file.create_dataset("tokens/span", data=np.zeros(6, "uint8"), chunks=(1 << 25,), maxshape=(None,), fletcher32=True)
 
 
 def large_whole(file: h5py.File) -> None:
     """Declares 2 GiB of token ids, and says that it has stored enough for them."""
-    del file["tokens/id"]
-    data = file.create_dataset("tokens/id", (1 << 29,), "int32", chunks=(1 << 20,), fletcher32=True, compression="gzip")
-    data[: 1 << 20] = np.random.default_rng(0).integers(0, 1 << 30, 1 << 20)
+    del file["tokens/span"]
+    data = file.create_dataset("tokens/span", (1 << 29,), "uint8", chunks=(1 << 20,), fletcher32=True, compression="gzip")
+    data[: 1 << 20] = np.random.default_rng(0).integers(0, 256, 1 << 20)
 
 
 def other_filter(file: h5py.File) -> None:
-    del file["tokens/id"]
-    file.create_dataset("tokens/id", data=np.zeros(6, "int32"), fletcher32=True, compression="lzf")
+    del file["tokens/span"]
+    file.create_dataset("tokens/span", data=np.zeros(6, "uint8"), fletcher32=True, compression="lzf")
 
 
 HOSTILE: dict[str, tuple[Callable[[h5py.File], None], str]] = {
-    "external link": (link_outside, "'tokens/id' is missing or is not a plain array"),
-    "soft link": (link_inside, "'tokens/id' is missing or is not a plain array"),
-    "virtual dataset": (virtual, "'tokens/id' is not a plain array"),
-    "external storage": (outside_storage, "'tokens/id' is not a plain array"),
-    "huge dims": (huge, "'tokens/id' declares more data than the file holds"),
-    "huge chunks": (large_chunks, "'tokens/id' would have to be read in pieces too large"),
-    "huge in one piece": (large_whole, "'tokens/id' would have to be read in pieces too large"),
-    "another filter": (other_filter, "'tokens/id' is stored through other filters than shuffle, gzip, fletcher32, once each"),
-    "missing array": (lambda f: f.__delitem__("tokens/id"), "'tokens/id' is missing"),
+    "external link": (link_outside, "'tokens/span' is missing or is not a plain array"),
+    "soft link": (link_inside, "'tokens/span' is missing or is not a plain array"),
+    "virtual dataset": (virtual, "'tokens/span' is not a plain array"),
+    "external storage": (outside_storage, "'tokens/span' is not a plain array"),
+    "huge dims": (huge, "'tokens/span' declares more data than the file holds"),
+    "huge chunks": (large_chunks, "'tokens/span' would have to be read in pieces too large"),
+    "huge in one piece": (large_whole, "'tokens/span' would have to be read in pieces too large"),
+    "another filter": (other_filter, "'tokens/span' is stored through other filters than shuffle, gzip, fletcher32, once each"),
+    "missing array": (lambda f: f.__delitem__("tokens/span"), "'tokens/span' is missing"),
     "missing group": (lambda f: f.__delitem__("layers"), "'layers/index' is missing"),
-    "wrong dtype": (lambda f: replace(f, "tokens/id", np.zeros(6)), "'tokens/id' is float64 with 1 axes, not int32"),
-    "object dtype": (lambda f: replace(f, "tokens/id", ["a"] * 6, False), "'tokens/id' is object"),
-    "wrong axes": (lambda f: replace(f, "tokens/id", np.zeros((2, 3), "int32")), "2 axes, not int32 with 1"),
-    "wrong length": (lambda f: replace(f, "tokens/id", np.zeros(5, "int32")), "'tokens/span' has 6 along t"),
+    "wrong dtype": (lambda f: replace(f, "tokens/span", np.zeros(6)), "'tokens/span' is float64 with 1 axes, not uint8"),
+    "object dtype": (lambda f: replace(f, "tokens/span", ["a"] * 6, False), "'tokens/span' is object"),
+    "wrong axes": (lambda f: replace(f, "tokens/span", np.zeros((2, 3), "uint8")), "2 axes, not uint8 with 1"),
+    "wrong length": (lambda f: replace(f, "tokens/span", np.zeros(5, "uint8")), "does not divide the 5 tokens"),
+    "wrong samples": (lambda f: replace(f, "last_token/output_norm", np.zeros((1, 2, 3), "f4")), "has 3 along n, not 2"),
     "offsets that fall": (lambda f: f["samples/offset"].write_direct(np.array([0, 7, 6])), "does not divide the 6 tokens"),
     "offsets that wrap around": (
         lambda f: f["samples/offset"].write_direct(np.array([0, -(2**63), 6])),
         "does not divide the 6",
     ),
-    "no checksums": (lambda f: replace(f, "tokens/id", np.zeros(6, "int32"), False), "'tokens/id' has no checksums"),
+    "no checksums": (lambda f: replace(f, "tokens/span", np.zeros(6, "uint8"), False), "'tokens/span' has no checksums"),
     "offsets that overlap": (lambda f: f["samples/offset"].write_direct(np.array([0, 4, 5])), "does not divide the 6 tokens"),
     "NaN": (lambda f: f["last_token/output_norm"].write_direct(np.full((1, 2, 2), np.nan, "f4")), "not finite"),
     "rows that are no patterns": (
@@ -226,7 +234,7 @@ HOSTILE: dict[str, tuple[Callable[[h5py.File], None], str]] = {
     "metadata that is not JSON": (lambda f: f.attrs.__setitem__("plan", np.bytes_("{")), "damaged, or not a shard"),
     "metadata of other dims": (
         lambda f: f.attrs.__setitem__("dims", np.bytes_('{"layers": 3, "heads": 2}')),
-        "not as its metadata says",
+        "has 1 along L, not 3 as its metadata says",
     ),
     "no format": (lambda f: f.attrs.__delitem__("format"), "is not a shard of a headscore cache"),
     "text in the heap": (lambda f: f.attrs.__setitem__("model", "{}"), "has no usable 'model'"),
@@ -255,6 +263,20 @@ def test_a_sample_too_large_to_read_is_refused(tmp_path: Path, monkeypatch: pyte
         headscore.score(cache)
 
 
+def test_an_array_is_checked_when_it_is_read(tmp_path: Path) -> None:
+    """Scoring needs no token ids, so it never opens them, and tells nothing about them; `inspect` does."""
+    cache = write_cache(tmp_path, **BY_HAND)
+    right = headscore.score(cache).raw
+    os.mkfifo(cache / "shards" / "other.h5")
+    for storage, told in (("other.h5", "is not a plain array of this file"), (None, "'tokens/id' is missing")):
+        change(cache, lambda file: file.__delitem__("tokens/id"))
+        if storage:
+            change(cache, lambda file: file.create_dataset("tokens/id", (6,), "int32", external=[(storage, 0, 24)]))  # noqa: B023
+        assert headscore.score(cache).raw.equals(right)
+        for verify in (False, True):
+            assert told in headscore.inspect(cache, verify=verify)["damaged"][0]
+
+
 @pytest.mark.parametrize("what", ["external link", "virtual dataset", "external storage"])
 def test_nothing_outside_the_cache_is_read(tmp_path: Path, what: str) -> None:
     """What a hostile shard names is a pipe here: whoever opened it would wait for ever."""
@@ -266,7 +288,7 @@ def test_nothing_outside_the_cache_is_read(tmp_path: Path, what: str) -> None:
     program = "import sys, headscore; headscore.score(sys.argv[1])"
     command = [sys.executable, "-c", program, str(cache)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=cache / "shards")
-    assert "'tokens/id' is" in done.stderr and "is not a plain array of this file" in done.stderr
+    assert "'tokens/span' is" in done.stderr and "is not a plain array of this file" in done.stderr
 
 
 def test_damage_is_named_or_changes_nothing(cache: Path) -> None:
@@ -344,7 +366,7 @@ def test_hostile_metadata_is_refused(tmp_path: Path, what: str) -> None:
 def test_too_many_heads_or_attributes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = write_cache(tmp_path, **BY_HAND)
     monkeypatch.setattr("headscore.data.reader.MAX_HEADS", 1)
-    with pytest.raises(InputError, match="has 1 layers of 2 heads, more than 1 in all"):
+    with pytest.raises(InputError, match="has 1 layers of 2 heads, none or more than 1 in all"):
         headscore.score(cache)
     monkeypatch.undo()
     change(cache, lambda file: [file.attrs.__setitem__(f"a{i}", i) for i in range(300)] and None)
@@ -353,9 +375,9 @@ def test_too_many_heads_or_attributes_are_refused(tmp_path: Path, monkeypatch: p
 
 
 def bomb(file: h5py.File) -> None:
-    """A chunk that inflates to 64 MB, stored as 24 bytes of token ids."""
-    del file["tokens/id"]
-    data = file.create_dataset("tokens/id", (6,), "int32", chunks=(6,), fletcher32=True, compression="gzip")
+    """A chunk that inflates to 64 MB, stored as 6 bytes of span masks."""
+    del file["tokens/span"]
+    data = file.create_dataset("tokens/span", (6,), "uint8", chunks=(6,), fletcher32=True, compression="gzip")
     data.id.write_direct_chunk((0,), zlib.compress(bytes(64 << 20)) + bytes(4), filter_mask=0)
 
 

@@ -61,21 +61,17 @@ def test_what_is_kept_changes_no_bit(own: Path, options: dict[str, object], monk
     headscore.score(own, **options)
     assert_like_fresh(own, **options)
     before = kept_files(own)
-    assert len(before) in (12, 18, 24)  # shards times measures, of one definition or two
+    assert len(before) in (6, 9, 12)  # shards times passes, of one definition or two
     monkeypatch.setattr(Cache, "open_shard", lambda *_: pytest.fail("a shard was opened"))
     headscore.score(own, lambda_task=3, norm_mode="percentile", **options)
     assert kept_files(own) == before
 
 
-def test_another_span_reads_rows_alone(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_span_reads_rows_alone(own: Path, arrays_read: set[str]) -> None:
     headscore.score(own)
-    read: set[str] = set()
-    real = Shard.read
-    monkeypatch.setattr(
-        Shard, "read", lambda shard, name, *which, **more: (read.add(name), real(shard, name, *which, **more))[1]
-    )
+    arrays_read.clear()
     headscore.score(own, task_span="choices")
-    assert "last_token/attention" in read and "last_token/output_norm" not in read
+    assert "last_token/attention" in arrays_read and "last_token/output_norm" not in arrays_read
 
 
 def replaced(shard: Path) -> None:
@@ -188,7 +184,7 @@ def huge(path: Path) -> None:
 )
 def test_hostile_files_are_passed_over(own: Path, make: Callable[[Path], None]) -> None:
     headscore.score(own)
-    make(own / "derived" / "00001.ent.last_token")
+    make(own / "derived" / "00001.rows.last_token.span1")
     assert_like_fresh(own)
 
 
@@ -276,6 +272,6 @@ def test_a_partial_cache_keeps_what_is_there(own: Path) -> None:
 
 def test_leftovers_of_killed_processes_are_removed(own: Path) -> None:
     (own / "derived").mkdir()
-    (own / "derived" / ".00000.ent.last_token.x.headscore-tmp").write_text("half")
+    (own / "derived" / ".00000.rows.last_token.span1.x.headscore-tmp").write_text("half")
     headscore.score(own)
-    assert len(kept_files(own)) == 12
+    assert len(kept_files(own)) == 6

@@ -3,6 +3,7 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -128,32 +129,42 @@ def test_equal_heads_tie_and_are_ordered_by_layer_and_head(tmp_path: Path) -> No
 # -------------------------------------------------------------------------------------------------------------- formulas
 
 
-@given(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.integers(0, 999), st.integers(1, 99))
-def test_entropy_and_mass_equal_their_formulas(lengths: list[int], seed: int, window: int) -> None:
+def summed(member: np.ndarray, offsets: np.ndarray, rows: np.ndarray, cuts: Iterable[int] = ()) -> RowSums:
+    """Rows [L,H,t] added in parts that end at `cuts`."""
+    sums = RowSums(member, offsets, *rows.shape[:2])
+    for start, stop in itertools.pairwise(sorted({0, *cuts, rows.shape[2]})):
+        for layer in range(len(rows)):
+            sums.add(layer, slice(start, stop), rows[layer, :, start:stop])
+    return sums
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.integers(0, 999), st.data())
+def test_entropy_and_mass_equal_their_formulas(lengths: list[int], seed: int, data: st.DataObject) -> None:
     random = np.random.default_rng(seed)
-    rows = np.concatenate([random.dirichlet(np.full(n, 0.3), size=3) for n in lengths], axis=1).astype(np.float16)
+    rows = np.concatenate([random.dirichlet(np.full(n, 0.3), size=(2, 3)) for n in lengths], axis=2).astype(np.float16)
     member = random.random(sum(lengths)) < random.choice([0, 0.4, 1])
     offsets = np.cumsum([0, *lengths])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("headscore.score.rows.WINDOW_ITEMS", window)
-        mass, entropy = RowSums(member, offsets, heads=3).mass_and_entropy(rows)
-    whole = RowSums(member, offsets, heads=3).mass_and_entropy(rows)
-    assert np.array_equal(whole, (mass, entropy)), "in whatever pieces the rows are summed"
+    whole = summed(member, offsets, rows)
+    parts = summed(member, offsets, rows, data.draw(st.sets(st.integers(0, sum(lengths)))))
+    for name in ("mass", "first_mass", "negative_entropy"):
+        assert np.array_equal(getattr(whole, name)(), getattr(parts, name)()), "in whatever parts the rows come"
     for i, (start, stop) in enumerate(itertools.pairwise(offsets)):
-        for head in range(3):
-            p = rows[head, start:stop].astype(float)
-            assert entropy[head, i] == pytest.approx(sum(x * math.log(x) for x in p if x > 0), abs=1e-9)
-            assert mass[head, i] == p[member[start:stop]].sum(), "exactly"
+        for place in itertools.product(range(2), range(3)):
+            p = rows[place][start:stop].astype(float)
+            entropy = sum(x * math.log(x) for x in p if x > 0)
+            assert whole.negative_entropy()[*place, i] == pytest.approx(entropy, abs=1e-9)
+            assert whole.mass()[*place, i] == p[member[start:stop]].sum(), "exactly"
+            assert whole.first_mass()[*place, i] == p[0], "exactly"
 
 
 def test_entropy_edges() -> None:
-    offsets = np.array([0, 1, 9])
-    rows = np.array([[1.0] + [1 / 8] * 8], np.float16)
-    _, entropy = RowSums(np.zeros(9, bool), offsets, heads=1).mass_and_entropy(rows)
-    assert entropy[0].tolist() == pytest.approx([0, -math.log(8)], abs=1e-9)
+    rows = np.array([[[1.0] + [1 / 8] * 8]], np.float16)
+    sums = summed(np.zeros(9, bool), np.array([0, 1, 9]), rows)
+    assert sums.negative_entropy()[0, 0].tolist() == pytest.approx([0, -math.log(8)], abs=1e-9)
+    assert sums.mass()[0, 0].tolist() == [0, 0]
     for impossible in (-0.5, 1.001, 1.5, np.nan, np.inf, -np.inf):
         with pytest.raises(ValueError, match="not between 0 and 1"):
-            RowSums(np.zeros(1, bool), np.array([0, 1]), heads=1).mass_and_entropy(np.array([[impossible]], np.float16))
+            summed(np.zeros(1, bool), np.array([0, 1]), np.array([[[impossible]]], np.float16))
 
 
 signal = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=7)
@@ -275,16 +286,11 @@ def test_scan_cache_answers_any_query_like_the_collected_frame(cache: Path) -> N
         assert query(lazy).collect().equals(query(whole.lazy()).collect())
 
 
-def test_signals_are_read_only_when_asked_for(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: set[str] = set()
-    real = Shard.read
-    monkeypatch.setattr(
-        Shard, "read", lambda shard, name, *which, **more: (read.add(name), real(shard, name, *which, **more))[1]
-    )
+def test_signals_are_read_only_when_asked_for(cache: Path, arrays_read: set[str]) -> None:
     headscore.scan_cache(cache, fresh=True).select("row", "layer").collect()
-    assert not {name for name in read if name.startswith(("last_token", "all_tokens"))}
+    assert not {name for name in arrays_read if name.startswith(("last_token", "all_tokens"))}
     headscore.scan_cache(cache, fresh=True).select("out").collect()
-    assert {name for name in read if name.startswith(("last_token", "all_tokens"))} == {"last_token/output_norm"}
+    assert {name for name in arrays_read if name.startswith(("last_token", "all_tokens"))} == {"last_token/output_norm"}
 
 
 def test_a_shard_alone_is_a_cache(cache: Path) -> None:
