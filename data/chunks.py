@@ -21,7 +21,8 @@ class PlainChunks:
 
     def __init__(self, handle: int, dtype: str, chunk: Sequence[int], places: dict[tuple[int, int], int]):
         self._handle, self._places, self._dtype, self._dims = handle, places, np.dtype(dtype), tuple(chunk[1:])
-        self._bytes = prod(self._dims) * self._dtype.itemsize
+        self._items = prod(self._dims)
+        self._bytes = self._items * self._dtype.itemsize
 
     def parts(self, layer: int, tokens: slice) -> Iterator[tuple[slice, npt.NDArray[Any]]]:
         """The values [H,w] of some tokens of a layer, chunk by chunk, each part with its place among those tokens.
@@ -35,7 +36,7 @@ class PlainChunks:
                 raise OSError("the file ends early")
             if fletcher32(np.frombuffer(content, "<u2", self._bytes // 2)) != int.from_bytes(content[self._bytes :], "little"):
                 raise OSError("a checksum does not match")
-            values = np.frombuffer(content, self._dtype, prod(self._dims)).reshape(self._dims)
+            values = np.frombuffer(content, self._dtype, self._items).reshape(self._dims)
             first, last = max(start, tokens.start), min(start + length, tokens.stop)
             yield slice(first - tokens.start, last - tokens.start), values[:, first - start : last - start]
 
