@@ -32,6 +32,7 @@ import random
 import statistics
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,15 @@ from headscore.capture import models
 from headscore.capture.metadata import data_metadata, with_model
 from headscore.capture.recorder import Recorder
 from headscore.capture.samples import EncodedShard, Marker, ShardSamples, SkipLimit, encode_shards, read_prompts
+from headscore.capture.selfcheck import checked_recorder
 from headscore.capture.shards import capture_shards
 from headscore.data.cache import Cache
+from headscore.data.metadata import Metadata
 from headscore.data.settings import CaptureSettings
 from headscore.data.tokens import Sample
 
-WAYS = ("plain", "base", "eager", "ours", "shared", "ours_all", "shared_all")
+OURS = {"ours": "last_token", "shared": "last_token", "ours_all": "all_tokens", "shared_all": "all_tokens"}  # --queries
+WAYS = ("plain", "base", "eager", *OURS)
 EAGER_BATCH = 4
 
 
@@ -98,27 +102,26 @@ class Prompts:
     def __init__(self, causal: PreTrainedModel, arguments: argparse.Namespace, length: int):
         self._arguments, self._length, self._base = arguments, length, causal.get_decoder()
         self._tokenizer = models.load_tokenizer(models.resolve(arguments.model))
+        shards, marker = self._shards(self._settings("last_token", True))
+        samples = [prompt for shard in shards for prompt in shard.prompts]
+        self.ids = [prompt.ids for prompt in samples]
         self._recorders: dict[str, Recorder] = {}
-        settings = self._settings("last_token", True)
-        shards, marker = self._shards(settings)
-        self.ids = [prompt.ids for shard in shards for prompt in shard.prompts]
-        config = causal.config.get_text_config()
-        check = {"layers": list(range(config.num_hidden_layers)), "heads": config.num_attention_heads, "rows": []}
-        check |= {"kv_heads": config.num_key_value_heads, "largest_difference": {}, "shared_prefixes": True}
-        first = marker(shards[0]).samples
-        metadata = data_metadata(settings, arguments.dtype, self._tokenizer, self._read, len(shards), first)
-        self._metadata = with_model(metadata, self._base, check)
+        self._metadata: dict[str, Metadata] = {}
+        for queries in {OURS[way] for way in arguments.ways if way in OURS}:
+            settings = self._settings(queries, True)
+            self._recorders[queries], check = checked_recorder(self._base, samples, arguments.dtype, settings)
+            first = marker(shards[0]).samples
+            metadata = data_metadata(settings, arguments.dtype, self._tokenizer, self._read, len(shards), first)
+            self._metadata[queries] = with_model(metadata, self._base, check)
 
     def capture(self, queries: str, share: bool) -> None:
         """All shards, made in a folder of their own; a data file is read and tokenised each time, as it is in a capture."""
         settings = self._settings(queries, share)
         shards, marker = self._shards(settings)
-        metadata = self._metadata | {"settings": self._metadata["settings"] | {"queries": queries}}
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "shards").mkdir()
-            cache = Cache(Path(folder), metadata, (), len(shards))
-            limit = SkipLimit(settings, self._arguments.samples, 0)
-            recorder = self._recorders.setdefault(queries, Recorder(queries == "all_tokens"))  # as the self-check leaves one
+            cache = Cache(Path(folder), self._metadata[queries], (), len(shards))
+            limit, recorder = SkipLimit(settings, self._arguments.samples, 0), self._recorders[queries]
             capture_shards(cache, dict(enumerate(shards)), marker, self._base, recorder, settings, limit, None, share=share)
 
     def _settings(self, queries: str, share: bool) -> CaptureSettings:
@@ -177,10 +180,7 @@ def measure(causal: PreTrainedModel, arguments: argparse.Namespace, length: int)
         "plain": lambda: forward(causal, by_length, arguments.batch_size),
         "base": lambda: forward(base, by_length, arguments.batch_size),
         "eager": eager,
-        "ours": lambda: prompts.capture("last_token", False),
-        "shared": lambda: prompts.capture("last_token", True),
-        "ours_all": lambda: prompts.capture("all_tokens", False),
-        "shared_all": lambda: prompts.capture("all_tokens", True),
+        **{way: partial(prompts.capture, queries, "shared" in way) for way, queries in OURS.items()},
     }
     ways = {name: way for name, way in ways.items() if name in arguments.ways}
     seconds: dict[str, list[float]] = {name: [] for name in ways}

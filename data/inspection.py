@@ -23,7 +23,10 @@ def inspect(cache: str | Path, *, verify: bool = False) -> dict[str, Any]:
     for path in opened.shards:
         try:
             with opened.open_shard(path) as shard:
-                verify_shard(shard) if verify else shard.require_arrays()
+                if verify:
+                    verify_shard(shard)
+                else:
+                    shard.require_arrays()
                 samples, tokens = samples + shard.samples, tokens + shard.tokens
                 skipped += shard.skipped
         except InputError as error:

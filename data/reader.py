@@ -200,8 +200,9 @@ class Shard:
             with self._damage_told():
                 self._places[group] = self._places.get(group) or self._linked(self._file.id, group, name)
                 self._places[name] = self._linked(self._places[group], array, name)
-                self._shapes[name] = self._checked_shape(name, self._places[name])
-                self._require_dims(name)
+                shape = self._checked_shape(name, self._places[name])
+                self._require_dims(name, shape)
+                self._shapes[name] = shape
         return self._shapes[name]
 
     def _linked(self, place: Any, part: str, name: str) -> Any:
@@ -268,9 +269,9 @@ class Shard:
             raise InputError(f"{self.path}: has {layers} layers of {heads} heads, none or more than {MAX_HEADS} in all")
         return {"L": layers, "H": heads}
 
-    def _require_dims(self, name: str) -> None:
+    def _require_dims(self, name: str, shape: tuple[int, ...]) -> None:
         """Raises InputError for an array whose dims are not those of the metadata and of the arrays before it."""
-        for axis, length in zip(ARRAYS[name][1], self._shapes[name], strict=True):
+        for axis, length in zip(ARRAYS[name][1], shape, strict=True):
             key, length = ("n", length - 1) if axis == "n+1" else (axis, length)
             if self._dims.setdefault(key, length) != length:
                 why = f"not {self._dims[key]} as its metadata says or another array has"
@@ -287,7 +288,7 @@ def verify_shard(shard: Shard) -> None:
 
     Raises InputError for the first thing that is wrong.
     """
-    shard.require_arrays()
+    shard.require_arrays()  # those of a shard without samples are not read
     rows = shard.read("samples/row")
     if (np.diff(rows) <= 0).any() or rows.min(initial=0) < 0:
         raise InputError(f"{shard.path}: 'samples/row' does not rise from 0 or more")

@@ -50,9 +50,11 @@ def _processes(count: int) -> Iterator[Spread]:
 
     def spread(work: Any, items: Iterable[Any]) -> Iterator[Any]:
         waiting = list(items)
-        futures = [pool.submit(work, item) for item in waiting]
+        # The first is nobody's but this process's, which is ready; the others have yet to start.
+        futures = [Future(), *(pool.submit(work, item) for item in waiting[1:])] if waiting else []
         taken = 0  # up to here all are done, or in the hands of another process
         for place in range(len(futures)):
+            taken = max(taken, place)
             while taken < len(futures) and not futures[place].done():
                 if futures[taken].cancel():
                     futures[taken] = done_here(work, waiting[taken])

@@ -6,6 +6,8 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +22,10 @@ import headscore
 from headscore.data.cache import open_cache, shard_path
 from headscore.data.errors import InputError, RunError
 from headscore.data.reader import Shard
-from headscore.data.settings import ScoreSettings
+from headscore.data.settings import ScoreSettings, WorkSettings
 from headscore.score.signals import choose_signals
 from headscore.score.sums import SignalSums, cache_sums, shard_sums
+from headscore.score.workers import workers
 
 
 @pytest.fixture
@@ -58,6 +61,25 @@ def test_a_dask_cluster_of_processes_changes_no_bit(cache: Path, tmp_path: Path,
         shard_path(torn, 1).write_bytes(b"torn")
         with pytest.raises(InputError, match=r"00001\.h5: is not a readable shard"):
             headscore.score(torn, dask=address)
+
+
+def noted(notes: Path, item: int) -> int:
+    with notes.open("a") as file:
+        file.write(f"{item} {os.getpid()}\n")
+    time.sleep(item % 5 / 200)
+    return item * item
+
+
+@pytest.mark.parametrize("count", [0, 1, 60])
+def test_each_item_is_worked_on_once_and_here_too(tmp_path: Path, count: int) -> None:
+    notes = tmp_path / "notes"
+    notes.touch()
+    with workers(WorkSettings(workers=2)) as spread:
+        assert list(spread(partial(noted, notes), range(count))) == [item * item for item in range(count)]
+    items, processes = zip(*map(str.split, notes.read_text().splitlines()), strict=True) if count else ((), ())
+    assert sorted(map(int, items)) == list(range(count))
+    assert str(os.getpid()) in processes or not count
+    assert len(set(processes)) == min(count, 2)
 
 
 def test_a_damaged_shard_is_named_whoever_reads_it(cache: Path, tmp_path: Path) -> None:
@@ -197,6 +219,6 @@ def test_missing_shards_are_told_as_ranges(cache: Path, tmp_path: Path) -> None:
 
 
 def test_a_worker_that_dies_is_told_in_one_line(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headscore.score.workers._leave_interrupts_to_the_parent", sys.exit)
+    monkeypatch.setattr("headscore.score.workers._prepare_process", sys.exit)
     with pytest.raises(RunError, match="a process ended before its time: out of memory"):
         headscore.score(cache, workers=2, fresh=True)

@@ -1,0 +1,41 @@
+"""The benchmarks run, and end with a line of JSON that has all that was asked for; how fast it is, no test says."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import tiny
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def figures(benchmark: str, *options: object) -> dict[str, Any]:
+    command = [sys.executable, str(BENCHMARKS / benchmark), *map(str, options)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_every_way_of_a_capture_is_timed(llama: Path) -> None:
+    options = ("--model", llama, "--random-weights", llama / "config.json", "--lengths", 12, "--samples", 4, "--rounds", 1)
+    found = figures("bench_capture.py", *options)["results"]["12"]
+    assert (found["prompts"], found["tokens"]) == (4, 48)
+    ways = {way: found[way] for way in ("plain", "base", "eager", "ours", "shared", "ours_all", "shared_all")}
+    assert all(way["seconds"] > 0 and way["run"] == 1 for way in ways.values()), "of random tokens nothing is shared or padded"
+
+
+def test_a_capture_of_data_runs_what_is_shared_once(llama: Path) -> None:
+    options = ("--model", llama, "--data", tiny.ARC, "--samples", 8, "--rounds", 1, "--ways", "plain", "shared")
+    found = figures("bench_capture.py", *options)["results"]["data"]
+    assert found["shared"]["run"] < 1 <= found["plain"]["run"]
+
+
+def test_scoring_is_timed_with_and_without_what_is_kept() -> None:
+    found = figures("bench_score.py", "--rows", 256, "--size", 0, "--tokens", 8, "--rounds", 1, "--workers", 1)["small"]
+    assert 30 * 9 * 256 * 2 * 8 * 0.9 < found["rows_gb"] * 1e9 < 30 * 9 * 256 * 2 * 8 * 1.1
+    assert all(
+        value > 0 for value in (found["read_gb_s"], found["workers_1"]["first_s"], found["workers_1"]["another_lambda_s"])
+    )
