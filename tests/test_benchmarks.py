@@ -28,7 +28,7 @@ def test_every_way_of_a_capture_is_timed(llama: Path) -> None:
 
 
 def test_a_capture_of_data_runs_what_is_shared_once(llama: Path) -> None:
-    options = ("--model", llama, "--data", tiny.ARC, "--samples", 8, "--rounds", 1, "--ways", "plain", "shared")
+    options = ("--model", llama, "--data", tiny.LLM_ADAPTERS, "--samples", 8, "--rounds", 1, "--ways", "plain", "shared")
     found = figures("bench_capture.py", *options)["results"]["data"]
     assert found["shared"]["run"] < 1 <= found["plain"]["run"]
 
