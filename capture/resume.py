@@ -67,6 +67,7 @@ def finished_shards(out: Path) -> tuple[list[tuple[int, int, int]], list[dict[st
     for path in cache.shards:
         try:
             with cache.open_shard(path) as shard:
+                shard.require_arrays()
                 rows, lengths = shard.read("samples/row").tolist(), np.diff(shard.offsets()).tolist()
                 lines += [(row, length, shard.number) for row, length in zip(rows, lengths, strict=True)]
                 skipped += shard.skipped

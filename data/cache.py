@@ -64,8 +64,8 @@ class Cache:
     def open_shard(self, path: Path) -> "Shard":
         """One of the cache's shards.
 
-        Raises InputError where it is damaged, and ForeignShardError where it belongs to another capture or another place, or
-        is no file of this folder.
+        Raises InputError where it is damaged (of an array: when it is read), and ForeignShardError where it belongs to another
+        capture or another place, or is no file of this folder.
         """
         from .reader import Shard  # here, as scores that are kept need no HDF5
 

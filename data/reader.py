@@ -105,7 +105,7 @@ class Shard:
                 place = self._places[name].get_space()
                 place.select_hyperslab(start, count)
                 self._places[name].read(h5py.h5s.create_simple(count), place, values)
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             raise self._unreadable(name) from error
         return values[0] if layer is not None and axes[0] == "L" else values
 
@@ -120,7 +120,7 @@ class Shard:
             return
         try:
             yield from self._plain[name].parts(layer, block.tokens)
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             raise self._unreadable(name) from error
 
     def offsets(self) -> npt.NDArray[np.int64]:
@@ -173,14 +173,10 @@ class Shard:
             attribute = h5py.h5a.open(root, name)
             if attribute.get_storage_size() > MAX_ATTRIBUTE_BYTES:
                 raise InputError(f"{self.path}: has an attribute of more than {MAX_ATTRIBUTE_BYTES} bytes")
-            kind = attribute.get_type()
-            if isinstance(kind, h5py.h5t.TypeStringID) and not kind.is_variable_str():
-                value = np.zeros((), f"S{kind.get_size()}")
-            elif isinstance(kind, h5py.h5t.TypeIntegerID):
-                value = np.zeros((), kind.dtype)
-            else:  # others would be read from an unchecked heap
+            if attribute.dtype.kind not in "Siu":  # others would be read from an unchecked heap
                 continue
-            attribute.read(value, kind)
+            value = np.zeros(attribute.shape, attribute.dtype)  # of its own shape, as HDF5 writes all of it there
+            attribute.read(value)
             key, content = name.decode(), value.item()
             text = content.decode() if isinstance(content, bytes) else content
             attributes[key] = json.loads(text) if isinstance(text, str) and key != "format" else text
@@ -273,9 +269,9 @@ class Shard:
         """Raises InputError for an array whose dims are not those of the metadata and of the arrays before it."""
         for axis, length in zip(ARRAYS[name][1], shape, strict=True):
             key, length = ("n", length - 1) if axis == "n+1" else (axis, length)
-            if self._dims.setdefault(key, length) != length:
-                why = f"not {self._dims[key]} as its metadata says or another array has"
-                raise InputError(f"{self.path}: '{name}' has {length} along {key}, {why}")
+            if length < 0 or self._dims.setdefault(key, length) != length:
+                why = f", not {self._dims[key]} as its metadata says or another array has" if key in self._dims else ""
+                raise InputError(f"{self.path}: '{name}' has {length} along {key}{why}")
 
     def _require_layers(self) -> None:
         layers = self.read("layers/index").tolist()

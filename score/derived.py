@@ -33,7 +33,7 @@ logger = logging.getLogger("headscore")
 DERIVED_FOLDER = "derived"
 VERSION = 2  # of these files and of what the signals mean: raise it when either changes
 
-MAX_BYTES = 64 << 20  # of one measure's values in a file, as they are read at once
+MAX_BYTES = 128 << 20  # of the values that are kept of a shard, as they are held at once
 SETTLED_NS = 2_000_000_000  # a shard that changed this recently might change again without its times telling
 _SUMS, _VALUES, _CHECK_BYTES = np.dtype("<f8"), np.dtype("<f4"), 4
 
@@ -84,9 +84,9 @@ class Derived:
         key = {"headscore-derived": VERSION, "pass": name, "capture": self.capture, "shard": shard.name, **times}
         return json.dumps(key).encode() + b"\n"
 
-    def has_room_for(self, samples: int) -> bool:
+    def has_room_for(self, samples: int, measures: Sequence[str]) -> bool:
         """Whether the measures of so many samples may be kept."""
-        return 0 < samples * prod(self.shape) * _VALUES.itemsize <= MAX_BYTES
+        return 0 < samples * len(measures) * prod(self.shape) * _VALUES.itemsize <= MAX_BYTES
 
     def read(self, shard: Path, name: str, measures: Sequence[str]) -> Kept | None:
         """What a pass that gives `measures` gave, as it is kept; None where that is nothing to be believed."""
@@ -126,7 +126,10 @@ class Derived:
                 return None
             samples = int.from_bytes(head[len(key) :][:8], "little")
             size = samples * prod(shape) * _VALUES.itemsize
-            if not self.has_room_for(samples) or os.fstat(file.fileno()).st_size != len(head) + size + 2 * _CHECK_BYTES:
+            if (
+                not self.has_room_for(samples, measures)
+                or os.fstat(file.fileno()).st_size != len(head) + size + 2 * _CHECK_BYTES
+            ):
                 return None
             sums = np.frombuffer(head, _SUMS, offset=len(key) + 8).reshape(shape)
             kept = Kept(samples, dict(zip(measures, sums, strict=True)))

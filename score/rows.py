@@ -32,14 +32,15 @@ class RowSums:
     """
 
     def __init__(self, member: npt.NDArray[np.bool_], offsets: Integers, layers: int, heads: int):
-        is_first = np.zeros(len(member), bool)
-        is_first[offsets[:-1]] = True
-        kind = is_first * _FIRST + member * _INSIDE
-        begins = is_first.copy()
-        begins[1:] |= kind[1:] != kind[:-1]
+        kind = member.astype(np.uint8) * np.uint8(_INSIDE)  # small, as there is one for each token
+        kind[offsets[:-1]] |= _FIRST
+        begins = np.empty(len(member), bool)
+        begins[1:] = kind[1:] != kind[:-1]
+        begins[offsets[:-1]] = True
         # A piece is tokens of one sample and one kind next to each other.
         self._starts = np.flatnonzero(begins)
-        self._slots = kind[self._starts] * (len(offsets) - 1) + np.cumsum(is_first)[self._starts] - 1
+        sample = np.searchsorted(offsets, self._starts, side="right") - 1
+        self._slots = kind[self._starts] * np.int64(len(offsets) - 1) + sample
         self._sums = np.zeros((layers, heads, _KINDS, len(offsets) - 1), np.int64)
         self._pieces: dict[tuple[int, int], tuple[Integers, Integers]] = {}  # parts of all layers are cut alike
 
@@ -73,7 +74,7 @@ class RowSums:
     def _pieces_of(self, start: int, stop: int) -> tuple[Integers, Integers]:
         """The pieces of some tokens: their bounds [k+1] there, and the slots [k] that they are added to."""
         first, end = int(np.searchsorted(self._starts, start, side="right")) - 1, np.searchsorted(self._starts, stop)
-        return np.array([start, *self._starts[first + 1 : end], stop]) - start, self._slots[first:end]
+        return np.concatenate([[start], self._starts[first + 1 : end], [stop]]) - start, self._slots[first:end]
 
 
 @cache

@@ -84,11 +84,11 @@ def _row_signals(shard: "Shard", choice: SignalChoice, block: "Block") -> dict[s
     member = (shard.read("tokens/span", block=block) & choice.span_bits) > 0
     sums = RowSums(member, block.offsets, shard.layers, shard.heads)
     array = f"{choice.query_mode}/attention"
-    try:
-        for layer in range(shard.layers):
-            for tokens, patterns in shard.parts(array, layer, block):
+    for layer in range(shard.layers):
+        for tokens, patterns in shard.parts(array, layer, block):
+            try:
                 sums.add(layer, tokens, patterns)
-    except ValueError as error:
-        raise InputError(f"{shard.path}: '{array}' holds {error}: the shard is damaged") from error
+            except ValueError as error:
+                raise InputError(f"{shard.path}: '{array}' holds {error}: the shard is damaged") from error
     found = {"ent": sums.negative_entropy(), "task": sums.mass(), SINK: sums.first_mass()}
     return {name: values.astype(np.float32) for name, values in found.items()}

@@ -79,7 +79,7 @@ def shard_sums(cache: Cache, choice: SignalChoice, derived: Derived | None, path
         for block in shard.blocks():
             for measure, found in block_signals(shard, choice, block, wanted).items():
                 totals[measure] += found.sum(axis=2, dtype=np.float64)
-                if derived and derived.has_room_for(shard.samples):
+                if derived and derived.has_room_for(shard.samples, wanted):
                     values[measure].append(found)
         samples, layers = shard.samples, shard.read("layers/index")
     made = {name: Kept(samples, {measure: totals[measure] for measure in measures}) for name, measures in missing.items()}

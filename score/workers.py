@@ -3,9 +3,11 @@
 import atexit
 import contextlib
 import gc
+import itertools
 import queue
 import signal
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -14,6 +16,7 @@ from ..data.settings import WorkSettings
 from .sums import Spread
 
 SECONDS_TO_CONNECT = 10
+AT_ONCE = 2  # shards that a process has: one that it works on, and the next
 
 
 @contextlib.contextmanager
@@ -40,27 +43,22 @@ def _processes(count: int) -> Iterator[Spread]:
     from concurrent.futures import Future, ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
 
-    def done_here(work: Any, item: Any) -> Future[Any]:
-        done: Future[Any] = Future()
-        try:
-            done.set_result(work(item))
-        except Exception as error:  # raised where its turn is, so that it is the same error whoever is faster
-            done.set_exception(error)
-        return done
-
     def spread(work: Any, items: Iterable[Any]) -> Iterator[Any]:
-        waiting = list(items)
-        # The first is nobody's but this process's, which is ready; the others have yet to start.
-        futures = [Future(), *(pool.submit(work, item) for item in waiting[1:])] if waiting else []
-        taken = 0  # up to here all are done, or in the hands of another process
-        for place in range(len(futures)):
-            taken = max(taken, place)
-            while taken < len(futures) and not futures[place].done():
-                if futures[taken].cancel():
-                    futures[taken] = done_here(work, waiting[taken])
-                taken += 1
-            result, futures[place] = futures[place].result(), Future()  # a large cache has many results
-            yield result
+        rest = iter(items)
+        pending: deque[Future[Any]] = deque()
+        for mine in rest:
+            own: Future[Any] = Future()
+            waiting = sum(not future.done() for future in pending)
+            given = itertools.islice(rest, max(0, AT_ONCE * (count - 1) - waiting))
+            pending += [own, *(pool.submit(work, item) for item in given)]
+            try:
+                own.set_result(work(mine))
+            except Exception as error:  # raised where its turn is, so that it is the same error whoever is faster
+                own.set_exception(error)
+            while pending and pending[0].done():
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
     # Not forked: a fork of a process with polars' threads may hang. Threads would be slower, as numpy's calls are short.
     spawn = multiprocessing.get_context("spawn")

@@ -192,7 +192,7 @@ def large_chunks(file: h5py.File) -> None:
 
 
 def large_whole(file: h5py.File) -> None:
-    """Declares 2 GiB of token ids, and says that it has stored enough for them."""
+    """Declares 512 MiB of span masks, and says that it has stored enough for them."""
     del file["tokens/span"]
     data = file.create_dataset("tokens/span", (1 << 29,), "uint8", chunks=(1 << 20,), fletcher32=True, compression="gzip")
     data[: 1 << 20] = np.random.default_rng(0).integers(0, 256, 1 << 20)
@@ -236,6 +236,8 @@ HOSTILE: dict[str, tuple[Callable[[h5py.File], None], str]] = {
         lambda f: f.attrs.__setitem__("dims", np.bytes_('{"layers": 3, "heads": 2}')),
         "has 1 along L, not 3 as its metadata says",
     ),
+    "attributes of many values": (lambda f: f.attrs.__setitem__("more", np.arange(8000)), "damaged, or not a shard"),
+    "no offsets": (lambda f: replace(f, "samples/offset", np.zeros(0, "int64"), False), "'samples/offset' has -1 along n"),
     "no format": (lambda f: f.attrs.__delitem__("format"), "is not a shard of a headscore cache"),
     "text in the heap": (lambda f: f.attrs.__setitem__("model", "{}"), "has no usable 'model'"),
     "newer format": (lambda f: f.attrs.__setitem__("format_version", 2), "cache format 2, this headscore reads 1; upgrade"),
@@ -261,6 +263,17 @@ def test_a_sample_too_large_to_read_is_refused(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("headscore.data.reader.Shard._checked_shape", lambda shard, name, array: array.shape)
     with pytest.raises(InputError, match="has a sample of more tokens than can be read at once"):
         headscore.score(cache)
+
+
+def test_a_place_beyond_any_file_is_refused(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path, **BY_HAND)
+    with Shard(shard_path(cache, 0)) as shard:
+        shard.read("last_token/attention", 0)
+        shard._plain["last_token/attention"]._places[0, 0] = 2**63 + 8
+        with pytest.raises(InputError, match="'last_token/attention' cannot be read"):
+            shard.read("last_token/attention", 0)
+        with pytest.raises(InputError, match="'last_token/attention' cannot be read"):
+            list(shard.parts("last_token/attention", 0, next(shard.blocks())))
 
 
 def test_an_array_is_checked_when_it_is_read(tmp_path: Path) -> None:

@@ -82,6 +82,37 @@ def test_each_item_is_worked_on_once_and_here_too(tmp_path: Path, count: int) ->
     assert len(set(processes)) == min(count, 2)
 
 
+DIES = """
+import os, signal, sys, time
+from functools import partial
+from headscore.data.errors import RunError
+from headscore.data.settings import WorkSettings
+from headscore.score.workers import workers
+
+def work(parent, item):
+    time.sleep(0.02)
+    if os.getpid() != parent and item == 3:
+        os.kill(os.getpid(), signal.SIGKILL)  # as a system short of memory does
+    return item
+
+if __name__ == "__main__":
+    try:
+        with workers(WorkSettings(workers=3)) as spread:
+            list(spread(partial(work, os.getpid()), range(int(sys.argv[1]))))
+    except RunError as error:
+        sys.exit(str(error))
+"""
+
+
+@pytest.mark.parametrize("items", [4, 200])
+def test_a_killed_process_ends_the_others_and_is_told_in_one_line(tmp_path: Path, items: int) -> None:
+    script = tmp_path / "dies.py"
+    script.write_text(DIES)
+    done = subprocess.run([sys.executable, str(script), str(items)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and done.stderr.startswith("--workers: a process ended before its time")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_a_damaged_shard_is_named_whoever_reads_it(cache: Path, tmp_path: Path) -> None:
     torn = Path(shutil.copytree(cache, tmp_path / "torn"))
     shard_path(torn, 2).write_bytes(b"torn")
