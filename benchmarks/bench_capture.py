@@ -15,7 +15,9 @@ The ceiling of `ours` is `base`: whatever it takes beyond that is the price of r
 of tokens that are saved. "run" is how many tokens go through the model for each token of the prompts: above 1 by what is
 padding, below it by what is shared. Every round has every way once, in an order of its own; medians of the rounds are given,
 with the medians of each round's ratios to `plain` and `base`. Memory is the peak over what the process (on CUDA: the device)
-held before the way began.
+held before the way began; page faults are the pages that the system had to hand out to it. A large batch's temporaries are
+handed out anew in each layer or not, as the process's heap happens to lie, which on a CPU can be a sixth of a pass: so take
+several processes.
 
 Examples:
     grep "choose the correct answer" commonsense.jsonl > arc.jsonl   (ARC, as LLM-Adapters words it)
@@ -38,7 +40,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import machine, timed
+from measuring import Spent, machine, timed
 from shapes import PRESETS
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -183,8 +185,7 @@ def measure(causal: PreTrainedModel, arguments: argparse.Namespace, length: int)
         **{way: partial(prompts.capture, queries, "shared" in way) for way, queries in OURS.items()},
     }
     ways = {name: way for name, way in ways.items() if name in arguments.ways}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    memory: dict[str, list[float]] = {name: [] for name in ways}
+    spent: dict[str, list[Spent]] = {name: [] for name in ways}
     run = dict.fromkeys(ways, 0)
     hook = base.get_input_embeddings().register_forward_pre_hook(
         lambda _, given: run.update({name: run[name] + given[0].numel()})
@@ -194,38 +195,37 @@ def measure(causal: PreTrainedModel, arguments: argparse.Namespace, length: int)
         order.shuffle(names)  # so that none always follows eager, which leaves the memory in disorder
         for name in names:
             run[name] = 0
-            spent, peak = timed(ways[name], causal.device)
+            this = timed(ways[name], causal.device)
             if round_:
-                seconds[name].append(spent)
-                memory[name].append(peak)
+                spent[name].append(this)
     hook.remove()
-    return report(prompts, arguments, length, seconds, memory, run)
+    return report(prompts, arguments, length, spent, run)
 
 
 def report(
     prompts: Prompts,
     arguments: argparse.Namespace,
     length: int,
-    seconds: dict[str, list[float]],
-    memory: dict[str, list[float]],
+    spent: dict[str, list[Spent]],
     run: dict[str, int],
 ) -> dict[str, Any]:
     """Print a table and give its figures."""
     tokens = sum(map(len, prompts.ids))
     print(f"\n{arguments.data or f'random tokens, {length} a prompt'}: {len(prompts.ids)} prompts, {tokens} tokens")
     results = {}
-    for name in seconds:
+    for name, rounds in spent.items():
         line = {
-            "seconds": statistics.median(seconds[name]),
-            "peak_mib": statistics.median(memory[name]),
+            "seconds": statistics.median(each.seconds for each in rounds),
+            "peak_mib": statistics.median(each.peak_mib for each in rounds),
+            "page_faults": statistics.median(each.page_faults for each in rounds),
             "run": run[name] / tokens,
         }
         shown = f"{name:12} {line['seconds']:8.2f} s  {tokens / line['seconds']:9.0f} tokens/s  {line['peak_mib']:7.0f} MiB"
-        shown += f"  {line['run']:.2f} run"
+        shown += f"  {line['page_faults']:9.0f} page faults  {line['run']:.2f} run"
         for yardstick in ("plain", "base"):
-            if yardstick in seconds:  # the median of the ratios of each round, as a machine's speed drifts
-                rounds = zip(seconds[name], seconds[yardstick], strict=True)
-                line[f"to_{yardstick}"] = statistics.median(a / b for a, b in rounds)
+            if yardstick in spent:  # the median of the ratios of each round, as a machine's speed drifts
+                pairs = zip(rounds, spent[yardstick], strict=True)
+                line[f"to_{yardstick}"] = statistics.median(a.seconds / b.seconds for a, b in pairs)
                 shown += f"  {line[f'to_{yardstick}']:.2f} of {yardstick}"
         print(shown, flush=True)
         results[name] = {key: round(value, 4) for key, value in line.items()}

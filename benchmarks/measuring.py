@@ -1,18 +1,28 @@
-"""Seconds and peak memory of a call, on a CPU or with CUDA."""
+"""Seconds, peak memory and page faults of a call, on a CPU or with CUDA."""
 
 import ctypes
 import gc
 import platform
+import resource
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 
-def timed(way: Callable[[], None], device: torch.device) -> tuple[float, float]:
-    """Seconds, and the peak memory in MiB over what was held before."""
+@dataclass(frozen=True)
+class Spent:
+    """What a call took: seconds, the peak memory in MiB over what was held before it, and pages the system had to hand out."""
+
+    seconds: float
+    peak_mib: float
+    page_faults: int
+
+
+def timed(way: Callable[[], None], device: torch.device) -> Spent:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -21,14 +31,16 @@ def timed(way: Callable[[], None], device: torch.device) -> tuple[float, float]:
         before = torch.cuda.memory_allocated()
     else:
         before = reset_peak()
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     start = time.perf_counter()
     with torch.inference_mode():
         way()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    spent = time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else status("VmHWM")
-    return spent, (peak - before) / 2**20
+    return Spent(seconds, (peak - before) / 2**20, faults)
 
 
 def reset_peak() -> int:
