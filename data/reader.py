@@ -3,9 +3,8 @@
 import contextlib
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from math import ceil, prod
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,28 +12,23 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from .chunks import CHECKSUM_BYTES, PlainChunks
+from .chunks import PlainChunks
 from .errors import InputError, one_line
 from .files import require_plain_file
+from .layout import MAX_READ_BYTES, checked_layout, linked
 from .metadata import FORMAT, MAX_HEADS, Metadata, check_metadata
 from .shard import ARRAYS, Array, stored_arrays
 
 BLOCK_ITEMS = 1 << 22  # values of one array that are read at once, unless a single sample has more
 ROW_SUM_TOLERANCE = 0.01  # what rounding many small weights to half precision can add up to
 
-# What a stranger's file may ask of a reader's memory.
-MAX_GZIP_RATIO = 1032  # deflate cannot expand more than this, so larger declared dims are a lie
-MAX_CHUNK_BYTES = 1 << 20
-LEAST_CHUNK_BYTES = 1 << 16  # on average, beyond one chunk for each layer
+# As in layout.py: what a stranger's file may ask of a reader's memory.
 MAX_ATTRIBUTES = 256
 MAX_ATTRIBUTE_BYTES = 16 << 20
-MAX_READ_BYTES = 256 << 20  # of one array read whole, and of one sample's attention in one layer
 
 # Freed memory goes back to the system, and fetching it again page by page takes longer than reading a chunk into it. Once the C
 # library has seen a block of this size freed, it keeps as much for itself.
 np.empty(16 << 20, np.uint8)
-
-_FILTERS = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32)
 
 
 @dataclass(frozen=True)
@@ -194,69 +188,14 @@ class Shard:
         if name not in self._shapes:
             group, array = name.split("/")
             with self._damage_told():
-                self._places[group] = self._places.get(group) or self._linked(self._file.id, group, name)
-                self._places[name] = self._linked(self._places[group], array, name)
-                shape = self._checked_shape(name, self._places[name])
+                self._places[group] = self._places.get(group) or linked(self.path, self._file.id, group, name)
+                self._places[name] = linked(self.path, self._places[group], array, name)
+                shape, plain = checked_layout(self.path, self._file.id, name, self._places[name])
                 self._require_dims(name, shape)
+                if plain:
+                    self._plain[name] = plain
                 self._shapes[name] = shape
         return self._shapes[name]
-
-    def _linked(self, place: Any, part: str, name: str) -> Any:
-        """What a hard link leads to: no other can be trusted to stay inside this file."""
-        links, link = getattr(place, "links", None), part.encode()  # only groups have links
-        if links and links.exists(link) and links.get_info(link).type == h5py.h5l.TYPE_HARD:
-            return h5py.h5o.open(place, link)
-        raise InputError(f"{self.path}: '{name}' is missing or is not a plain array of this file")
-
-    def _checked_shape(self, name: str, array: Any) -> tuple[int, ...]:
-        """The dims of an array, once it is known to be stored as the format says, and in pieces that are safe to read."""
-        expected, axes = ARRAYS[name]
-        layout = array.get_create_plist() if isinstance(array, h5py.h5d.DatasetID) else None
-        if layout is None or layout.get_external_count() or layout.get_layout() == h5py.h5d.VIRTUAL:
-            raise InputError(f"{self.path}: '{name}' is not a plain array of this file")
-        dtype, shape = array.dtype, array.shape
-        if dtype != np.dtype(expected) or shape is None or len(shape) != len(axes):
-            raise InputError(f"{self.path}: '{name}' is {dtype} with {len(shape or ())} axes, not {expected} with {len(axes)}")
-        filters = [layout.get_filter(i)[0] for i in range(layout.get_nfilters())]
-        if prod(shape) and h5py.h5z.FILTER_FLETCHER32 not in filters:
-            raise InputError(f"{self.path}: '{name}' has no checksums")
-        if not set(filters) <= set(_FILTERS) or len(set(filters)) < len(filters):
-            raise InputError(f"{self.path}: '{name}' is stored through other filters than shuffle, gzip, fletcher32, once each")
-        size = prod(shape) * dtype.itemsize
-        if size > array.get_storage_size() * MAX_GZIP_RATIO:
-            raise InputError(f"{self.path}: '{name}' declares more data than the file holds")
-        if size:
-            stored = self._checked_chunks(name, array, shape, layout.get_chunk())
-            if filters == [h5py.h5z.FILTER_FLETCHER32]:
-                self._plain |= self._plain_chunks(name, shape, layout.get_chunk(), stored)
-        return tuple(shape)
-
-    def _checked_chunks(self, name: str, array: Any, shape: Sequence[int], chunk: Sequence[int]) -> list[Any]:
-        """The pieces that an array is stored in; InputError where they are too large or too many, or inflate too far."""
-        item = np.dtype(ARRAYS[name][0]).itemsize
-        size, chunk_bytes = prod(shape) * item, prod(chunk) * item
-        across_layers = len(shape) == 3 and chunk[0] != 1  # would be read again for each layer
-        if (len(shape) == 1 and size > MAX_READ_BYTES) or chunk_bytes > MAX_CHUNK_BYTES or across_layers:
-            raise InputError(f"{self.path}: '{name}' would have to be read in pieces too large for a reader's memory")
-        count = prod(ceil(length / part) for length, part in zip(shape, chunk, strict=True))
-        if count > (shape[0] if len(shape) == 3 else 1) + size // LEAST_CHUNK_BYTES:
-            raise InputError(f"{self.path}: '{name}' is stored in {count} pieces, too small to be read in reasonable time")
-        stored: list[Any] = []
-        array.chunk_iter(stored.append)
-        # Inflating does not stop at the chunk's size, so what is stored must not be larger than it could be.
-        if len(stored) != count or any(c.filter_mask or c.size > chunk_bytes + chunk_bytes // 100 + 64 for c in stored):
-            raise InputError(f"{self.path}: '{name}' has pieces that are missing, or are not stored as they should be")
-        return stored
-
-    def _plain_chunks(self, name: str, shape: Sequence[int], chunk: Sequence[int], stored: list[Any]) -> dict[str, PlainChunks]:
-        """An array's chunks if they can be read past HDF5: pattern rows stored as they are in memory, checksums apart."""
-        size = prod(chunk) * np.dtype(ARRAYS[name][0]).itemsize + CHECKSUM_BYTES
-        if ARRAYS[name][1] != ("L", "H", "t") or chunk[1] != shape[1] or any(c.size != size for c in stored):
-            return {}
-        places = {(c.chunk_offset[0], c.chunk_offset[2]): c.byte_offset for c in stored}
-        if places.keys() != set(itertools.product(range(shape[0]), range(0, shape[2], chunk[2]))):
-            return {}
-        return {name: PlainChunks(self._file.id.get_vfd_handle(), ARRAYS[name][0], chunk, places)}
 
     def _declared_dims(self) -> dict[str, int]:
         """The dims by their axis, as far as the metadata has them."""

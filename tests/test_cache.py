@@ -87,7 +87,7 @@ def test_how_arrays_are_cut_changes_nothing(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("headscore.data.shard.CHUNK_ITEMS", sizes[0])
         patch.setattr("headscore.data.reader.BLOCK_ITEMS", sizes[1])
-        patch.setattr("headscore.data.reader.LEAST_CHUNK_BYTES", 1)
+        patch.setattr("headscore.data.layout.LEAST_CHUNK_BYTES", 1)
         for compression in ("none", "gzip"):
             made = metadata(LAYERS, HEADS, {"settings": {"queries": "all_tokens", "compression": compression}})
             made["layers"] = [1, 4]
@@ -260,7 +260,6 @@ def test_hostile_and_broken_shards_are_refused(tmp_path: Path, what: str) -> Non
 def test_a_sample_too_large_to_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = write_cache(tmp_path, **BY_HAND)
     monkeypatch.setattr("headscore.data.reader.MAX_READ_BYTES", 15)  # the longest has 4 tokens, 2 heads, 2 bytes
-    monkeypatch.setattr("headscore.data.reader.Shard._checked_shape", lambda shard, name, array: array.shape)
     with pytest.raises(InputError, match="has a sample of more tokens than can be read at once"):
         headscore.score(cache)
 
