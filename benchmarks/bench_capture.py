@@ -16,7 +16,7 @@ of tokens that are saved. "run" is how many tokens go through the model for each
 padding, below it by what is shared. Every round has every way once, in an order of its own; medians of the rounds are given,
 with the medians of each round's ratios to `plain` and `base`. Memory is the peak over what the process (on CUDA: the device)
 held before the way began; page faults are the pages that the system had to hand out to it. A large batch's temporaries are
-handed out anew in each layer or not, as the process's heap happens to lie, which on a CPU can be a sixth of a pass: so take
+handed out anew in each layer or not, as the process's heap happens to lie, which on a CPU can be a tenth of a pass: so take
 several processes.
 
 Examples:
