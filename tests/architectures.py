@@ -27,7 +27,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from headscore import cli
 from headscore.capture import recorder
-from headscore.capture.selfcheck import TOLERANCES
+from headscore.capture.comparison import TOLERANCES
 from headscore.data.cache import open_cache
 from headscore.data.shard import ARRAYS
 
