@@ -2,7 +2,8 @@
 
 A causal model gives a token the same values whatever comes after it. Two kinds of position encoding break that: LongRoPE has
 one set of frequencies up to its original context and another one beyond, and dynamic NTK has other frequencies for every
-length beyond it. Both look at the longest prompt of a batch, and at the whole of a prompt whose prefix is run apart.
+length beyond it. Both look at the longest prompt of a batch, and at the whole of a prompt whose prefix is run apart. Models
+that choose some keys for each token may choose others among keys of the same score where there is padding, too.
 """
 
 import re
@@ -14,6 +15,7 @@ from typing import Any
 # RoPE whose frequencies are the same in every pass.
 _STATIC_ROPE = ("default", "linear", "yarn", "llama3", "proportional", "mrope", "none")
 _LIMIT_NAMES = re.compile(r"window|chunk|block|top_?k|position|length|context|ctx|seq")
+_CHOICE_NAMES = re.compile(r"(index|block|sparse|moba)\w*top_?k|top_?k_?(index|block|token|key)|keep_window")  # how many keys
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ def length_rules(config: Any) -> LengthRules:
             switches.add(original)
         elif kind not in _STATIC_ROPE:
             alone.add(min(original, _original_length({}, values)))
-    limits = {value for value in _limit_values(values, "") if value > 1} | switches | alone
+    alone |= {value for value in _values(values, _CHOICE_NAMES) if value > 0}
+    limits = {value for value in _values(values, _LIMIT_NAMES) if value > 1} | switches | alone
     return LengthRules(tuple(sorted(switches)), min(alone, default=None), tuple(sorted(limits - {0})))
 
 
@@ -78,13 +81,13 @@ def _original_length(rope: dict[str, Any], values: dict[str, Any]) -> int:
     return next((int(value) for value in found if isinstance(value, int | float) and value), 0)
 
 
-def _limit_values(value: Any, name: str) -> Iterator[int]:
-    """Every whole number in a configuration whose name speaks of a length."""
+def _values(value: Any, names: re.Pattern[str], name: str = "") -> Iterator[int]:
+    """Every whole number in a configuration under a name of a kind."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield from _limit_values(inner, str(key).lower())
+            yield from _values(inner, names, str(key).lower())
     elif isinstance(value, list | tuple):
         for inner in value:
-            yield from _limit_values(inner, name)
-    elif type(value) is int and _LIMIT_NAMES.search(name):
+            yield from _values(inner, names, name)
+    elif type(value) is int and names.search(name):
         yield value

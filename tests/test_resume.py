@@ -381,13 +381,14 @@ def test_an_interrupted_capture_finishes_or_drops_its_shard(
     program = (
         "import os, signal, sys\n"
         "from headscore import cli\n"
+        "from headscore.capture.recorder import Recorder\n"
         "from headscore.capture.runner import Runner\n"
-        "signals = sys.argv.pop(1).split(',')\n"
-        "real = Runner.fit\n"
-        "def fit(runner, longest):\n"  # called when the self-check is over and the first batch is to come
-        "    [os.kill(os.getpid(), getattr(signal, name)) for name in signals]\n"
-        "    return real(runner, longest)\n"
-        "Runner.fit = fit\n"
+        "signals, real, fit, checked = sys.argv.pop(1).split(','), Recorder.take, Runner.fit, []\n"
+        "def take(recorder):\n"
+        "    if checked and checked.pop():\n"  # in the first batch after the self-check
+        "        [os.kill(os.getpid(), getattr(signal, name)) for name in signals]\n"
+        "    return real(recorder)\n"
+        "Recorder.take, Runner.fit = take, lambda *of: checked.append(True) or fit(*of)\n"
         "cli.main()\n"
     )
     options = ["--max-samples", "24", "--shard-size", "10", "--queries", "all_tokens", "--seed", "7"]
