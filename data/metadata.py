@@ -29,7 +29,10 @@ METADATA_SHAPE: dict[str, Any] = {  # what a reader relies on; a list has elemen
     "example": {"row": int, "pieces": [{"text": str, "spans": [str]}]},
 }
 
-OPTIONAL_SHAPE: dict[str, Any] = {"examples": [{"row": int, "tokens": [str]}]}  # the same, of keys that need not be there
+OPTIONAL_SHAPE: dict[str, Any] = {  # the same, of keys that need not be there
+    "examples": [{"row": int, "tokens": [str]}],
+    "spot_checks": [{"row": int, "tokens": int, "way": str, "largest_difference": {}}],
+}
 
 _SHARD_SHAPE: dict[str, Any] = {"shard": int, "skipped": [{"row": int, "reason": str}]}
 

@@ -52,9 +52,7 @@ class EagerModel:
         entered: list[torch.Tensor] = []
         hooks = [p.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0][0].numpy())) for p in projections]
         with torch.inference_mode():
-            output = model(
-                input_ids=torch.tensor(np.asarray(ids, np.int64))[None], output_attentions=True, use_cache=False
-            )
+            output = model(input_ids=torch.tensor(np.asarray(ids, np.int64))[None], output_attentions=True, use_cache=False)
         for hook in hooks:
             hook.remove()
         square = [p for p in output.attentions if p is not None and p.shape[-1] == len(ids)]  # else of a linear attention
