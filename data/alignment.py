@@ -84,7 +84,7 @@ def are_precise(text: str, offsets: Offsets) -> bool:
 def decodes_to(text: str, span: Span, member: npt.NDArray[np.bool_], own: npt.NDArray[np.int32], tokenizer: Any) -> bool:
     """Whether the tokens of a span decode to its text, with at most part of one token more at either end, at its place.
 
-    `own` are the prompt's own tokens, without special ones; `member`, which of them are the span's.
+    `own` are the prompt's own tokens, without special ones; `member`, which of them are the span's: a run of them, or none.
     """
     tokens = np.flatnonzero(member)
     if not len(tokens):
@@ -96,9 +96,6 @@ def decodes_to(text: str, span: Span, member: npt.NDArray[np.bool_], own: npt.ND
     before, wanted = _folded(text[: span.start]), _folded(text[span.start : span.end])
     first, last = int(tokens[0]), int(tokens[-1])
     ahead, found = decoded(own[:first]), decoded(own[tokens])
-    between = own[first : last + 1][~member[first : last + 1]]
-    if len(between) and decoded(between):
-        return False
     in_first, in_last = decoded(own[first : first + 1]), decoded(own[last : last + 1])
     if ahead == before and found == wanted and in_first and in_last:
         return True

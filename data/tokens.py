@@ -1,7 +1,8 @@
 """Tokenises prompts and turns their character spans into a bit mask over tokens.
 
-A token belongs to a span when it covers at least one non-space character of it. The tokenizer's offsets are checked by
-decoding; where they are wrong or missing, tokens are aligned by decoding ever longer prefixes instead.
+A span is trimmed: white space at its ends does not count. Every token that covers a character between those ends belongs to it.
+The tokenizer's offsets are checked by decoding; where they are wrong or missing, tokens are aligned by decoding ever longer
+prefixes instead.
 """
 
 import itertools
@@ -114,17 +115,20 @@ def mark(encoded: Encoded, tokenizer: Any, span_names: Sequence[str]) -> Sample 
 
 
 def _members(prompt: Prompt, offsets: Offsets) -> npt.NDArray[np.bool_]:
-    """bool [spans,T]: for each span of the prompt, the tokens that cover a non-space character of it.
+    """bool [spans,T]: for each span of the prompt, its tokens, from the first that covers a character of it to the last.
 
-    `offsets` [T,2] are half-open character ranges, of the prompt's own tokens only.
+    So a token is in it whose offsets are empty, as some tokenizers report them for white space. White space at a span's ends
+    does not count. `offsets` [T,2] are half-open character ranges, of the prompt's own tokens only.
     """
     codes = np.frombuffer(prompt.text.encode("utf-32-le"), np.uint32)
-    solid = np.zeros(len(codes) + 1, np.int64)  # how many non-space characters come before each place
-    np.cumsum(~_IS_SPACE[np.minimum(codes, len(_IS_SPACE) - 1)], out=solid[1:])
-    starts, stops = solid[np.minimum(np.maximum(offsets.T, 0), len(codes))]  # as reported, they may point anywhere
-    edges = solid[[(span.start, span.end) for span in prompt.spans]]
-    begins, ends = edges[:, :1], edges[:, 1:]
-    members: npt.NDArray[np.bool_] = (starts < stops) & (begins < ends) & (starts < ends) & (begins < stops)
+    solid = np.flatnonzero(~_IS_SPACE[np.minimum(codes, len(_IS_SPACE) - 1)])  # the places of non-space characters
+    edges = np.searchsorted(solid, [(span.start, span.end) for span in prompt.spans])
+    filled = edges[:, 0] < edges[:, 1]
+    begins, ends = np.zeros((2, len(edges), 1), np.int64)
+    begins[filled, 0], ends[filled, 0] = solid[edges[filled, 0]], solid[edges[filled, 1] - 1] + 1
+    starts, stops = offsets.T
+    covers = (np.maximum(starts, begins) < np.minimum(stops, ends)) & (starts < stops)
+    members: npt.NDArray[np.bool_] = np.logical_or.accumulate(covers, 1) & np.logical_or.accumulate(covers[:, ::-1], 1)[:, ::-1]
     return members
 
 
