@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ..data.alignment import decode
 from ..data.errors import InputError, RunError
 from ..data.prompts import PromptMaker
 from ..data.rows import data_file, file_sha256, read_rows, sample_rows
@@ -69,11 +72,50 @@ def encode_shards(prompts: Prompts, tokenizer: Any, settings: CaptureSettings) -
     shards = []
     for start in range(0, len(drawn), size):
         part, need_question = drawn[start : start + size], prompts.maker.has_question
-        outcomes = encode(part, tokenizer, settings.max_length, need_question, add_special=prompts.chat is None)
+        outcomes = encode(
+            part,
+            tokenizer,
+            settings.max_length,
+            need_question,
+            add_special=prompts.chat is None,
+            keep_trailing=settings.trailing_special,
+        )
         encoded = [outcome for outcome in outcomes if isinstance(outcome, Encoded)]
         shards.append(EncodedShard(encoded, [outcome for outcome in outcomes if isinstance(outcome, Skipped)]))
     _require_enough(prompts, [entry for shard in shards for entry in shard.skipped], settings)
     return shards
+
+
+def special_tokens(shards: Sequence[EncodedShard], tokenizer: Any) -> dict[str, list[str]] | None:
+    """The texts of the special tokens that the tokenizer adds but prompts do without, as `Frame` tells them; None for none."""
+    frames = [prompt.frame for shard in shards for prompt in shard.prompts]
+    found = {
+        "left_out": [token for frame in frames for token in frame.left_out],
+        "not_repeated": [token for frame in frames for token in frame.not_repeated],
+    }
+    texts = {name: [decode(tokenizer, np.array([t], np.int32)) for t in dict.fromkeys(ids)] for name, ids in found.items()}
+    return texts if any(texts.values()) else None
+
+
+def tell_special_tokens(shards: Sequence[EncodedShard], tokenizer: Any) -> None:
+    """Logs what `special_tokens` finds and of how many prompts, and warns of texts that say their BOS twice."""
+    texts = special_tokens(shards, tokenizer) or {}
+    prompts = [prompt for shard in shards for prompt in shard.prompts]
+    frames = [prompt.frame for prompt in prompts]
+    if left_out := texts.get("left_out"):
+        count = sum(bool(frame.left_out) for frame in frames)
+        logger.info(
+            "%s, which the tokenizer adds at the end of %d prompts, is left out (--trailing-special keeps it)",
+            " ".join(left_out), count,
+        )  # fmt: skip
+    if not_repeated := texts.get("not_repeated"):
+        count = sum(bool(frame.not_repeated) for frame in frames)
+        logger.info("prompts that bring %s themselves: %d; the tokenizer adds no second one", " ".join(not_repeated), count)
+    if twice := [prompt for prompt in prompts if len(prompt.frame.brought) > 1 and prompt.ids[0] == prompt.ids[1]]:
+        again = decode(tokenizer, twice[0].ids[:1])
+        logger.warning(
+            "prompts that begin with %s twice, as their texts say: %d, the first in row %d", again, len(twice), twice[0].row
+        )
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def identity(metadata: Metadata) -> dict[str, Any]:
     return parts | {f"settings {key}": value for key, value in (_FORMER_SETTINGS | metadata["settings"]).items()}
 
 
-_FORMER_SETTINGS = {"spans": "without white space"}  # what caches without this key were made with
+_FORMER_SETTINGS = {"special_tokens": None, "spans": "without white space"}  # what caches without these keys were made with
 _FINGERPRINTS = {"model": "fingerprint", "tokenizer": "tokenizer_fingerprint"}
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .alignment import Offsets, aligned_offsets, are_precise, decode, decodes_to, reported_offsets
-from .templates import ALWAYS_SPANS, Prompt
+from .special import Frame, added_tokens, framed
+from .templates import ALWAYS_SPANS, Prompt, Span
 
 Mask = npt.NDArray[np.uint8]
 
@@ -33,13 +34,14 @@ class Tokens:
 class Encoded(Tokens):
     """A tokenised prompt whose spans are still to be marked.
 
-    special: bool [T], which tokens the tokenizer added. offsets: int32 [T,2], the characters of each as the tokenizer reports
-    them, or None where it reports none.
+    special: bool [T], which tokens the tokenizer added, or the text begins with in their place. offsets: int32 [T,2], the
+    characters of each as the tokenizer reports them, or None where it reports none. frame: what became of special tokens.
     """
 
     prompt: Prompt
     special: npt.NDArray[np.bool_]
     offsets: Offsets | None
+    frame: Frame = Frame()
 
 
 @dataclass(frozen=True)
@@ -58,35 +60,48 @@ class Skipped:
 
 
 def encode(
-    prompts: Sequence[tuple[int, Prompt]], tokenizer: Any, max_length: int, need_question: bool, *, add_special: bool = True
+    prompts: Sequence[tuple[int, Prompt]],
+    tokenizer: Any,
+    max_length: int,
+    need_question: bool,
+    *,
+    add_special: bool = True,
+    keep_trailing: bool = False,
 ) -> list[Encoded | Skipped]:
     """One Encoded or Skipped for every (row, prompt), in order.
 
-    Skipped are prompts with an empty question span (where `need_question`), and with more than `max_length` tokens or none at
-    all. Nothing is ever cut. Without `add_special` the prompts hold their special tokens as text, and get no others.
+    Skipped are prompts with an empty question span (where `need_question`), and with more than `max_length` tokens or none but
+    special ones. No text is ever cut. What the tokenizer adds is in the prompt as `framed` says; without `add_special` the
+    prompts hold their special tokens as text, and get no others.
     """
     if not prompts:
         return []
+    texts = [prompt.text for _, prompt in prompts]
     encoded = tokenizer(
-        [prompt.text for _, prompt in prompts],
+        texts,
         add_special_tokens=add_special,
         return_offsets_mapping=bool(tokenizer.is_fast),
         return_special_tokens_mask=True,
         verbose=False,
     )
+    check = add_special and not tokenizer.is_fast
+    bare = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if check else [None] * len(texts)
     outcomes: list[Encoded | Skipped] = []
     for index, (row, prompt) in enumerate(prompts):
         ids = np.asarray(encoded["input_ids"][index], np.int32)
+        added = added_tokens(ids, encoded["special_tokens_mask"][index], bare[index]) & add_special
+        kept, special, frame = framed(ids, added, prompt.text, tokenizer, keep_trailing)
         if need_question and not prompt.span_text("question").strip():
             outcomes.append(Skipped(row, "no question found: it is empty, not marked, or in no known wording"))
-        elif len(ids) == 0:
-            outcomes.append(Skipped(row, "the prompt has no tokens"))
-        elif len(ids) > max_length:
-            outcomes.append(Skipped(row, f"{len(ids)} tokens are more than --max-length {max_length}"))
+        elif special.all():
+            outcomes.append(
+                Skipped(row, "the prompt has no tokens but special ones" if len(ids) else "the prompt has no tokens")
+            )
+        elif len(kept) > max_length:
+            outcomes.append(Skipped(row, f"{len(kept)} tokens are more than --max-length {max_length}"))
         else:
-            special = np.asarray(encoded["special_tokens_mask"][index], bool) & add_special
-            offsets = np.asarray(encoded["offset_mapping"][index]).astype(np.int32) if tokenizer.is_fast else None
-            outcomes.append(Encoded(row, ids, prompt, special, offsets))
+            offsets = np.asarray(encoded["offset_mapping"][index]).astype(np.int32)[kept] if tokenizer.is_fast else None
+            outcomes.append(Encoded(row, ids[kept], prompt, special, offsets, frame))
     return outcomes
 
 
@@ -95,11 +110,12 @@ def mark(encoded: Encoded, tokenizer: Any, span_names: Sequence[str]) -> Sample 
 
     Skipped where neither does.
     """
-    prompt, special = encoded.prompt, encoded.special
-    own = encoded.ids[~special]
+    special = encoded.special
+    own, begin = encoded.ids[~special], encoded.frame.begin
+    prompt = _after(encoded.prompt, begin)
     reported = encoded.offsets
     for find in (
-        lambda: None if reported is None else reported_offsets(reported[~special], own, tokenizer),
+        lambda: None if reported is None else reported_offsets(reported[~special] - begin, own, tokenizer),
         lambda: aligned_offsets(prompt.text, own, tokenizer),
     ):
         offsets = find()
@@ -110,8 +126,25 @@ def mark(encoded: Encoded, tokenizer: Any, span_names: Sequence[str]) -> Sample 
                 bits = np.array([1 << span_names.index(span.name) for span in prompt.spans], np.uint8)
                 mask: Mask = np.full(len(special), 1 << span_names.index("special"), np.uint8)
                 mask[~special] = np.bitwise_or.reduce(members * bits[:, None])
+                _mark_brought(mask, encoded, span_names)
                 return Sample(encoded.row, encoded.ids, mask)
     return Skipped(encoded.row, "its spans could not be matched to tokens")
+
+
+def _after(prompt: Prompt, begin: int) -> Prompt:
+    """The prompt without its first characters."""
+    if not begin:
+        return prompt
+    spans = (Span(span.name, max(0, span.start - begin), max(0, span.end - begin)) for span in prompt.spans)
+    return Prompt(prompt.text[begin:], tuple(spans))
+
+
+def _mark_brought(mask: Mask, encoded: Encoded, span_names: Sequence[str]) -> None:
+    """Special tokens that the text brings are in the spans that cover them too, but are no part of `template`."""
+    for place, start, end in encoded.frame.brought:
+        covering = _members(encoded.prompt, np.array([(start, end)]))[:, 0]
+        for span in itertools.compress(encoded.prompt.spans, covering):
+            mask[place] |= 0 if span.name == "template" else 1 << span_names.index(span.name)
 
 
 def _members(prompt: Prompt, offsets: Offsets) -> npt.NDArray[np.bool_]:
