@@ -113,7 +113,7 @@ class Prompts:
             settings = self._settings(queries, True)
             self._recorders[queries], check = checked_recorder(self._base, samples, arguments.dtype, settings)
             first = marker(shards[0]).samples
-            metadata = data_metadata(settings, arguments.dtype, self._tokenizer, self._read, shards, first)
+            metadata = data_metadata(settings, arguments.dtype, self._tokenizer, self._read, len(shards), first)
             self._metadata[queries] = with_model(metadata, self._base, check)
 
     def capture(self, queries: str, share: bool) -> None:

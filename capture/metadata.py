@@ -11,7 +11,7 @@ from ..data.metadata import FORMAT, FORMAT_VERSION, SPAN_RULE, Metadata
 from ..data.settings import CaptureSettings
 from ..data.tokens import Sample, marked_text
 from . import models
-from .samples import EncodedShard, Prompts, special_tokens
+from .samples import Prompts
 
 EXAMPLE_TOKENS = 1000
 EXAMPLES = 3  # samples whose tokens are kept as texts
@@ -20,12 +20,7 @@ TOKENS_OF_THE_ONLY_EXAMPLE = 1000  # finding the texts takes time that grows wit
 
 
 def data_metadata(
-    settings: CaptureSettings,
-    dtype: str,
-    tokenizer: Any,
-    prompts: Prompts,
-    shards: Sequence[EncodedShard],
-    first: Sequence[Sample],
+    settings: CaptureSettings, dtype: str, tokenizer: Any, prompts: Prompts, shards: int, first: Sequence[Sample]
 ) -> Metadata:
     """All that is known before the model is loaded; `first` are the samples of which some are shown as examples."""
     maker = prompts.maker
@@ -50,10 +45,10 @@ def data_metadata(
             "shard_size": settings.shard_size,
             "compression": settings.compression,
             "chat": {"system": settings.system, "generation_prompt": settings.generation_prompt} if settings.chat else None,
-            "special_tokens": special_tokens(shards, tokenizer),
+            "special_tokens": prompts.without,
             "spans": SPAN_RULE,
         },
-        "plan": {"rows": len(prompts.drawn), "shards": len(shards)},
+        "plan": {"rows": len(prompts.drawn), "shards": shards},
         "example": _example(first[0], maker.span_names, tokenizer),
         "examples": _examples(first, tokenizer),
     }

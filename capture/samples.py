@@ -1,5 +1,7 @@
 """From a data file to the samples of each shard: rows are drawn, made into prompts and tokenised."""
 
+import dataclasses
+import itertools
 import logging
 import math
 from collections.abc import Sequence
@@ -24,7 +26,8 @@ logger = logging.getLogger("headscore")
 class Prompts:
     """The (row, prompt) pairs drawn from a data file, in file order, and what made them.
 
-    chat: what the chat template puts around each, where they are in one (see `chat.py`).
+    chat: what the chat template puts around each, where they are in one (see `chat.py`). without: the texts of special tokens
+    that the tokenizer would add and the prompts do without, as lists `left_out` and `not_repeated` (see `Frame`).
     """
 
     path: Path
@@ -33,6 +36,7 @@ class Prompts:
     maker: PromptMaker
     drawn: list[tuple[int, Prompt]]
     chat: Template | None = None
+    without: dict[str, list[str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,36 +90,36 @@ def encode_shards(prompts: Prompts, tokenizer: Any, settings: CaptureSettings) -
     return shards
 
 
-def special_tokens(shards: Sequence[EncodedShard], tokenizer: Any) -> dict[str, list[str]] | None:
-    """The texts of the special tokens that the tokenizer adds but prompts do without, as `Frame` tells them; None for none."""
-    frames = [prompt.frame for shard in shards for prompt in shard.prompts]
-    found = {
-        "left_out": [token for frame in frames for token in frame.left_out],
-        "not_repeated": [token for frame in frames for token in frame.not_repeated],
-    }
-    texts = {name: [decode(tokenizer, np.array([t], np.int32)) for t in dict.fromkeys(ids)] for name, ids in found.items()}
-    return texts if any(texts.values()) else None
+def without_special_tokens(prompts: Prompts, shards: Sequence[EncodedShard], tokenizer: Any) -> Prompts:
+    """The same prompts with what their tokens do `without`, by the frames of all shards; it is logged, too.
 
-
-def tell_special_tokens(shards: Sequence[EncodedShard], tokenizer: Any) -> None:
-    """Logs what `special_tokens` finds and of how many prompts, and warns of texts that say their BOS twice."""
-    texts = special_tokens(shards, tokenizer) or {}
-    prompts = [prompt for shard in shards for prompt in shard.prompts]
-    frames = [prompt.frame for prompt in prompts]
-    if left_out := texts.get("left_out"):
-        count = sum(bool(frame.left_out) for frame in frames)
+    Warns of texts that say their BOS twice, as nothing that a text says is left out.
+    """
+    encoded = [prompt for shard in shards for prompt in shard.prompts]
+    left_out = [prompt.frame.left_out for prompt in encoded if prompt.frame.left_out]
+    not_repeated = [prompt.frame.not_repeated for prompt in encoded if prompt.frame.not_repeated]
+    without = {"left_out": _texts(left_out, tokenizer), "not_repeated": _texts(not_repeated, tokenizer)}
+    if left_out:
         logger.info(
             "%s, which the tokenizer adds at the end of %d prompts, is left out (--trailing-special keeps it)",
-            " ".join(left_out), count,
+            " ".join(without["left_out"]), len(left_out),
         )  # fmt: skip
-    if not_repeated := texts.get("not_repeated"):
-        count = sum(bool(frame.not_repeated) for frame in frames)
-        logger.info("prompts that bring %s themselves: %d; the tokenizer adds no second one", " ".join(not_repeated), count)
-    if twice := [prompt for prompt in prompts if len(prompt.frame.brought) > 1 and prompt.ids[0] == prompt.ids[1]]:
-        again = decode(tokenizer, twice[0].ids[:1])
+    if not_repeated:
+        logger.info(
+            "prompts that bring %s themselves: %d; the tokenizer adds no second one",
+            " ".join(without["not_repeated"]), len(not_repeated),
+        )  # fmt: skip
+    if twice := [prompt for prompt in encoded if len(prompt.frame.brought) > 1 and prompt.ids[0] == prompt.ids[1]]:
         logger.warning(
-            "prompts that begin with %s twice, as their texts say: %d, the first in row %d", again, len(twice), twice[0].row
-        )
+            "prompts that begin with %s twice, as their texts say: %d, the first in row %d",
+            decode(tokenizer, twice[0].ids[:1]), len(twice), twice[0].row,
+        )  # fmt: skip
+    return dataclasses.replace(prompts, without=without if left_out or not_repeated else None)
+
+
+def _texts(ids: Sequence[tuple[int, ...]], tokenizer: Any) -> list[str]:
+    different = dict.fromkeys(itertools.chain.from_iterable(ids))
+    return [decode(tokenizer, np.array([token], np.int32)) for token in different]
 
 
 @dataclass(frozen=True)
