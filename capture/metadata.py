@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..data.alignment import token_texts
-from ..data.metadata import FORMAT, FORMAT_VERSION, Metadata
+from ..data.metadata import FORMAT, FORMAT_VERSION, SPAN_RULE, Metadata
 from ..data.settings import CaptureSettings
 from ..data.tokens import Sample, marked_text
 from . import models
@@ -46,6 +46,8 @@ def data_metadata(
             "shard_size": settings.shard_size,
             "compression": settings.compression,
             "chat": {"system": settings.system, "generation_prompt": settings.generation_prompt} if settings.chat else None,
+            "special_tokens": prompts.without,
+            "spans": SPAN_RULE,
         },
         "plan": {"rows": len(prompts.drawn), "shards": shards},
         "example": _example(first[0], maker.span_names, tokenizer),

@@ -11,6 +11,7 @@ FORMAT = "headscore-cache"
 FORMAT_VERSION = 1
 MAX_DEPTH = 32
 MAX_HEADS = 1 << 20  # in all layers
+SPAN_RULE = "trimmed"  # how masks are made of spans; another rule is to have another name
 LONGEST_SHOWN = 60  # characters of a value in an error message
 
 Metadata = dict[str, Any]
@@ -87,9 +88,10 @@ def identity(metadata: Metadata) -> dict[str, Any]:
     }
     parts |= {name: metadata["model"].get(key) for name, key in _FINGERPRINTS.items() if key in metadata["model"]}
     parts["data"] = metadata["data"].get("sha256")
-    return parts | {f"settings {key}": value for key, value in metadata["settings"].items()}
+    return parts | {f"settings {key}": value for key, value in (_FORMER_SETTINGS | metadata["settings"]).items()}
 
 
+_FORMER_SETTINGS = {"special_tokens": None, "spans": "without white space"}  # what caches without these keys were made with
 _FINGERPRINTS = {"model": "fingerprint", "tokenizer": "tokenizer_fingerprint"}
 
 
