@@ -14,11 +14,11 @@ and the shards on disk. The other ways are given tokens that are ready and keep 
 
 The ceiling of `ours` is `base`: whatever it takes beyond that is the price of recording. `shared` may be below it by the share
 of tokens that are saved. "run" is how many tokens go through the model for each token of the prompts: above 1 by what is
-padding, below it by what is shared. Every round has every way once, in an order of its own; medians of the rounds are given,
-with the medians of each round's ratios to `plain`, `base` and `unchecked`. Memory is the peak over what the process (on CUDA: the device)
-held before the way began; page faults are the pages that the system had to hand out to it. A large batch's temporaries are
-handed out anew in each layer or not, as the process's heap happens to lie, which on a CPU can be a tenth of a pass: so take
-several processes.
+padding and spot checks, below it by what is shared. Every round has every way once, in an order of its own; medians of the
+rounds are given, with the medians of each round's ratios to `plain`, `base` and `unchecked`. Memory is the peak over what the
+process (on CUDA: the device) held before the way began; page faults are the pages that the system had to hand out to it. A
+large batch's temporaries are handed out anew in each layer or not, as the process's heap happens to lie, which on a CPU can be
+a tenth of a pass: so take several processes.
 
 Examples:
     grep "choose the correct answer" commonsense.jsonl > arc.jsonl   (ARC, as LLM-Adapters words it)
