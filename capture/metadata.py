@@ -11,8 +11,8 @@ from ..data.metadata import FORMAT, FORMAT_VERSION, SPAN_RULE, Metadata
 from ..data.settings import CaptureSettings
 from ..data.tokens import Sample, marked_text
 from . import models
+from .check_result import SelfCheck
 from .samples import Prompts
-from .selfcheck import SelfCheck
 
 EXAMPLE_TOKENS = 1000
 EXAMPLES = 3  # samples whose tokens are kept as texts

@@ -18,13 +18,13 @@ from ..data.settings import CaptureSettings
 from ..data.shard import ARRAYS, Array, array_shapes, stored_arrays, write_shard
 from ..data.tokens import Sample, Skipped
 from .batches import Batch
+from .check_result import SelfCheck
 from .interrupts import Interrupts
 from .prefixes import prompt_groups
 from .recorded import Recorded
 from .recorder import Recorder
 from .runner import Runner, Work
 from .samples import EncodedShard, Marker, ShardSamples, SkipLimit
-from .selfcheck import SelfCheck
 from .spotcheck import SpotChecks
 
 logger = logging.getLogger("headscore")

@@ -14,10 +14,10 @@ from transformers import PreTrainedModel
 
 from ..data.errors import RunError
 from ..data.tokens import Tokens
+from .check_result import SelfCheck
 from .comparison import checked_dtype, differences, tolerance
 from .recorder import Recorder
 from .reference import LayerValues, OwnOutput, Reference, Values, checkable_tokens
-from .selfcheck import SelfCheck
 
 logger = logging.getLogger("headscore")
 

@@ -19,8 +19,8 @@ from test_right_numbers import prompts
 
 import headscore
 from headscore.capture import attention, pipeline, reductions, reference, shards
+from headscore.capture.check_result import SelfCheck
 from headscore.capture.lengths import NO_RULES, LengthRules
-from headscore.capture.selfcheck import SelfCheck
 from headscore.capture.spotcheck import SpotChecks
 from headscore.data.cache import open_cache
 from headscore.data.errors import RunError
