@@ -194,7 +194,7 @@ ARCHITECTURES = {
         ("axk2", "axk2", "MLA, attends to chosen keys", _SPARSE),
         ("hy_v4", "hy_v4", "attends to chosen keys, sinks", _SPARSE),
         ("phi3, LongRoPE", "phi3", "frequencies that switch", _longrope(4)),
-        ("phimoe, LongRoPE", "phimoe", "frequencies that switch", _longrope(4, short_mscale=1.2, long_mscale=1.5)),
+        ("phimoe, LongRoPE", "phimoe", "frequencies that switch", _CALM | _longrope(4, short_mscale=1.2, long_mscale=1.5)),
         ("minicpm3, LongRoPE", "minicpm3", "frequencies that switch", _MLA | _longrope(2)),
         ("llama, dynamic", "llama", "frequencies by length", _DYNAMIC),
         ("qwen2, dynamic", "qwen2", "frequencies by length", _DYNAMIC),
@@ -253,7 +253,7 @@ def outcome(name: str, folder: Path, dtypes: tuple[str, ...] = DTYPES) -> Outcom
         if refused:
             return Outcome(refused=refused)
         longest = max(len(ids) for ids, _ in stored_samples(folder / "fp32"))
-        eager = EagerModel(model)
+        eager = EagerModel(model, fresh=True)
         differences = largest_differences(folder / "fp32", eager)
     metadata = open_cache(folder / "fp32").metadata
     way = metadata["attention"]["way"]
