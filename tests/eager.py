@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 PROJECTIONS = (  # what the output projection is called, with the module that it is in
     *(f".{module}.{name}" for module in ("self_attn", "attn", "attention") for name in ("o_proj", "out_proj", "dense")),
@@ -31,8 +31,10 @@ class Eager:
 
 
 class EagerModel:
-    def __init__(self, folder: Path):
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    def __init__(self, model: Path | PreTrainedModel):
+        if isinstance(model, Path):
+            model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
+        self.model = model.eval()
         modules = dict(self.model.named_modules())
         own = [name for name in modules if name.endswith(PROJECTIONS)]
         linear = [name for name in own if "Lightning" in type(modules[name.rpartition(".")[0]]).__name__]  # MiniMax's
