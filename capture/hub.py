@@ -71,6 +71,8 @@ def pin(option: str, repository: str, revision: str | None = None) -> Pin:
         return Pin(option, repository, api.resolve_revision(repository, revision=revision), local_only=False)
     except HFValidationError as error:
         raise InputError(f"{option}: there is no such folder, and it is no hub id") from error
+    except RevisionNotFoundError as error:
+        raise InputError(f"{option}: the hub has no revision {revision!r} of it") from error
     except Exception as error:  # the transport's errors have no base class that huggingface_hub names
         if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
             raise InputError(f"{option}: there is no such folder, and {refusal(error) or typed_line(error)}") from error
@@ -89,8 +91,6 @@ def refusal(error: BaseException | None) -> str | None:
     while error is not None:
         if isinstance(error, GatedRepoError):
             return "the hub gives it only to those whom its owner let in: ask on its page, then `hf auth login` or set HF_TOKEN"
-        if isinstance(error, RevisionNotFoundError):
-            return "the hub has no such revision of it"
         if isinstance(error, RepositoryNotFoundError):
             return "the hub has no such model (for a private one, `hf auth login` or set HF_TOKEN)"
         error = error.__cause__ or error.__context__
