@@ -49,14 +49,14 @@ def test_a_configuration_may_ask_for_patterns(given: dict[str, Any], tmp_path: P
     assert_parity(tmp_path / "c", EagerModel(edit(folder, output_attentions=False)))
 
 
-def test_a_part_of_a_configuration_may_ask_for_one_too(tmp_path: Path) -> None:
+def test_the_parts_of_a_configuration_may_ask_for_one_too(tmp_path: Path) -> None:
     sizes = tiny.LLAMA_SIZES | {"sliding_window": 16}
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28}
     config = Gemma3Config(text_config=sizes, vision_config=small | {"patch_size": 14}, mm_tokens_per_image=4)
     folder = tiny.save(tiny.build(config), tmp_path / "m")
     told = json.loads((folder / "config.json").read_text())
     parts = {name: told[name] | {"_attn_implementation": "flash_attention_2"} for name in ("text_config", "vision_config")}
-    headscore.capture(tmp_path / "c", model=str(edit(folder, **parts)), max_samples=4)
+    headscore.capture(tmp_path / "c", model=str(edit(folder, _attn_implementation="flash_attention_2", **parts)), max_samples=4)
     assert open_cache(tmp_path / "c").metadata["attention"]["way"] == "recorded"
 
 
