@@ -34,6 +34,7 @@ import random
 import statistics
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -113,10 +114,10 @@ class Prompts:
         self._metadata: dict[str, Metadata] = {}
         for queries in {OURS[way] for way in arguments.ways if way in OURS}:
             settings = self._settings(queries, True)
-            self._recorders[queries], check = checked_recorder(self._base, samples, arguments.dtype, settings)
+            self._recorders[queries], self._check = checked_recorder(self._base, samples, arguments.dtype, settings)
             first = marker(shards[0]).samples
             metadata = data_metadata(settings, arguments.dtype, self._tokenizer, self._read, len(shards), first)
-            self._metadata[queries] = with_model(metadata, self._source, self._base, check)
+            self._metadata[queries] = with_model(metadata, self._source, self._base, self._check)
 
     def capture(self, queries: str, share: bool) -> None:
         """All shards, made in a folder of their own; a data file is read and tokenised each time, as it is in a capture."""
@@ -126,7 +127,8 @@ class Prompts:
             (Path(folder) / "shards").mkdir()
             cache = Cache(Path(folder), self._metadata[queries], (), len(shards))
             limit, recorder = SkipLimit(settings, self._arguments.samples, 0), self._recorders[queries]
-            capture_shards(cache, dict(enumerate(shards)), marker, self._base, recorder, settings, limit, None, share=share)
+            check = replace(self._check, shared_prefixes=share)
+            capture_shards(cache, dict(enumerate(shards)), marker, self._base, recorder, settings, limit, None, check)
 
     def _settings(self, queries: str, share: bool) -> CaptureSettings:
         names = ("data", "template", "max_length") if self._arguments.data else ()

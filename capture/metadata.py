@@ -12,6 +12,7 @@ from ..data.settings import CaptureSettings
 from ..data.tokens import Sample, marked_text
 from . import models
 from .samples import Prompts
+from .selfcheck import SelfCheck
 from .sources import Source
 
 EXAMPLE_TOKENS = 1000
@@ -53,16 +54,16 @@ def data_metadata(
     }
 
 
-def with_model(metadata: Metadata, source: Source, model: PreTrainedModel, check: dict[str, Any]) -> Metadata:
+def with_model(metadata: Metadata, source: Source, model: PreTrainedModel, check: SelfCheck) -> Metadata:
     """The metadata with what the model, where it came from and its self-check add."""
     fingerprint = models.model_fingerprint(model, source.adapter.sha256 if source.adapter else "")
     kind = {"type": model.config.get_text_config().model_type, "fingerprint": fingerprint}
     return metadata | {
         "model": metadata["model"] | source.origin() | kind,
-        "dims": {"layers": len(check["layers"]), "heads": check["heads"], "kv_heads": check["kv_heads"]},
-        "layers": check["layers"],
-        "attention": check["attention"],
-        "self_check": {name: check[name] for name in ("rows", "largest_difference", "shared_prefixes")},
+        "dims": {"layers": len(check.layers), "heads": check.heads, "kv_heads": check.kv_heads},
+        "layers": check.layers,
+        "attention": {"way": check.way, "full_rows": check.full_rows, "result_norms": check.result_norms},
+        "self_check": check.metadata(),
     }
 
 

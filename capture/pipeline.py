@@ -73,12 +73,11 @@ def _capture(out: Path, settings: CaptureSettings, overwrite: bool, rank: Rank, 
     models.require_same_vocabulary(source, model, max(int(prompt.ids.max()) for prompt in encoded))
     logger.info("%s: %s on %s", settings.model, dtype, "several devices" if settings.device_map else device)
     recorder, check = checked_recorder(model, encoded, dtype, settings)
-    worst = max(check["largest_difference"].values())
-    logger.info("self-check passed: within %.1g of the model's own eager attention", worst)
+    check.log()
 
     cache = start_cache(out, with_model(metadata, source, model, check), overwrite, rank)
     limit = SkipLimit(settings, len(prompts.drawn), sum(len(shard.skipped) for shard in shards))
-    made = capture_shards(cache, own, marker, model, recorder, settings, limit, progress, share=check["shared_prefixes"])
+    made = capture_shards(cache, own, marker, model, recorder, settings, limit, progress, check)
 
     lines, skipped, missing = finished_shards(out)
     if skipped:

@@ -5,7 +5,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from .recorded import Recorded
 from .recorder import Recorder
 from .runner import Runner, Work
 from .samples import EncodedShard, Marker, ShardSamples, SkipLimit
+from .selfcheck import SelfCheck
+from .spotcheck import SpotChecks
 
 logger = logging.getLogger("headscore")
 
@@ -39,17 +41,21 @@ def capture_shards(
     settings: CaptureSettings,
     limit: SkipLimit,
     progress: Progress | None,
-    share: bool,
+    check: SelfCheck,
 ) -> int:
     """Make those of the shards (by number) that are not there whole, and return how many were made.
 
-    share: whether prompts that begin alike have their prefix run once.
+    check: what the self-check found, which says what may share a pass, and whether prompts that begin alike have their prefix
+    run once.
     One is written while the next is computed, so that the arrays of three at most, and the file of one, are in memory. Raises
     RunError where the disk refuses, the model fails, or a sample gives values that are not finite (with `--on-nan skip`: where
     that makes too many), and KeyboardInterrupt after a Ctrl-C; whole shards stay in any case.
     """
     runner = Runner(model, recorder, settings.batch_tokens or 1, settings.batch_size)
     prompts = [prompt for shard in shards.values() for prompt in shard.prompts]
+    longest = max(prompts, key=lambda prompt: len(prompt.ids), default=None)
+    dtype, seed = cache.metadata["settings"]["dtype"], settings.seed
+    spot_checks = SpotChecks(model, recorder, check, dtype, seed, longest.row if longest else -1)
     done, made, stopped = 0, 0, False
     unfinished: dict[int, _Unfinished] = {}
     writing: Future[None] | None = None
@@ -65,7 +71,8 @@ def capture_shards(
                 limit.add(left_out)
                 unfinished[number] = _Unfinished(marked, cache.metadata, settings.on_nan)
                 done += len(left_out)
-                yield Work(number, marked.samples, prompt_groups([sample.ids for sample in marked.samples], share))
+                ids = [sample.ids for sample in marked.samples]
+                yield Work(number, marked.samples, prompt_groups(ids, check.shared_prefixes, check.rules))
                 if not marked.samples:
                     write(number)
             else:  # not reported, as it would make the samples/s look higher
@@ -76,15 +83,16 @@ def capture_shards(
         nonlocal made, writing
         shard = unfinished.pop(number)
         limit.add(list(shard.faulty.values()))
+        checked = shard.spot_checked(number, spot_checks) if settings.spot_checks else []
         _finish(writing)
-        writing = writer.submit(_write, cache, number, shard.arrays(), shard.skipped())
+        writing = writer.submit(_write, cache, number, shard.arrays(), shard.skipped(), checked)
         made += 1
 
     threads = contextlib.ExitStack()
     with Interrupts() as interrupts, threads, recorder.listening(model), torch.inference_mode():
         preparer, writer = (threads.enter_context(ThreadPoolExecutor(1)) for _ in range(2))
-        if not settings.batch_tokens and prompts:
-            runner.fit(max(prompts, key=lambda prompt: len(prompt.ids)))
+        if not settings.batch_tokens and longest:
+            runner.fit(longest)
         for number, batch, recorded in runner.run(work()):
             done += unfinished[number].add(batch, recorded)
             if progress:
@@ -140,10 +148,12 @@ def _faulty_before(shard: ShardSamples, stored: Sequence[Skipped], on_nan: str, 
     return faulty
 
 
-def _write(cache: Cache, number: int, arrays: Mapping[str, Array], skipped: Sequence[Skipped]) -> None:
+def _write(
+    cache: Cache, number: int, arrays: Mapping[str, Array], skipped: Sequence[Skipped], checked: list[dict[str, Any]]
+) -> None:
     (cache.path / SKIPPED_FILE).unlink(missing_ok=True)  # written again once the cache is complete
     entries = [{"row": entry.row, "reason": entry.reason} for entry in skipped]
-    write_shard(shard_path(cache.path, number), number, arrays, cache.metadata, entries)
+    write_shard(shard_path(cache.path, number), number, arrays, {**cache.metadata, "spot_checks": checked}, entries)
 
 
 def _finish(writing: "Future[None] | None") -> None:
@@ -186,6 +196,18 @@ class _Unfinished:
     def arrays(self) -> dict[str, Array]:
         """The shard's arrays, without the samples that are left out."""
         return _without(self._arrays, sorted(self.faulty)) if self.faulty else self._arrays
+
+    def spot_checked(self, number: int, checks: SpotChecks) -> list[dict[str, Any]]:
+        """What spot checks of the shard, whose number is given, found; RunError where a sample is not as it is alone."""
+        sound = [i for i in range(len(self._samples)) if i not in self.faulty]
+        chosen = checks.choose(number, [self._samples[i] for i in sound])
+        return [checks(number, self._samples[sound[i]], self._of_sample(sound[i])) for i in chosen]
+
+    def _of_sample(self, number: int) -> dict[str, Array]:
+        """What is stored of a sample per head: [L,H,T] or [L,H] by array."""
+        start, stop = self._arrays["samples/offset"][number : number + 2]
+        per_head = {name: values for name, values in self._arrays.items() if values.ndim == 3}
+        return {name: v[:, :, start:stop] if name.endswith("attention") else v[:, :, number] for name, v in per_head.items()}
 
     def skipped(self) -> list[Skipped]:
         """All rows of the shard that are left out."""

@@ -5,6 +5,7 @@ from typing import Any
 
 from .cache import open_cache
 from .errors import InputError, printable
+from .metadata import model_name
 from .reader import verify_shard
 
 MOST_SKIPPED_SHOWN = 10
@@ -66,7 +67,7 @@ def report(facts: dict[str, Any]) -> str:
     shards = facts["shards"]
     lines = [
         f"cache     {facts['cache']} (format {facts['format_version']}, {facts['bytes'] / 1e6:.1f} MB)",
-        f"model     {model.get('name')}{_adapter(model)} ({model.get('type')}, {settings.get('dtype')}): "
+        f"model     {model_name(model)} ({model.get('type')}, {settings.get('dtype')}): "
         f"{dims.get('layers')} layers of {dims.get('heads')} heads, {dims.get('kv_heads')} kv heads",
         f"attention {_attention(facts['attention'])}",
         f"data      {data.get('path')} ({data.get('style')} style, {data.get('rows')} rows)",
@@ -91,11 +92,6 @@ def report(facts: dict[str, Any]) -> str:
         lines += ["", f"verified  {shards['there'] - len(facts['damaged'])} shards are whole, {len(facts['damaged'])} damaged"]
     lines += [f"damaged   {line}" for line in facts["damaged"]]
     return "\n".join(printable(line) for line in lines)
-
-
-def _adapter(model: dict[str, Any]) -> str:
-    adapter = model.get("adapter")
-    return f" with the adapter {adapter.get('name')} ({adapter.get('type')})" if isinstance(adapter, dict) else ""
 
 
 def _attention(facts: dict[str, Any]) -> str:

@@ -159,6 +159,9 @@ class CaptureSettings(_Checked):
     )
     batch_size: int | None = _option(None, "Most samples in a batch.", least=1)
     share_prefixes: bool = _option(True, "Run what prompts have in common at their start once; off, each prompt is run whole.")
+    spot_checks: bool = _option(
+        True, "Run some samples of every shard again, alone, and stop where what is stored of them differs."
+    )
     shard_size: int = _option(256, "Samples in one shard file.", least=1)
     compression: Literal["none", "gzip"] = _option("none", "gzip makes shards about a fifth smaller and slower.")
     trust_remote_code: bool = _option(False, "Run code that comes with the model; only for sources you trust.")

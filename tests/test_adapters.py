@@ -137,7 +137,8 @@ def test_the_cache_says_which_adapter(llama: Path, adapter: Path, beside: Path, 
     assert (alone["name"], alone["adapter"]["base"]) == (str(adapter), str(llama))
     assert len(alone["adapter"]["sha256"]) == 64 and alone["adapter"]["sha256"] == given["adapter"]["sha256"]
     assert model_of(captured(tmp_path / "plain", model=str(llama)))["adapter"] is None
-    assert f"{llama} with the adapter {adapter} (LORA)" in report(tmp_path / "given")
+    assert f"model     {llama} with the LORA adapter {adapter} (llama" in report(tmp_path / "given")
+    assert f"model     {adapter} with the LORA adapter of {llama} (llama" in report(tmp_path / "alone")
 
 
 def report(cache: Path) -> str:
