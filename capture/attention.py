@@ -84,7 +84,7 @@ def recording(model: PreTrainedModel, listener: Listener) -> Iterator[None]:
     def attend(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
     ) -> tuple[Tensor, None]:
-        _require_understood(module, query, key, attention_mask, options)
+        _require_understood(module, key, attention_mask, options)
         projection = projection_of(module, query.shape[1] * value.shape[-1])
         softmax = _softmax(query, attention_mask, options)
 
@@ -111,7 +111,7 @@ def recording(model: PreTrainedModel, listener: Listener) -> Iterator[None]:
             hook.remove()
 
 
-def _require_understood(module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, options: dict[str, Any]) -> None:
+def _require_understood(module: nn.Module, key: Tensor, mask: Tensor | None, options: dict[str, Any]) -> None:
     """Raises CannotRecordError for arguments whose effect on the attention would be missed."""
 
     def refuse(reason: str) -> None:
@@ -122,13 +122,9 @@ def _require_understood(module: nn.Module, query: Tensor, key: Tensor, mask: Ten
         refuse(f"its attention takes '{unknown[0]}', which recording does not understand")
     if options.get("dropout"):
         refuse("its attention drops weights at random")
-    if mask is None and query.shape[2] > 1:  # then nothing but these arguments says what is attended
-        causal = options.get("is_causal")
-        if not (getattr(module, "is_causal", True) if causal is None else causal):
-            refuse("attends to later tokens")
-        window = options.get("sliding_window")
-        if window is not None and key.shape[2] > window:
-            refuse(f"has a window of {window} tokens, but gives no mask for {key.shape[2]}")
+    window = options.get("sliding_window")
+    if mask is None and window is not None and key.shape[2] > window:
+        refuse(f"has a window of {window} tokens, but gives no mask for {key.shape[2]}")
 
 
 def _softmax(query: Tensor, mask: Tensor | None, options: dict[str, Any]) -> Softmax:

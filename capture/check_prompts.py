@@ -46,7 +46,7 @@ def check_prompts(
     most = checkable_tokens(model, recorder.heads)
     while True:
         pairs = prompt_pairs(shortest, longest, limits, max(most, MIN_CHECKED))
-        reference = Reference(model, recorder.modules, all_tokens=recorder.all_tokens, results=recorder.results)
+        reference = Reference(model, recorder, thorough=True)
         try:
             return CheckPrompts(pairs, [reference(copy.ids) for pair in pairs for copy in pair], reference)
         except MemoryError:

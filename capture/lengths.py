@@ -50,15 +50,16 @@ def length_rules(config: Any) -> LengthRules:
 
     A kind of RoPE that is not known to be static counts as one that is different for every length.
     """
-    values = config.get_text_config().to_dict()
+    text = config.get_text_config()
+    values = text.to_dict()
     switches, alone = set(), set()
     for rope in _ropes(values):
         kind = rope.get("rope_type", rope.get("type"))
-        original = _original_length(rope, values)
+        original = _original_length(rope, text)
         if "long_factor" in rope or kind in ("longrope", "su"):
             switches.add(original)
         elif kind not in _STATIC_ROPE:
-            alone.add(min(original, _original_length({}, values)))
+            alone.add(min(original, _original_length({}, text)))
     alone |= {value for value in _values(values, _CHOICE_NAMES) if value > 0}
     limits = {value for value in _values(values, _LIMIT_NAMES) if value > 1} | switches | alone
     return LengthRules(tuple(sorted(switches)), min(alone, default=None), tuple(sorted(limits - {0})))
@@ -74,10 +75,10 @@ def _ropes(values: Any) -> Iterator[dict[str, Any]]:
         yield from _ropes(value)
 
 
-def _original_length(rope: dict[str, Any], values: dict[str, Any]) -> int:
+def _original_length(rope: dict[str, Any], config: Any) -> int:
     """The tokens up to which a RoPE is as it was first trained; 0 where the configuration does not say."""
     name = "original_max_position_embeddings"
-    found = (rope.get(name), values.get(name), values.get("max_position_embeddings"))
+    found = (rope.get(name), getattr(config, name, None), getattr(config, "max_position_embeddings", None))
     return next((int(value) for value in found if isinstance(value, int | float) and value), 0)
 
 

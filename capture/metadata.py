@@ -7,12 +7,12 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..data.alignment import token_texts
-from ..data.metadata import FORMAT, FORMAT_VERSION, Metadata
+from ..data.metadata import FORMAT, FORMAT_VERSION, SPAN_RULE, Metadata
 from ..data.settings import CaptureSettings
 from ..data.tokens import Sample, marked_text
 from . import models
+from .check_result import SelfCheck
 from .samples import Prompts
-from .selfcheck import SelfCheck
 from .sources import Source
 
 EXAMPLE_TOKENS = 1000
@@ -47,6 +47,8 @@ def data_metadata(
             "shard_size": settings.shard_size,
             "compression": settings.compression,
             "chat": {"system": settings.system, "generation_prompt": settings.generation_prompt} if settings.chat else None,
+            "special_tokens": prompts.without,
+            "spans": SPAN_RULE,
         },
         "plan": {"rows": len(prompts.drawn), "shards": shards},
         "example": _example(first[0], maker.span_names, tokenizer),

@@ -16,7 +16,7 @@ from .chat import in_chat
 from .metadata import data_metadata, with_model
 from .ranks import Rank, this_rank
 from .resume import finished_shards, require_same_capture, start_cache
-from .samples import Marker, SkipLimit, encode_shards, first_samples, read_prompts
+from .samples import Marker, SkipLimit, encode_shards, first_samples, read_prompts, without_special_tokens
 from .selfcheck import checked_recorder
 from .shards import Progress, capture_shards
 from .sources import resolve
@@ -57,6 +57,7 @@ def _capture(out: Path, settings: CaptureSettings, overwrite: bool, rank: Rank, 
     if settings.chat:
         prompts = in_chat(prompts, tokenizer, settings)
     shards = encode_shards(prompts, tokenizer, settings)
+    prompts = without_special_tokens(prompts, shards, tokenizer)
     marker = Marker(tokenizer, prompts.maker.span_names)
     own = {number: shards[number] for number in rank.share(len(shards))}
     if not own:

@@ -17,6 +17,7 @@ from .memory import free_bytes
 from .model_state import unchanged
 from .models import is_out_of_memory
 from .projections import head_results, projection_error
+from .recorder import Recorder
 
 Values = npt.NDArray[np.float32]
 LayerValues = dict[int, dict[str, Values]]
@@ -27,19 +28,18 @@ class Reference:
 
     Args:
         model: in which nothing is hooked, and which nothing has changed since it was loaded.
-        modules: the attention modules by layer number.
-        all_tokens: whether the means over all query positions are wanted too.
-        results: whether norms of ‖W_O z‖ are wanted.
-
-    Afterwards `later` is the largest total attention that any token of the prompts gave to later ones, by layer, and
-    `projection_errors`, by layer, how far what the heads write is from what their output projection gives.
+        recorder: one that has run a pass of it, and so knows its layers; what it records is what is wanted here.
+        thorough: whether norms of the results are wanted over all positions too, and what only a self-check asks: `later`,
+            the largest total attention that any token of the prompts gave to later ones, by layer, and `projection_errors`,
+            by layer, how far what the heads write is from what their output projection gives.
     """
 
-    def __init__(self, model: PreTrainedModel, modules: Mapping[int, nn.Module], *, all_tokens: bool, results: bool):
+    def __init__(self, model: PreTrainedModel, recorder: Recorder, *, thorough: bool = False):
         self._model = model
-        self._modules = modules
-        self._all_tokens = all_tokens
-        self._results = results
+        self._modules = recorder.modules
+        self._all_tokens = recorder.all_tokens
+        self._results = recorder.results
+        self._thorough = thorough
         self.later: dict[int, float] = defaultdict(float)
         self.projection_errors: dict[int, float] = defaultdict(float)
 
@@ -76,7 +76,8 @@ class Reference:
     def _of_patterns(self, layer: int, patterns: Tensor) -> dict[str, Tensor]:
         """The reductions of patterns [H,T,T]; head by head, as the patterns themselves take most of the memory."""
         values = {"last_token/attention": patterns[:, -1].float()}
-        self.later[layer] = max(self.later[layer], *(float(head.triu(1).sum(-1).max()) for head in patterns))
+        if self._thorough:
+            self.later[layer] = max(self.later[layer], *(float(head.triu(1).sum(-1).max()) for head in patterns))
         if self._all_tokens:
             values["all_tokens/attention"] = torch.stack([head.float().mean(0) for head in patterns])
             entropies = [torch.special.entr(head.float()).sum(-1).mean() for head in patterns]
@@ -85,12 +86,16 @@ class Reference:
 
     def _of_output(self, layer: int, projection: nn.Module, z: Tensor) -> dict[str, Tensor]:
         """The norms of z [T,H,D] and of what the projection makes of it."""
-        norms = {"output_norm": z.float().norm(dim=-1)}  # [T,H]
+        norms = z.float().norm(dim=-1)  # [T,H]
+        values = {"last_token/output_norm": norms[-1], "all_tokens/output_norm": norms.mean(0)}
         if self._results:
-            self.projection_errors[layer] = max(self.projection_errors[layer], projection_error(projection, z))
-            norms["result_norm"] = torch.stack([result.norm(dim=-1) for result in head_results(projection, z)], dim=-1)
-        last = {f"last_token/{name}": value[-1] for name, value in norms.items()}
-        return last | {f"all_tokens/{name}": value.mean(0) for name, value in norms.items()}
+            written = z if self._thorough else z[-1:]
+            results = torch.stack([result.norm(dim=-1) for result in head_results(projection, written)], dim=-1)
+            values["last_token/result_norm"] = results[-1]
+            if self._thorough:
+                values["all_tokens/result_norm"] = results.mean(0)
+                self.projection_errors[layer] = max(self.projection_errors[layer], projection_error(projection, z))
+        return values
 
 
 class OwnOutput:

@@ -18,13 +18,13 @@ from ..data.settings import CaptureSettings
 from ..data.shard import ARRAYS, Array, array_shapes, stored_arrays, write_shard
 from ..data.tokens import Sample, Skipped
 from .batches import Batch
+from .check_result import SelfCheck
 from .interrupts import Interrupts
 from .prefixes import prompt_groups
 from .recorded import Recorded
 from .recorder import Recorder
 from .runner import Runner, Work
 from .samples import EncodedShard, Marker, ShardSamples, SkipLimit
-from .selfcheck import SelfCheck
 from .spotcheck import SpotChecks
 
 logger = logging.getLogger("headscore")
@@ -171,6 +171,7 @@ class _Unfinished:
         self._samples, self._skipped, self._on_nan = shard.samples, shard.skipped, on_nan
         self._arrays = _empty_arrays(shard.samples, metadata)
         self._left = len(shard.samples)
+        self._padding = [0] * len(shard.samples)
         self.faulty: dict[int, Skipped] = {}
 
     @property
@@ -185,6 +186,7 @@ class _Unfinished:
             if recorded.finite[position]:
                 for number in same:
                     self._put(number, recorded, position)
+                    self._padding[number] = int(batch.ids.shape[1] - batch.lengths[position])
             elif alone:
                 self.faulty |= {i: Skipped(self._samples[i].row, recorded.first_fault(position)) for i in same}
                 _tell_fault(self._samples, same[0], self.faulty[same[0]].reason, self._on_nan)
@@ -200,7 +202,7 @@ class _Unfinished:
     def spot_checked(self, number: int, checks: SpotChecks) -> list[dict[str, Any]]:
         """What spot checks of the shard, whose number is given, found; RunError where a sample is not as it is alone."""
         sound = [i for i in range(len(self._samples)) if i not in self.faulty]
-        chosen = checks.choose(number, [self._samples[i] for i in sound])
+        chosen = checks.choose(number, [self._samples[i] for i in sound], [self._padding[i] for i in sound])
         return [checks(number, self._samples[sound[i]], self._of_sample(sound[i])) for i in chosen]
 
     def _of_sample(self, number: int) -> dict[str, Array]:

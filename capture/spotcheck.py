@@ -14,10 +14,10 @@ from transformers import PreTrainedModel
 
 from ..data.errors import RunError
 from ..data.tokens import Tokens
+from .check_result import SelfCheck
 from .comparison import checked_dtype, differences, tolerance
 from .recorder import Recorder
 from .reference import LayerValues, OwnOutput, Reference, Values, checkable_tokens
-from .selfcheck import SelfCheck
 
 logger = logging.getLogger("headscore")
 
@@ -45,18 +45,20 @@ class SpotChecks:
         self._seed = seed
         self._longest = longest
 
-    def choose(self, shard: int, samples: Sequence[Tokens]) -> list[int]:
+    def choose(self, shard: int, samples: Sequence[Tokens], padding: Sequence[int]) -> list[int]:
         """Numbers of the samples of a shard to check, rising; none of a shard without samples.
 
-        One by the seed and the shard's number, one more for each limit of the model between which others lie, and the longest
-        prompt of the capture.
+        One is drawn by the seed and the shard's number, and one more for each limit of the model between which others lie.
+        Two are taken in any case: the one with the most `padding` tokens in its batch, which longer prompts beside it would
+        show in first, and the longest prompt of the capture.
         """
         order = np.random.RandomState([self._seed, shard]).permutation(len(samples)).tolist()
         between: dict[int, int] = {}
         for number in order:
             between.setdefault(bisect_left(self._check.rules.limits, len(samples[number].ids)), number)
         longest = [number for number in order if samples[number].row == self._longest]
-        return sorted({*between.values(), *longest})
+        most_padded = sorted(order, key=lambda number: -padding[number])[:1]
+        return sorted({*between.values(), *longest, *most_padded})
 
     def __call__(self, shard: int, sample: Tokens, stored: Mapping[str, Values]) -> dict[str, Any]:
         """Run a sample again and compare it with what its shard holds; what is to be said of it in the shard's metadata.
@@ -87,9 +89,8 @@ class SpotChecks:
     def _expected(self, sample: Tokens) -> tuple[str, LayerValues]:
         """What the model's own attention gives: eager if memory allows, else the norms of whatever attention it comes with."""
         if len(sample.ids) <= checkable_tokens(self._model, self._check.heads):
-            options = {"all_tokens": self._recorder.all_tokens, "results": self._recorder.results}
             try:
-                return "eager", Reference(self._model, self._recorder.modules, **options)(sample.ids)
+                return "eager", Reference(self._model, self._recorder)(sample.ids)
             except MemoryError:
                 logger.debug("row %d: memory does not hold its eager attention", sample.row)
         return "own", OwnOutput(self._model, self._recorder.projections)(sample.ids, self._check.heads)

@@ -135,6 +135,9 @@ class CaptureSettings(_Checked):
     chat: bool = _option(False, "Give each prompt as a user's message, in the chat template of the model's tokenizer.")
     system: str | None = _option(None, "System prompt, with --chat.")
     generation_prompt: bool = _option(True, "With --chat, end where the assistant's answer begins.")
+    trailing_special: bool = _option(
+        False, "Keep special tokens that the tokenizer adds at a prompt's end, such as EOS; the last token is then one of them."
+    )
     max_samples: int = _option(1024, "Rows to draw at random, without replacement; the whole file if it has fewer.", least=1)
     max_length: int = _option(512, "Longest prompt in tokens; longer ones are skipped and listed.", least=1)
     max_skipped: float = _option(0.01, "Largest share of skipped rows before the capture stops.", least=0.0, most=1.0)
@@ -179,6 +182,8 @@ class CaptureSettings(_Checked):
             raise InputError("--system: is not text: it holds half a surrogate pair")
         if not self.generation_prompt and not self.chat:
             raise InputError("--no-generation-prompt: is for chat models; give --chat too")
+        if self.trailing_special and self.chat:
+            raise InputError("--trailing-special: with --chat the chat template says how a prompt ends; leave one of them out")
         if taken := sorted(self.model_arguments().keys() & _OWN_ARGUMENTS.keys()):
             raise InputError(f"--model-kwargs: {taken[0]} is {_OWN_ARGUMENTS[taken[0]]}")
 

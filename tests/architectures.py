@@ -87,19 +87,20 @@ _LOCAL = {"attention_types": [[["global", "local", "global"], 1]], "window_size"
 _MLA = {"num_key_value_heads": 4, "head_dim": 4}
 _HYBRID = {"layer_types": ["linear_attention", "full_attention", "full_attention"]}
 _SPARSE = _MLA | {"index_topk": 16, "index_n_heads": 2, "index_head_dim": 8}
-_SWITCH = 48  # tokens; some prompts are shorter, some longer
+SWITCH = 48  # tokens; some prompts are shorter, some longer
 
 
 def _longrope(pairs: int, **more: Any) -> dict[str, Any]:
-    """LongRoPE that switches its frequencies beyond _SWITCH tokens; one factor for each pair of rotated values."""
+    """LongRoPE that switches its frequencies beyond SWITCH tokens; one factor for each pair of rotated values."""
     factors = {"short_factor": [1.0] * pairs, "long_factor": [8.0 + pair for pair in range(pairs)]}
-    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": _SWITCH, **factors, **more}
-    return {"rope_parameters": rope, "max_position_embeddings": 8 * _SWITCH}
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": SWITCH, **factors, **more}
+    own = {"original_max_position_embeddings": SWITCH}  # some configurations have it beside the RoPE, and believe it more
+    return {"rope_parameters": rope, "max_position_embeddings": 8 * SWITCH, **own}
 
 
 _DYNAMIC = {
     "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0},
-    "max_position_embeddings": _SWITCH,
+    "max_position_embeddings": SWITCH,
 }
 
 ARCHITECTURES = {

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-from architectures import ARCHITECTURES, MOST, stored_in_full
+from architectures import ARCHITECTURES, MOST, SWITCH, stored_in_full
 from eager import EagerModel
 from parity import largest_differences
 
@@ -20,7 +20,7 @@ from headscore.capture.lengths import length_rules
 from headscore.data.cache import open_cache
 
 REFUSED = ("deepseek_v4", "hrm_text", "mamba", "rwkv")
-LENGTHS = (3, 15, 16, 17, 33, 47, 48, 49, 70, 96)  # on both sides of 16, and of 48
+LENGTHS = (3, 15, 16, 17, 33, 47, SWITCH, 49, 70, 96)  # on both sides of 16, and of the switch at 48
 SHARED = 40  # tokens that some prompts have in common at their start
 
 
@@ -75,5 +75,7 @@ def test_every_prompt_has_the_values_that_it_has_alone(
             assert max(worst.values()) <= MOST, (cache.name, worst)
     check = open_cache(tmp_path / "one").metadata["self_check"]
     assert check["checked_tokens"] == check["longest_tokens"] == max(LENGTHS)
-    between = [limit for limit in length_rules(eager.model.config).limits if min(LENGTHS) <= limit < max(LENGTHS)]
+    rules = length_rules(eager.model.config)
+    assert ("LongRoPE" in name) == (rules.switches == (SWITCH,)) and ("dynamic" not in name or rules.alone_beyond == SWITCH)
+    between = [limit for limit in rules.limits if min(LENGTHS) <= limit < max(LENGTHS)]
     assert {length for limit in between for length in (limit, limit + 1)} <= set(check["lengths"])
