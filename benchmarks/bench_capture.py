@@ -52,6 +52,7 @@ from headscore.capture.recorder import Recorder
 from headscore.capture.samples import EncodedShard, Marker, ShardSamples, SkipLimit, encode_shards, read_prompts
 from headscore.capture.selfcheck import checked_recorder
 from headscore.capture.shards import capture_shards
+from headscore.capture.sources import resolve
 from headscore.data.cache import Cache
 from headscore.data.metadata import Metadata
 from headscore.data.settings import CaptureSettings
@@ -94,7 +95,7 @@ def load(arguments: argparse.Namespace) -> PreTrainedModel:
     """The whole causal language model, with SDPA."""
     dtype, device = models.DTYPES[arguments.dtype], torch.device(arguments.device)
     if not arguments.random_weights:
-        location = models.resolve(arguments.model).location
+        location = resolve(arguments.model).location
         return AutoModelForCausalLM.from_pretrained(location, dtype=dtype, attn_implementation="sdpa").eval().to(device)
     preset = PRESETS.get(arguments.random_weights) or json.loads(Path(arguments.random_weights).read_text())
     with torch.device(device):
@@ -107,7 +108,8 @@ class Prompts:
 
     def __init__(self, causal: PreTrainedModel, arguments: argparse.Namespace, length: int):
         self._arguments, self._length, self._base = arguments, length, causal.get_decoder()
-        self._tokenizer = models.load_tokenizer(models.resolve(arguments.model))
+        self._source = resolve(arguments.model)
+        self._tokenizer = models.load_tokenizer(self._source)
         shards, marker = self._shards(self._settings("last_token", True))
         samples = [prompt for shard in shards for prompt in shard.prompts]
         self.ids = [prompt.ids for prompt in samples]
@@ -118,7 +120,7 @@ class Prompts:
             self._recorders[queries], self._check = checked_recorder(self._base, samples, arguments.dtype, settings)
             first = marker(shards[0]).samples
             metadata = data_metadata(settings, arguments.dtype, self._tokenizer, self._read, len(shards), first)
-            self._metadata[queries] = with_model(metadata, self._base, self._check)
+            self._metadata[queries] = with_model(metadata, self._source, self._base, self._check)
 
     def capture(self, queries: str, share: bool, spot_checks: bool) -> None:
         """All shards, made in a folder of their own; a data file is read and tokenised each time, as it is in a capture."""

@@ -13,6 +13,7 @@ from ..data.tokens import Sample, marked_text
 from . import models
 from .check_result import SelfCheck
 from .samples import Prompts
+from .sources import Source
 
 EXAMPLE_TOKENS = 1000
 EXAMPLES = 3  # samples whose tokens are kept as texts
@@ -55,11 +56,12 @@ def data_metadata(
     }
 
 
-def with_model(metadata: Metadata, model: PreTrainedModel, check: SelfCheck) -> Metadata:
-    """The metadata with what the model and its self-check add."""
-    kind = {"type": model.config.get_text_config().model_type, "fingerprint": models.model_fingerprint(model)}
+def with_model(metadata: Metadata, source: Source, model: PreTrainedModel, check: SelfCheck) -> Metadata:
+    """The metadata with what the model, where it came from and its self-check add."""
+    fingerprint = models.model_fingerprint(model, source.adapter.sha256 if source.adapter else "")
+    kind = {"type": model.config.get_text_config().model_type, "fingerprint": fingerprint}
     return metadata | {
-        "model": metadata["model"] | kind,
+        "model": metadata["model"] | source.origin() | kind,
         "dims": {"layers": len(check.layers), "heads": check.heads, "kv_heads": check.kv_heads},
         "layers": check.layers,
         "attention": {"way": check.way, "full_rows": check.full_rows, "result_norms": check.result_norms},

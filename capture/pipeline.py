@@ -19,6 +19,7 @@ from .resume import finished_shards, require_same_capture, start_cache
 from .samples import Marker, SkipLimit, encode_shards, first_samples, read_prompts, without_special_tokens
 from .selfcheck import checked_recorder
 from .shards import Progress, capture_shards
+from .sources import resolve
 from .space import require_space
 
 logger = logging.getLogger("headscore")
@@ -48,7 +49,9 @@ def _capture(out: Path, settings: CaptureSettings, overwrite: bool, rank: Rank, 
     device = models.resolve_device(settings.device, rank)
     dtype = models.resolve_dtype(settings.dtype, device)
     prompts = read_prompts(settings)
-    source = models.resolve(settings.model, settings.trust_remote_code, settings.model_arguments())
+    source = resolve(
+        settings.model, settings.trust_remote_code, settings.model_arguments(), settings.revision, settings.adapter
+    )
     config = models.load_config(source)
     tokenizer = models.load_tokenizer(source)
     if settings.chat:
@@ -73,7 +76,7 @@ def _capture(out: Path, settings: CaptureSettings, overwrite: bool, rank: Rank, 
     recorder, check = checked_recorder(model, encoded, dtype, settings)
     check.log()
 
-    cache = start_cache(out, with_model(metadata, model, check), overwrite, rank)
+    cache = start_cache(out, with_model(metadata, source, model, check), overwrite, rank)
     limit = SkipLimit(settings, len(prompts.drawn), sum(len(shard.skipped) for shard in shards))
     made = capture_shards(cache, own, marker, model, recorder, settings, limit, progress, check)
 

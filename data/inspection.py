@@ -5,6 +5,7 @@ from typing import Any
 
 from .cache import open_cache
 from .errors import InputError, printable
+from .metadata import model_name
 from .reader import verify_shard
 
 MOST_SKIPPED_SHOWN = 10
@@ -67,8 +68,8 @@ def report(facts: dict[str, Any]) -> str:
     shards = facts["shards"]
     lines = [
         f"cache     {facts['cache']} (format {facts['format_version']}, {facts['bytes'] / 1e6:.1f} MB)",
-        f"model     {model.get('name')} ({model.get('type')}, {settings.get('dtype')}): {dims.get('layers')} layers of "
-        f"{dims.get('heads')} heads, {dims.get('kv_heads')} kv heads",
+        f"model     {model_name(model)} ({model.get('type')}, {settings.get('dtype')}): "
+        f"{dims.get('layers')} layers of {dims.get('heads')} heads, {dims.get('kv_heads')} kv heads",
         f"attention {_attention(facts['attention'])}",
         f"checked   {_checked(facts)}",
         f"          {_spot_checked(facts)}",

@@ -78,6 +78,17 @@ def _has_shape(value: Any, shape: Any) -> bool:
     return type(value) is shape  # True is no integer here
 
 
+def model_name(model: dict[str, Any]) -> str:
+    """What to call the `model` of a cache: the name that was given and, where there is one, the adapter merged into it."""
+    name, adapter = str(model.get("name", "")), model.get("adapter")
+    if not isinstance(adapter, dict):
+        return name
+    own = f" of {adapter.get('base')}" if adapter.get("base") else " in it"
+    return f"{name} with the {adapter.get('type')} adapter" + (
+        own if adapter.get("name") == name else f" {adapter.get('name')}"
+    )
+
+
 def identity(metadata: Metadata) -> dict[str, Any]:
     """The parts of the metadata that decide what every shard holds; two captures are the same if they agree in all of them.
 
@@ -107,7 +118,7 @@ def differences(existing: Metadata, wanted: Metadata) -> list[str]:
 
 def _difference(name: str, existing: Metadata, wanted: Metadata, before: Any, after: Any) -> str:
     def called(metadata: Metadata, value: Any) -> str:
-        given = metadata["data"].get("path") if name == "data" else metadata["model"].get("name")
+        given = metadata["data"].get("path") if name == "data" else model_name(metadata["model"])
         return f"{given}" + (f" [{value!s:.12}]" if value else "")
 
     if name in ("data", *_FINGERPRINTS):

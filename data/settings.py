@@ -25,6 +25,8 @@ _OWN_ARGUMENTS = {  # of from_pretrained, that are not for --model-kwargs
     "torch_dtype": "given by --dtype",
     "device_map": "given by --device-map",
     "trust_remote_code": "given by --trust-remote-code",
+    "revision": "given by --revision",
+    "adapter_kwargs": "given by --adapter",
     "attn_implementation": "chosen by headscore",
     "output_loading_info": "chosen by headscore",
 }
@@ -122,6 +124,8 @@ class CaptureSettings(_Checked):
         "Hub id, local folder or .gguf file; 'smollm2-135m' is the default model.",
         aliases=("--model-path",),
     )
+    revision: str | None = _option(None, "Branch, tag or commit of a --model of the hub; if not given, its main branch.")
+    adapter: str | None = _option(None, "PEFT adapter to merge into the model: hub id or local folder.")
     data: str = _option(
         SAMPLE_DATA, "JSON, JSONL, Parquet or CSV file; 'samples' is the shipped file.", aliases=("--data-path",)
     )

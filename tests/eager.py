@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 PROJECTIONS = (  # what the output projection is called, with the module that it is in
     *(f".{module}.{name}" for module in ("self_attn", "attn", "attention") for name in ("o_proj", "out_proj", "dense")),
@@ -42,9 +42,11 @@ class Eager:
 class EagerModel:
     """Runs one prompt at a time; `fresh`: each through a copy of the model that nothing was run through before."""
 
-    def __init__(self, folder: Path, fresh: bool = False):
+    def __init__(self, model: Path | PreTrainedModel, fresh: bool = False):
         self.fresh = fresh
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+        if isinstance(model, Path):
+            model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
+        self.model = model.eval()
 
     def __call__(self, ids: np.ndarray) -> Eager:
         model = copy.deepcopy(self.model) if self.fresh else self.model

@@ -15,8 +15,9 @@ from test_score import SIGNALS, eager_means
 
 import headscore
 from headscore.capture.chat import in_chat
-from headscore.capture.models import load_tokenizer, resolve
+from headscore.capture.models import load_tokenizer
 from headscore.capture.samples import Marker, encode_shards, read_prompts
+from headscore.capture.sources import resolve
 from headscore.data.cache import open_cache
 from headscore.data.reader import Shard
 from headscore.data.settings import CaptureSettings
