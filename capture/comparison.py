@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from ..data.errors import RunError
 from ..data.tokens import Tokens
 from .attention import CannotRecordError
-from .recorded import Recorded
+from .recorded import Recorded, wider_dtype
 from .reference import LayerValues, Values
 
 # Largest differences that rounding explains, by dtype: total variation of a pattern, and of norms and entropies relative to
@@ -83,7 +83,8 @@ class Comparison:
         values, position = recorded
         if not values.finite[position]:
             fault = values.first_fault(position)
-            raise RunError(f"self-check: row {prompt.row}, {len(prompt.ids)} tokens of it: {fault}; give a wider --dtype")
+            advice = f"{wider_dtype(self._dtype)}use another model"
+            raise RunError(f"self-check: row {prompt.row}, {len(prompt.ids)} tokens of it: {fault}; {advice}")
         for entry, layer in enumerate(values.layers):
             found = {name: array[entry, position] for name, array in values.arrays.items()}
             found = {name: part[:, : len(prompt.ids)] if part.ndim == 2 else part for name, part in found.items()}

@@ -22,8 +22,9 @@ from .check_prompts import CheckPrompts, check_prompts
 from .check_result import SelfCheck
 from .comparison import Comparison, checked_dtype, tolerance
 from .lengths import ALL_APART, LengthRules, length_rules
+from .models import first_not_finite
 from .prefixes import Group
-from .recorded import Recorded
+from .recorded import Recorded, wider_dtype
 from .recorder import NoAttentionError, Recorder
 from .reference import Reference
 from .runner import ModelError, NoMemoryError, Runner, Work
@@ -34,8 +35,8 @@ MAX_TRIED = 8  # samples from either end, where the first give values that are n
 LATER_TOLERANCE = 1e-4  # attention to later tokens that is rounding
 
 
-class NotCausalError(InputError):
-    """The model's tokens attend to later ones."""
+class RefusedModelError(InputError):
+    """A model that no way of recording could serve: it is not causal, or its weights are not numbers."""
 
 
 class MixedLengthsError(CannotRecordError):
@@ -49,7 +50,7 @@ def checked_recorder(
 
     Tried in turn: the recording function; the model's own eager attention; and, for a model in which prompts change what those
     beside them get, either of the two with every length in passes of its own. Raises InputError for a model that none of them
-    serves, NotCausalError for one whose tokens attend to later ones, and else as `self_check`.
+    serves, RefusedModelError for one that nothing could serve, and else as `self_check`.
     """
     rules = length_rules(model.config)
     failures: list[CannotRecordError | InputError] = []
@@ -57,7 +58,7 @@ def checked_recorder(
         recorder = Recorder(settings.queries == "all_tokens", eager=eager)
         try:
             check = self_check(model, recorder, samples, dtype, settings, rules)
-        except NotCausalError:
+        except RefusedModelError:
             raise
         except (CannotRecordError, InputError) as error:
             if eager and isinstance(error, NoAttentionError):
@@ -89,7 +90,7 @@ def self_check(
     Each is recorded alone, then in a padded batch of two, and (with `--share-prefixes`) once more with its first half as a
     prefix. Where a layer's output projection cannot be split by heads, `recorder.results` is False afterwards.
 
-    Raises InputError where the model has no attention or cannot take the longest of all samples, NotCausalError,
+    Raises InputError where the model has no attention or cannot take the longest of all samples, RefusedModelError,
     CannotRecordError, naming layer and array, where a difference is above the dtype's tolerance (the recorded values would be
     wrong for this model), MixedLengthsError where that is so only beside other prompts, and RunError where memory runs out or a
     value is not finite; with `--on-nan skip` others are tried then.
@@ -137,18 +138,30 @@ def _finite_ends(
             if alone.finite[position]:
                 found.append(sample)
                 break
+            _require_finite_weights(model, dtype)
             fault = f"self-check: row {sample.row}: {alone.first_fault(position)}; the model overflows in {dtype}"
             if on_nan == "stop":
-                raise RunError(f"{fault}: give a wider --dtype (bf16, fp32), or leave such rows out with --on-nan skip")
+                raise RunError(f"{fault}: {wider_dtype(dtype)}leave such rows out with --on-nan skip")
     if not found:
-        raise RunError(f"{fault}, as in every other prompt that was tried: give a wider --dtype (bf16, fp32)")
+        raise RunError(f"{fault}, as in every other prompt that was tried: {wider_dtype(dtype)}use another model")
     return found[0], found[-1]
+
+
+def _require_finite_weights(model: PreTrainedModel, dtype: str) -> None:
+    name = first_not_finite(model)
+    if name and dtype == "fp16":
+        raise RefusedModelError(f"{model.config.model_type}: weights ({name} first) are beyond fp16: give --dtype bf16 or fp32")
+    if name:
+        raise RefusedModelError(
+            f"{model.config.model_type}: its weights hold NaN or infinite values, {name} first: its files are damaged, or its "
+            "training failed; use another copy or checkpoint"
+        )
 
 
 def _require_causal(model: PreTrainedModel, reference: Reference) -> None:
     for layer, later in sorted(reference.later.items()):
         if later > LATER_TOLERANCE:
-            raise NotCausalError(
+            raise RefusedModelError(
                 f"{model.config.model_type}: is not a causal language model: in layer {layer} a token gives {later:.2g} of its "
                 "attention to later tokens; load it as a decoder (is_decoder in its config.json), or use another model"
             )

@@ -343,3 +343,15 @@ def test_whatever_a_pass_changes_is_put_back(inference: bool) -> None:
         module()
         raise ZeroDivisionError
     assert state(module) == before
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_weights_that_are_no_numbers_are_named(dtype: str, tmp_path: Path) -> None:
+    model = tiny.build(tiny.CONFIGS["llama"]())
+    model.model.layers[1].mlp.up_proj.weight.data[0, 0] = 1e30 if dtype == "fp16" else float("nan")
+    folder = tiny.save(model, tmp_path / "m")
+    said = "beyond fp16: give --dtype bf16 or fp32" if dtype == "fp16" else "its weights hold NaN or infinite values"
+    for on_nan in ("stop", "skip"):
+        with pytest.raises(InputError, match=rf"llama: .*{said}") as raised:
+            headscore.capture(tmp_path / "c", model=str(folder), max_samples=4, dtype=dtype, on_nan=on_nan)
+        assert "layers.1.mlp.up_proj.weight" in str(raised.value)

@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from test_right_numbers import prompts
 
 import headscore
-from headscore.capture import attention, pipeline, reductions, reference, shards
+from headscore.capture import attention, pipeline, reductions, reference
 from headscore.capture.check_result import SelfCheck
 from headscore.capture.lengths import NO_RULES, LengthRules
 from headscore.capture.spotcheck import SpotChecks
+from headscore.capture.unfinished import UnfinishedShard
 from headscore.data.cache import open_cache
 from headscore.data.errors import RunError
 from headscore.data.reader import Shard
@@ -123,8 +124,8 @@ def test_a_fault_that_the_self_check_did_not_see_ends_the_capture(
 
 def test_what_is_stored_wrongly_is_found_too(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything up to the shard's arrays is under the check: here samples change places on their way there."""
-    real = shards._Unfinished._put
-    monkeypatch.setattr(shards._Unfinished, "_put", lambda self, number, *of: real(self, number ^ 1, *of))
+    real = UnfinishedShard._put
+    monkeypatch.setattr(UnfinishedShard, "_put", lambda self, number, *of: real(self, number ^ 1, *of))
     rows = [{"text": f"w{i} is", "spans": []} for i in range(4)]
     (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(RunError, match="spot check failed"):
