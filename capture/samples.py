@@ -21,14 +21,15 @@ logger = logging.getLogger("headscore")
 class Prompts:
     """The (row, prompt) pairs drawn from a data file, in file order, and what made them.
 
-    chat: what the chat template puts around each, where they are in one (see `chat.py`).
+    drawn: has Skipped in the place of a prompt where a row is left out. chat: what the chat template puts around each, where
+    they are in one (see `chat.py`).
     """
 
     path: Path
     sha256: str
     rows_in_file: int
     maker: PromptMaker
-    drawn: list[tuple[int, Prompt]]
+    drawn: list[tuple[int, Prompt | Skipped]]
     chat: Template | None = None
 
 
@@ -49,7 +50,7 @@ class ShardSamples:
 
 
 def read_prompts(settings: CaptureSettings) -> Prompts:
-    """The prompts of the drawn rows; InputError, naming file and row, where one cannot be made."""
+    """The prompts of the drawn rows, or why one is left out; InputError, naming file and row, where one cannot be made."""
     path = data_file(settings.data)
     rows = read_rows(path)
     template: Template | str | None = settings.template
@@ -69,9 +70,11 @@ def encode_shards(prompts: Prompts, tokenizer: Any, settings: CaptureSettings) -
     shards = []
     for start in range(0, len(drawn), size):
         part, need_question = drawn[start : start + size], prompts.maker.has_question
-        outcomes = encode(part, tokenizer, settings.max_length, need_question, add_special=prompts.chat is None)
+        made = [(row, prompt) for row, prompt in part if isinstance(prompt, Prompt)]
+        outcomes = encode(made, tokenizer, settings.max_length, need_question, add_special=prompts.chat is None)
         encoded = [outcome for outcome in outcomes if isinstance(outcome, Encoded)]
-        shards.append(EncodedShard(encoded, [outcome for outcome in outcomes if isinstance(outcome, Skipped)]))
+        skipped = [entry for entry in (*(prompt for _, prompt in part), *outcomes) if isinstance(entry, Skipped)]
+        shards.append(EncodedShard(encoded, sorted(skipped, key=lambda entry: entry.row)))
     _require_enough(prompts, [entry for shard in shards for entry in shard.skipped], settings)
     return shards
 
