@@ -41,6 +41,7 @@ _WORDINGS = {
     "Please choose the correct ending to complete the given sentence: ": "Ending1:",  # hellaswag
     "Please choose the correct answer to fill in the blank to complete the given sentence: ": "Option1:",  # winogrande
 }
+_LINES = {mark: re.compile(rf"^(?P<blank>[ \t\r]*\n)?[ \t]*{re.escape(mark)}", re.M) for mark in _WORDINGS.values()}
 _WHOLE_FLOAT = re.compile(r"^(\d+)\.0$")
 _ARC_WORDING = Template("instruction", f"{_ANSWER_TO_QUESTION}{{question}}\n\n{{choices}}\n\n{_ANSWER_FORMAT}{{answers}}")
 
@@ -104,7 +105,7 @@ def _check_answer(row: Row, column: str, choices: Sequence[str]) -> None:
     text = shown(answer) if isinstance(answer, list | dict) else str(answer)
     if answer is None or not text.strip() or (isinstance(answer, float) and math.isnan(answer)):
         return  # pandas writes NaN for what is not there
-    if _folded(text) not in map(_folded, choices):
+    if text not in choices and _folded(text) not in map(_folded, choices):
         raise UnfitRowError(f"{column} {shown(answer):.40} is none of {some(list(map(str.strip, choices)))}")
 
 
@@ -130,8 +131,8 @@ def _instruction_parts(instruction: str) -> tuple[Span, ...]:
 
 def _choices_start(text: str, mark: str, start: int, stop: int) -> int:
     """Where a mark begins a paragraph for the last time, or else a line, as a question may quote it; -1 if nowhere."""
-    lines = re.compile(rf"^(?P<blank>[ \t\r]*\n)?[ \t]*{re.escape(mark)}", re.MULTILINE)
-    found = ((match["blank"] is not None, match.end() - len(mark)) for match in lines.finditer(text, start, max(stop, 0)))
+    lines = _LINES[mark].finditer(text, start, max(stop, 0))
+    found = ((match["blank"] is not None, match.end() - len(mark)) for match in lines)
     return max(found, default=(False, -1))[1]
 
 

@@ -73,6 +73,31 @@ def test_each_path_that_a_message_names_leads_somewhere(row: dict[str, Any]) -> 
             assert "is no" not in str(error) and "has no" not in str(error), "what it leads to is no text"
 
 
+ANYTHING = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["['a']", '{"a": 1}', "array([1])"]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["text", "label", "A", "a.b", "\n"]), inner, max_size=3)
+    ),
+)
+
+
+@given(
+    row=st.dictionaries(st.sampled_from(["a", "a.b", "text", "\n"]), ANYTHING, max_size=4),
+    kind=st.sampled_from(["csv", "jsonl"]),
+)
+def test_whatever_a_row_holds_a_template_is_filled_or_refused_in_one_line(row: dict[str, Any], kind: str) -> None:
+    for text in ("{a}", "{a.b}", "{text}", "{a.0.text}", "{a.A} {a.label}", "{text.text.1}"):
+        try:
+            filled(text, row, source=Path(f"d.{kind}"))
+        except InputError as error:
+            assert "\n" not in str(error) and f"d.{kind}" in str(error) and len(str(error)) < 1000
+
+
 def test_a_column_whose_name_has_dots_comes_first() -> None:
     row = {"a.b": "column", "a": {"b": "inner", "c.d": "dotted", "c": {"e": "deep"}}, "a.b.c": {"d": "longest"}}
     assert filled("{a.b} {a.c.d} {a.c.e} {a.b.c.d}", row).text == "column dotted deep longest"
