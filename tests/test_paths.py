@@ -168,6 +168,12 @@ def test_choices_of_every_shape_are_the_same_lines(shape: str, tmp_path: Path) -
     assert isinstance(made, Prompt) and made.text == LINES
 
 
+def test_rows_with_the_columns_of_a_style_may_have_another_shape() -> None:
+    row = {"question": {"stem": "Hot?"}, "choices": CHOICES["objects"], "answerKey": "B"}
+    made = filled("{question.stem} {choices}", row)
+    assert made.span_text("question") == "Hot?" and made.span_text("choices") == LINES
+
+
 def test_many_choices_are_numbered() -> None:
     assert filled("{c}", {"c": ["x"] * 26}).text.endswith("\nZ. x")
     assert filled("{c}", {"c": ["x"] * 27}).text.startswith("1. x\n") and filled("{c}", {"c": ["x"] * 27}).text.endswith(
@@ -288,3 +294,8 @@ def test_other_text_in_csv_stays_text(tmp_path: Path) -> None:
         ["[header] Boil", "(x)"],
     ):
         assert from_csv(tmp_path, "{q}", q=texts) == texts
+
+
+def test_text_in_files_that_keep_lists_is_text() -> None:
+    for text in ("['ice', 'fire']", '["ice"]', '{"A": "ice"}'):
+        assert filled("{q}", {"q": text}).text == text
