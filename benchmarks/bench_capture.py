@@ -10,14 +10,15 @@ and the shards on disk. The other ways are given tokens that are ready and keep 
     ours      headscore, each prompt run whole
     shared    headscore, shared prefixes run once (the default)
     ours_all, shared_all    the same with --queries all_tokens
+    unchecked shared, without spot checks; the other ways of headscore are also given as ratios to it
 
 The ceiling of `ours` is `base`: whatever it takes beyond that is the price of recording. `shared` may be below it by the share
 of tokens that are saved. "run" is how many tokens go through the model for each token of the prompts: above 1 by what is
-padding, below it by what is shared. Every round has every way once, in an order of its own; medians of the rounds are given,
-with the medians of each round's ratios to `plain` and `base`. Memory is the peak over what the process (on CUDA: the device)
-held before the way began; page faults are the pages that the system had to hand out to it. A large batch's temporaries are
-handed out anew in each layer or not, as the process's heap happens to lie, which on a CPU can be a tenth of a pass: so take
-several processes.
+padding and spot checks, below it by what is shared. Every round has every way once, in an order of its own; medians of the
+rounds are given, with the medians of each round's ratios to `plain`, `base` and `unchecked`. Memory is the peak over what the
+process (on CUDA: the device) held before the way began; page faults are the pages that the system had to hand out to it. A
+large batch's temporaries are handed out anew in each layer or not, as the process's heap happens to lie, which on a CPU can be
+a tenth of a pass: so take several processes.
 
 Examples:
     grep "choose the correct answer" commonsense.jsonl > arc.jsonl   (ARC, as LLM-Adapters words it)
@@ -34,6 +35,7 @@ import random
 import statistics
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,12 +52,15 @@ from headscore.capture.recorder import Recorder
 from headscore.capture.samples import EncodedShard, Marker, ShardSamples, SkipLimit, encode_shards, read_prompts
 from headscore.capture.selfcheck import checked_recorder
 from headscore.capture.shards import capture_shards
+from headscore.capture.sources import resolve
 from headscore.data.cache import Cache
 from headscore.data.metadata import Metadata
 from headscore.data.settings import CaptureSettings
 from headscore.data.tokens import Sample
 
 OURS = {"ours": "last_token", "shared": "last_token", "ours_all": "all_tokens", "shared_all": "all_tokens"}  # --queries
+OURS["unchecked"] = "last_token"
+SHARED = ("shared", "shared_all", "unchecked")
 WAYS = ("plain", "base", "eager", *OURS)
 EAGER_BATCH = 4
 
@@ -90,7 +95,7 @@ def load(arguments: argparse.Namespace) -> PreTrainedModel:
     """The whole causal language model, with SDPA."""
     dtype, device = models.DTYPES[arguments.dtype], torch.device(arguments.device)
     if not arguments.random_weights:
-        location = models.resolve(arguments.model).location
+        location = resolve(arguments.model).location
         return AutoModelForCausalLM.from_pretrained(location, dtype=dtype, attn_implementation="sdpa").eval().to(device)
     preset = PRESETS.get(arguments.random_weights) or json.loads(Path(arguments.random_weights).read_text())
     with torch.device(device):
@@ -103,7 +108,8 @@ class Prompts:
 
     def __init__(self, causal: PreTrainedModel, arguments: argparse.Namespace, length: int):
         self._arguments, self._length, self._base = arguments, length, causal.get_decoder()
-        self._tokenizer = models.load_tokenizer(models.resolve(arguments.model))
+        self._source = resolve(arguments.model)
+        self._tokenizer = models.load_tokenizer(self._source)
         shards, marker = self._shards(self._settings("last_token", True))
         samples = [prompt for shard in shards for prompt in shard.prompts]
         self.ids = [prompt.ids for prompt in samples]
@@ -111,22 +117,23 @@ class Prompts:
         self._metadata: dict[str, Metadata] = {}
         for queries in {OURS[way] for way in arguments.ways if way in OURS}:
             settings = self._settings(queries, True)
-            self._recorders[queries], check = checked_recorder(self._base, samples, arguments.dtype, settings)
+            self._recorders[queries], self._check = checked_recorder(self._base, samples, arguments.dtype, settings)
             first = marker(shards[0]).samples
             metadata = data_metadata(settings, arguments.dtype, self._tokenizer, self._read, len(shards), first)
-            self._metadata[queries] = with_model(metadata, self._base, check)
+            self._metadata[queries] = with_model(metadata, self._source, self._base, self._check)
 
-    def capture(self, queries: str, share: bool) -> None:
+    def capture(self, queries: str, share: bool, spot_checks: bool) -> None:
         """All shards, made in a folder of their own; a data file is read and tokenised each time, as it is in a capture."""
-        settings = self._settings(queries, share)
+        settings = self._settings(queries, share, spot_checks)
         shards, marker = self._shards(settings)
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "shards").mkdir()
             cache = Cache(Path(folder), self._metadata[queries], (), len(shards))
             limit, recorder = SkipLimit(settings, self._arguments.samples, 0), self._recorders[queries]
-            capture_shards(cache, dict(enumerate(shards)), marker, self._base, recorder, settings, limit, None, share=share)
+            check = replace(self._check, shared_prefixes=share)
+            capture_shards(cache, dict(enumerate(shards)), marker, self._base, recorder, settings, limit, None, check)
 
-    def _settings(self, queries: str, share: bool) -> CaptureSettings:
+    def _settings(self, queries: str, share: bool, spot_checks: bool = True) -> CaptureSettings:
         names = ("data", "template", "max_length") if self._arguments.data else ()
         return CaptureSettings(
             model=self._arguments.model,
@@ -134,6 +141,7 @@ class Prompts:
             seed=self._arguments.seed,
             queries=queries,
             share_prefixes=share,
+            spot_checks=spot_checks,
             batch_size=self._arguments.our_batch_size,
             batch_tokens=10**9 if self._arguments.our_batch_size else None,
             **{name: getattr(self._arguments, name) for name in names},
@@ -182,7 +190,7 @@ def measure(causal: PreTrainedModel, arguments: argparse.Namespace, length: int)
         "plain": lambda: forward(causal, by_length, arguments.batch_size),
         "base": lambda: forward(base, by_length, arguments.batch_size),
         "eager": eager,
-        **{way: partial(prompts.capture, queries, "shared" in way) for way, queries in OURS.items()},
+        **{way: partial(prompts.capture, queries, way in SHARED, way != "unchecked") for way, queries in OURS.items()},
     }
     ways = {name: way for name, way in ways.items() if name in arguments.ways}
     spent: dict[str, list[Spent]] = {name: [] for name in ways}
@@ -222,7 +230,7 @@ def report(
         }
         shown = f"{name:12} {line['seconds']:8.2f} s  {tokens / line['seconds']:9.0f} tokens/s  {line['peak_mib']:7.0f} MiB"
         shown += f"  {line['page_faults']:9.0f} page faults  {line['run']:.2f} run"
-        for yardstick in ("plain", "base"):
+        for yardstick in ("plain", "base", "unchecked"):
             if yardstick in spent:  # the median of the ratios of each round, as a machine's speed drifts
                 pairs = zip(rounds, spent[yardstick], strict=True)
                 line[f"to_{yardstick}"] = statistics.median(a.seconds / b.seconds for a, b in pairs)

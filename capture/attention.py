@@ -7,6 +7,7 @@ would silently drop causal masking), and serves every architecture that goes thr
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -17,10 +18,16 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from ..data.errors import RunError
+from .exact import exact_attention
 from .projections import output_projection
 from .reductions import LEAST_LOGIT, Softmax
 
 NAME = "headscore_recording"
+
+# The arguments that models hand to attention functions and that are understood here. Any other one ends the recording.
+UNDERSTOOD = ("scaling", "softcap", "sinks", "s_aux", "position_bias", "dropout", "is_causal", "sliding_window")
+# These change nothing in what is computed: they say what to return, or repeat what the mask says.
+WITHOUT_EFFECT = ("position_ids", "use_cache", "output_attentions")
 
 
 class CannotRecordError(RunError):
@@ -32,7 +39,8 @@ class AttentionCall:
     """One attention layer's forward pass: query [B,H,T,D], key [B,G,P+T,D], value [B,G,P+T,D'].
 
     projection: the layer's output projection, None where it has none. `sdpa()` makes the heads' output [B,T,H,D'] by SDPA,
-    where `softmax` is plain.
+    where `softmax` is plain. `exact(b)` makes the patterns [H,T,P+T] and the output [T,H,D'] of sample b in float32, by the
+    model's own eager attention function.
     """
 
     module: nn.Module
@@ -42,6 +50,7 @@ class AttentionCall:
     value: Tensor
     softmax: Softmax
     sdpa: Callable[[], Tensor]
+    exact: Callable[[int], tuple[Tensor, Tensor]]
 
 
 class Listener(Protocol):
@@ -75,13 +84,15 @@ def recording(model: PreTrainedModel, listener: Listener) -> Iterator[None]:
     def attend(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
     ) -> tuple[Tensor, None]:
+        _require_understood(module, key, attention_mask, options)
         projection = projection_of(module, query.shape[1] * value.shape[-1])
         softmax = _softmax(query, attention_mask, options)
 
         def sdpa() -> Tensor:
             return sdpa_attention_forward(module, query, key, value, attention_mask, **options)[0]
 
-        output = listener.attend(AttentionCall(module, projection, query, key, value, softmax, sdpa))
+        exact = partial(exact_attention, module, query, key, value, attention_mask, options)
+        output = listener.attend(AttentionCall(module, projection, query, key, value, softmax, sdpa, exact))
         if projection is None:
             listener.project(output.flatten(2))
         return output, None
@@ -98,6 +109,22 @@ def recording(model: PreTrainedModel, listener: Listener) -> Iterator[None]:
             interface._global_mapping.pop(NAME, None)
         for hook in hooks:
             hook.remove()
+
+
+def _require_understood(module: nn.Module, key: Tensor, mask: Tensor | None, options: dict[str, Any]) -> None:
+    """Raises CannotRecordError for arguments whose effect on the attention would be missed."""
+
+    def refuse(reason: str) -> None:
+        raise CannotRecordError(f"{module.config.model_type}: {reason}")  # type: ignore[union-attr]
+
+    unknown = [name for name, value in options.items() if value is not None and name not in (*UNDERSTOOD, *WITHOUT_EFFECT)]
+    if unknown:
+        refuse(f"its attention takes '{unknown[0]}', which recording does not understand")
+    if options.get("dropout"):
+        refuse("its attention drops weights at random")
+    window = options.get("sliding_window")
+    if mask is None and window is not None and key.shape[2] > window:
+        refuse(f"has a window of {window} tokens, but gives no mask for {key.shape[2]}")
 
 
 def _softmax(query: Tensor, mask: Tensor | None, options: dict[str, Any]) -> Softmax:

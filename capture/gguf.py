@@ -14,7 +14,7 @@ from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from ..data.errors import InputError, typed_line
+from ..data.errors import InputError, one_line, typed_line
 from ..data.rows import file_sha256
 from ..data.settings import DEFAULT_MODEL
 
@@ -40,14 +40,22 @@ def _models_folder() -> Path:
 def converted(gguf: Path) -> Path:
     """A folder with the GGUF file's model as fp32 safetensors and its tokenizer; made once per content of the file.
 
-    Of several processes one makes it and the others wait.
+    Of several processes one makes it and the others wait. Raises InputError where that folder cannot be written.
     """
     final = _models_folder() / f"{gguf.stem}-{file_sha256(gguf)[:16]}"
-    if final.is_dir():
-        return final
-    final.parent.mkdir(parents=True, exist_ok=True)
     temporary = final.with_name(f".converting-{final.name}")
-    with FileLock(f"{temporary}.lock"):
+    try:
+        if final.is_dir():
+            return final
+        final.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{temporary}.lock")
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:  # the second of a file system without locks
+        raise InputError(
+            f"--model {gguf.name}: is kept as safetensors in {final.parent}, which cannot be written ({one_line(error)}); "
+            "set XDG_CACHE_HOME to a folder that can"
+        ) from error
+    with lock:
         if not final.is_dir():
             logger.info("converting %s to safetensors in %s (once, about a minute for a small model)", gguf.name, final)
             try:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Collection
 
+import psutil
 import torch
 
 logger = logging.getLogger("headscore")
@@ -28,7 +29,7 @@ def fitting_tokens(run: Callable[[int], object], tokens: int, devices: Collectio
         two = _peaks(run, 2, gpus)
     except torch.OutOfMemoryError:
         return tokens
-    prompts = min(_room(gpu) / max(1, two[gpu] - one[gpu]) for gpu in gpus)
+    prompts = min(free_bytes(gpu) / max(1, two[gpu] - one[gpu]) for gpu in gpus)
     fitting = min(ENOUGH_TOKENS["cuda"], int(prompts * SHARE_OF_FREE) * tokens)
     logger.info("batches of up to %d tokens: what fits into the free memory", max(tokens, fitting))
     return max(tokens, fitting)
@@ -41,7 +42,9 @@ def _peaks(run: Callable[[int], object], count: int, gpus: Collection[torch.devi
     return {gpu: torch.cuda.max_memory_allocated(gpu) for gpu in gpus}
 
 
-def _room(gpu: torch.device) -> int:
-    """Bytes that can still be allocated: what the device has free, and what torch holds but does not use."""
-    free, _ = torch.cuda.mem_get_info(gpu)
-    return free + torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu)
+def free_bytes(device: torch.device) -> int:
+    """Bytes that can still be allocated: what the device has free, and on a GPU what torch holds but does not use."""
+    if device.type != "cuda":
+        return psutil.virtual_memory().available
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

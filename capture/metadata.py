@@ -7,11 +7,13 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..data.alignment import token_texts
-from ..data.metadata import FORMAT, FORMAT_VERSION, Metadata
+from ..data.metadata import FORMAT, FORMAT_VERSION, SPAN_RULE, Metadata
 from ..data.settings import CaptureSettings
 from ..data.tokens import Sample, marked_text
 from . import models
+from .check_result import SelfCheck
 from .samples import Prompts
+from .sources import Source
 
 EXAMPLE_TOKENS = 1000
 EXAMPLES = 3  # samples whose tokens are kept as texts
@@ -45,6 +47,8 @@ def data_metadata(
             "shard_size": settings.shard_size,
             "compression": settings.compression,
             "chat": {"system": settings.system, "generation_prompt": settings.generation_prompt} if settings.chat else None,
+            "special_tokens": prompts.without,
+            "spans": SPAN_RULE,
         },
         "plan": {"rows": len(prompts.drawn), "shards": shards},
         "example": _example(first[0], maker.span_names, tokenizer),
@@ -52,15 +56,16 @@ def data_metadata(
     }
 
 
-def with_model(metadata: Metadata, model: PreTrainedModel, check: dict[str, Any]) -> Metadata:
-    """The metadata with what the model and its self-check add."""
-    kind = {"type": model.config.get_text_config().model_type, "fingerprint": models.model_fingerprint(model)}
+def with_model(metadata: Metadata, source: Source, model: PreTrainedModel, check: SelfCheck) -> Metadata:
+    """The metadata with what the model, where it came from and its self-check add."""
+    fingerprint = models.model_fingerprint(model, source.adapter.sha256 if source.adapter else "")
+    kind = {"type": model.config.get_text_config().model_type, "fingerprint": fingerprint}
     return metadata | {
-        "model": metadata["model"] | kind,
-        "dims": {"layers": len(check["layers"]), "heads": check["heads"], "kv_heads": check["kv_heads"]},
-        "layers": check["layers"],
-        "attention": check["attention"],
-        "self_check": {name: check[name] for name in ("rows", "largest_difference", "shared_prefixes")},
+        "model": metadata["model"] | source.origin() | kind,
+        "dims": {"layers": len(check.layers), "heads": check.heads, "kv_heads": check.kv_heads},
+        "layers": check.layers,
+        "attention": {"way": check.way, "full_rows": check.full_rows, "result_norms": check.result_norms},
+        "self_check": check.metadata(),
     }
 
 

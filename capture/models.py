@@ -1,71 +1,34 @@
-"""Loads the model and its tokenizer: a hub id, a local folder, a .gguf file, or the default model.
-
-A GGUF file is dequantised once and kept as safetensors in the user's cache folder, since that takes most of a minute.
-"""
+"""Loads the model and its tokenizer from where `sources.py` found them, with an adapter merged where there is one."""
 
 import hashlib
+import itertools
 import json
 import logging
-import os
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from torch import Tensor, nn
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 
 from ..data.errors import HeadscoreError, InputError, RunError, typed_line
-from ..data.settings import DEFAULT_MODEL
-from .gguf import converted, default_gguf, without_progress_bars
+from .adapters import merged
+from .gguf import without_progress_bars
+from .hub import refusal
 from .ranks import Rank
+from .sources import Source
 
 logger = logging.getLogger("headscore")
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _FINGERPRINT_VALUES = 4096  # taken from each parameter at most
 _NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version", "dtype", "architectures")  # parts of a configuration
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where model and tokenizer are loaded from, and the name the user gave."""
-
-    name: str
-    location: str
-    trust_remote_code: bool
-    arguments: Mapping[str, Any] = field(default_factory=dict)  # of `--model-kwargs`, for the model itself
-
-    def options(self) -> dict[str, Any]:
-        """What every `from_pretrained` call is given."""
-        return {"trust_remote_code": self.trust_remote_code}
-
-
-def resolve(name: str, trust_remote_code: bool = False, arguments: Mapping[str, Any] | None = None) -> Source:
-    """Find what `--model` names; converts a GGUF file on its first use.
-
-    Raises InputError for a path that does not exist or holds no model.
-    """
-    return Source(name, _location(name), trust_remote_code, arguments or {})
-
-
-def _location(name: str) -> str:
-    if name == DEFAULT_MODEL:
-        return str(converted(default_gguf()))
-    path = Path(os.path.expanduser(name))  # noqa: PTH111 - unlike Path's, it leaves an unknown user alone
-    if path.suffix.lower() == ".gguf":
-        if not path.is_file():
-            raise InputError(f"--model {name}: file not found")
-        return str(converted(path))
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise InputError(f"--model {name}: is not a model folder: it has no config.json")
-        return str(path)
-    if path.exists() or not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", name):
-        raise InputError(f"--model {name}: no such model: expected '{DEFAULT_MODEL}', a folder, a .gguf file or a hub id")
-    return name
 
 
 def resolve_device(name: str, rank: Rank) -> torch.device:
@@ -104,22 +67,35 @@ def resolve_dtype(name: str, device: torch.device) -> str:
 
 
 def load_tokenizer(source: Source) -> Any:
-    """The model's tokenizer; InputError where there is none."""
+    """The tokenizer that was saved with the adapter, else the model's; InputError where there is none."""
+    options, location = source.options(), source.location
+    if source.adapter and source.adapter.has_tokenizer:
+        options, location = {"trust_remote_code": source.trust_remote_code}, str(source.adapter.folder)
+        logger.info("%s: its own tokenizer is used", source.adapter.told)
     try:
-        return AutoTokenizer.from_pretrained(source.location, **source.options())
+        return AutoTokenizer.from_pretrained(location, **options)
     except Exception as error:  # a broken file makes transformers raise whatever it stumbles over
-        raise InputError(f"--model {source.name}: its tokenizer cannot be loaded: {typed_line(error)}") from error
+        told = source.adapter.told if location != source.location and source.adapter else f"--model {source.name}"
+        raise InputError(f"{told}: its tokenizer cannot be loaded: {refusal(error) or typed_line(error)}") from error
 
 
 def load_config(source: Source) -> Any:
-    """The model's configuration; InputError where there is none, or it is of an encoder-decoder."""
+    """The model's configuration; InputError where there is none, or it is of another kind of model."""
     try:
         config = AutoConfig.from_pretrained(source.location, **source.options())
     except Exception as error:  # as above
-        raise InputError(f"--model {source.name}: cannot be loaded as a causal language model: {typed_line(error)}") from error
+        raise _not_loaded(source, error) from error
     if getattr(config, "is_encoder_decoder", False):
         raise InputError(f"--model {source.name}: {config.model_type} is an encoder-decoder, not a causal language model")
+    causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in getattr(config, "auto_map", {})
+    if not causal and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        raise InputError(f"--model {source.name}: {config.model_type} is a vision-language model, not a causal language model")
     return config
+
+
+def _not_loaded(source: Source, error: Exception) -> InputError:
+    why = refusal(error)
+    return InputError(f"--model {source.name}: {why or f'cannot be loaded as a causal language model: {typed_line(error)}'}")
 
 
 def load_model(
@@ -127,18 +103,22 @@ def load_model(
 ) -> PreTrainedModel:
     """The decoder without its language-modelling head, in evaluation mode, on the device or spread by the device map.
 
+    An adapter is merged into it.
+
     quantised: whether its linear layers are to be of another kind, which only transformers knows how to place.
 
     Raises InputError for what is not a causal language model and where weights are missing (transformers would go on with
     random ones), RunError where the model does not fit in memory.
     """
-    options = {**source.arguments, **source.options(), "dtype": DTYPES[dtype], "output_loading_info": True}
+    if quantised and source.adapter:  # merged weights would be quantised again, and the adapter rounded away with it
+        raise InputError(f"{source.adapter.told}: cannot be merged into a quantised model; give one that is not as --model")
+    options = {**source.model_options(), "dtype": DTYPES[dtype], "output_loading_info": True}
     placed: Any = device_map or ({"": device} if quantised else None)  # quantised weights cannot be moved afterwards
     try:
         with without_progress_bars():
             model, loaded = cast(Any, AutoModelForCausalLM.from_pretrained(source.location, device_map=placed, **options))
         _require_all_weights(source, model, loaded)
-        decoder = _decoder(model).eval()
+        decoder = _decoder(merged(model, source.adapter) if source.adapter else model).eval()
         _require_no_offload(source, decoder)
         return decoder if placed else decoder.to(device)
     except HeadscoreError:
@@ -149,7 +129,7 @@ def load_model(
             "--device-map auto spreads it over several GPUs"
         ) from error
     except Exception as error:  # as above; torch raises RuntimeError for weights of another shape
-        raise InputError(f"--model {source.name}: cannot be loaded as a causal language model: {typed_line(error)}") from error
+        raise _not_loaded(source, error) from error
 
 
 def _decoder(model: PreTrainedModel) -> PreTrainedModel:
@@ -199,13 +179,28 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or cpu
 
 
-def model_fingerprint(model: PreTrainedModel) -> str:
+def first_not_finite(model: PreTrainedModel) -> str | None:
+    """The name of the first parameter or buffer that holds NaN or infinite values, None if there is none.
+
+    Buffers count too, as some models keep there what was trained; but one may hold -inf, for masks.
+    """
+    for name, values in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if values.is_floating_point():
+            usual = values.float()  # of float8, too, which has no isfinite
+            masks = usual.isneginf() & (not isinstance(values, nn.Parameter))
+            if not bool((usual.isfinite() | masks).all()):
+                return name
+    return None
+
+
+def model_fingerprint(model: PreTrainedModel, adapter_sha256: str = "") -> str:
     """Hex sha256 over the configuration and over every parameter's name, shape, dtype and up to 4096 evenly spaced values.
 
-    Two trainings of a model differ in it; it is no proof against a crafted copy.
+    Two trainings of a model differ in it; it is no proof against a crafted copy. adapter_sha256: of the adapter that was merged
+    into it, which may have changed none of those values.
     """
     config = {key: value for key, value in model.config.to_dict().items() if key not in _NOT_OF_THE_MODEL}
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode() + adapter_sha256.encode())
     for name, parameter in model.named_parameters():
         values: Tensor = parameter.detach().flatten()
         values = values[:: max(1, -(-len(values) // _FINGERPRINT_VALUES))]

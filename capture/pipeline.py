@@ -16,9 +16,10 @@ from .chat import in_chat
 from .metadata import data_metadata, with_model
 from .ranks import Rank, this_rank
 from .resume import finished_shards, require_same_capture, start_cache
-from .samples import Marker, SkipLimit, encode_shards, first_samples, read_prompts
+from .samples import Marker, SkipLimit, encode_shards, first_samples, read_prompts, without_special_tokens
 from .selfcheck import checked_recorder
 from .shards import Progress, capture_shards
+from .sources import resolve
 from .space import require_space
 
 logger = logging.getLogger("headscore")
@@ -48,12 +49,15 @@ def _capture(out: Path, settings: CaptureSettings, overwrite: bool, rank: Rank, 
     device = models.resolve_device(settings.device, rank)
     dtype = models.resolve_dtype(settings.dtype, device)
     prompts = read_prompts(settings)
-    source = models.resolve(settings.model, settings.trust_remote_code, settings.model_arguments())
+    source = resolve(
+        settings.model, settings.trust_remote_code, settings.model_arguments(), settings.revision, settings.adapter
+    )
     config = models.load_config(source)
     tokenizer = models.load_tokenizer(source)
     if settings.chat:
         prompts = in_chat(prompts, tokenizer, settings)
     shards = encode_shards(prompts, tokenizer, settings)
+    prompts = without_special_tokens(prompts, shards, tokenizer)
     marker = Marker(tokenizer, prompts.maker.span_names)
     own = {number: shards[number] for number in rank.share(len(shards))}
     if not own:
@@ -70,12 +74,11 @@ def _capture(out: Path, settings: CaptureSettings, overwrite: bool, rank: Rank, 
     models.require_same_vocabulary(source, model, max(int(prompt.ids.max()) for prompt in encoded))
     logger.info("%s: %s on %s", settings.model, dtype, "several devices" if settings.device_map else device)
     recorder, check = checked_recorder(model, encoded, dtype, settings)
-    worst = max(check["largest_difference"].values())
-    logger.info("self-check passed: within %.1g of the model's own eager attention", worst)
+    check.log()
 
-    cache = start_cache(out, with_model(metadata, model, check), overwrite, rank)
+    cache = start_cache(out, with_model(metadata, source, model, check), overwrite, rank)
     limit = SkipLimit(settings, len(prompts.drawn), sum(len(shard.skipped) for shard in shards))
-    made = capture_shards(cache, own, marker, model, recorder, settings, limit, progress, share=check["shared_prefixes"])
+    made = capture_shards(cache, own, marker, model, recorder, settings, limit, progress, check)
 
     lines, skipped, missing = finished_shards(out)
     if skipped:

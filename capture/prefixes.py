@@ -1,7 +1,7 @@
 """Finds the token prefixes that prompts share, so that each is run once: prompts made by one template begin alike."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
+
+from .lengths import NO_RULES, LengthRules
 
 Ids = npt.NDArray[np.int32]
 
@@ -28,22 +30,32 @@ class Group:
     members: list[list[int]]
 
 
-def prompt_groups(prompts: Sequence[Ids], share: bool) -> list[Group]:
+def prompt_groups(prompts: Sequence[Ids], share: bool, rules: LengthRules = NO_RULES) -> list[Group]:
     """Divide prompts into groups so that running each group's prefix once saves the most tokens.
 
-    What shares nothing worth it, or with `share=False` everything, is one group with a prefix of 0. The group with the longest
-    prompt comes first. No prompts give no groups.
+    What shares nothing worth it, or with `share=False` everything, is in groups with a prefix of 0. All of a group is computed
+    in the same way by the model's `rules`: its prompts together, and its prefix alone. The group with the longest prompt comes
+    first. No prompts give no groups.
     """
     same: dict[bytes, list[int]] = {}
     for number, prompt in enumerate(prompts):
         same.setdefault(prompt.tobytes(), []).append(number)
-    members = sorted(same.values(), key=lambda numbers: prompts[numbers[0]].tolist())
+    ways: dict[int, list[list[int]]] = {}
+    for members in sorted(same.values(), key=lambda numbers: prompts[numbers[0]].tolist()):
+        ways.setdefault(rules.way(len(prompts[members[0]])), []).append(members)
+    groups = [group for way, members in ways.items() for group in _groups_of(prompts, members, share, way, rules)]
+    return sorted(groups, key=lambda group: -max(len(prompts[numbers[0]]) for numbers in group.members))
+
+
+def _groups_of(prompts: Sequence[Ids], members: list[list[int]], share: bool, way: int, rules: LengthRules) -> Iterator[Group]:
+    """The groups of sorted prompts that may be run together."""
     shared = [_shared(prompts[one[0]], prompts[other[0]]) for one, other in itertools.pairwise(members)]
     found = _best(members, shared, MOST_NESTED)[1] if share else [Group(0, members)]
-    rest = sorted(numbers for group in found if group.prefix < LEAST_PREFIX for numbers in group.members)
-    groups = [group for group in found if group.prefix >= LEAST_PREFIX]
-    groups += [Group(0, rest)] if rest else []
-    return sorted(groups, key=lambda group: -max(len(prompts[numbers[0]]) for numbers in group.members))
+    kept = [group for group in found if group.prefix >= LEAST_PREFIX and rules.way(group.prefix) == way]
+    yield from kept
+    rest = sorted(numbers for group in found if group not in kept for numbers in group.members)
+    if rest:
+        yield Group(0, rest)
 
 
 def _best(members: list[list[int]], shared: list[int], depth: int) -> tuple[int, list[Group]]:

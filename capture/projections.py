@@ -1,5 +1,6 @@
 """Finds an attention layer's output projection W_O, and what each head writes through it."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,27 +21,30 @@ def output_projection(attention: nn.Module, width: int | None = None) -> nn.Modu
     return None
 
 
-def output_weight(projection: nn.Module) -> Tensor:
-    """W_O as [M, H·D] in the projection's dtype.
+def output_weight(projection: nn.Module, dtype: torch.dtype) -> Tensor:
+    """W_O as [M, H·D].
 
     GPT-2's Conv1D keeps it transposed. A quantised layer is asked for it: it is given the identity, and what it adds to
-    everything is taken off.
+    everything is taken off. That holds for 8-bit floats too, which mean nothing without the scales beside them.
+
+    Args:
+        projection: a layer that `output_projection` finds.
+        dtype: of what the layer is given in the model, for a quantised one.
     """
-    if isinstance(projection, nn.Linear) and projection.weight.is_floating_point():
+    if isinstance(projection, nn.Linear) and projection.weight.is_floating_point() and projection.weight.itemsize > 1:
         return projection.weight.detach()
     if type(projection).__name__ == "Conv1D":
         weight: Tensor = projection.weight.detach().T  # type: ignore[operator]
         return weight
-    width = _width(projection)
-    example = next((p for p in projection.parameters() if p.is_floating_point()), torch.empty(0))
-    ones = torch.eye(width, dtype=example.dtype, device=next(projection.parameters(), example).device)
+    device = next((p.device for p in projection.parameters()), torch.device("cpu"))
+    ones = torch.eye(_width(projection), dtype=dtype, device=device)
     return (_apply(projection, ones) - _apply(projection, torch.zeros_like(ones[:1]))).T
 
 
-def head_results(projection: nn.Module, z: Tensor) -> Tensor:
-    """W_Oʰ zₕ of every head and token, in full: z [T,H,D] -> [H,T,M] float32."""
-    weight = output_weight(projection).float().unflatten(1, tuple(z.shape[1:]))
-    return torch.einsum("mhd,thd->htm", weight, z.float())
+def head_results(projection: nn.Module, z: Tensor) -> Iterator[Tensor]:
+    """W_Oʰ zₕ of every token in full, head by head: z [T,H,D] -> H times [T,M] float32."""
+    weight = output_weight(projection, z.dtype).float().unflatten(1, tuple(z.shape[1:]))
+    return (z[:, head].float() @ weight[:, head].T for head in range(z.shape[1]))
 
 
 def projection_error(projection: nn.Module, z: Tensor) -> float:
@@ -48,10 +52,11 @@ def projection_error(projection: nn.Module, z: Tensor) -> float:
 
     z [T,H,D]. 0 for outputs that are all 0.
     """
-    results, output = head_results(projection, z), _apply(projection, z.flatten(1))
+    output = _apply(projection, z.flatten(1)).float()
     bias = _apply(projection, torch.zeros_like(z[:1].flatten(1))).float()
-    largest = output.float().abs().max().clamp(min=torch.finfo(torch.float32).tiny)
-    return float((results.sum(0) + bias - output.float()).abs().max() / largest)
+    results = z.flatten(1).float() @ output_weight(projection, z.dtype).float().T  # the sum over heads is one product
+    largest = output.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
+    return float((results + bias - output).abs().max() / largest)
 
 
 def _apply(projection: nn.Module, values: Tensor) -> Tensor:

@@ -63,3 +63,8 @@ def _to_host(values: Tensor) -> Tensor:
     if values.device.type == "cuda":
         return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
     return values.cpu()
+
+
+def wider_dtype(dtype: str) -> str:
+    """How a message goes on about values that are not finite: what to try first, where there is a wider dtype."""
+    return "" if dtype == "fp32" else "give a wider --dtype (bf16, fp32), or "

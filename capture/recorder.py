@@ -13,6 +13,8 @@ from ..data.errors import InputError
 from . import reductions
 from .attention import AttentionCall, CannotRecordError, recording
 from .eager import eager, eager_options
+from .exact import exact_differences
+from .model_state import ModelState
 from .prefixes import Prefix, SharedPrefix
 from .projections import output_weight
 from .recorded import Recording
@@ -33,21 +35,25 @@ class Recorder:
 
     all_tokens: whether the mean pattern and entropy over all query positions are wanted too. eager: whether patterns come from
     the model's own eager attention, in place of the recording function. results: whether ‖W_O z‖ is wanted; it becomes False
-    where a layer has no output projection. After each forward pass `take()` gives what was recorded, `layers` the model's
-    numbers of the L layers, and `modules` their attention modules. One object serves one model. Its first pass tells it how
-    many layers there are; later ones it may end early by AllRecorded.
+    where a layer has no output projection. exact: where it is a dict, each layer is held against an exact float32 attention
+    over the same inputs, and it gets the largest difference by array. After each forward pass `take()` gives what was recorded,
+    `layers` the model's numbers of the L layers, and `modules` their attention modules. One object serves one model. Its first
+    pass tells it how many layers there are; later ones it may end early by AllRecorded.
     """
 
     def __init__(self, all_tokens: bool, *, eager: bool = False):
         self.eager = eager
         self.results = True
-        self._all_tokens = all_tokens
+        self.exact: dict[str, float] | None = None
+        self.all_tokens = all_tokens
+        self._state: ModelState | None = None
+        self._ears = contextlib.ExitStack()
         self._lengths = torch.empty(0, dtype=torch.long)
         self._prefix: Prefix | None = None
         self._will_be_prefix = False
         self._factors: dict[int, Tensor] = {}
         self._depth = 0  # attention layers of a whole pass, once known
-        self._heads = 0
+        self.heads = 0
         self._kind = ""  # of model
         self._patterns: tuple[Tensor | None, dict[str, Tensor]] | None = None  # of the layer whose z is still to come
         self._found: dict[str, Tensor] = {}
@@ -60,9 +66,23 @@ class Recorder:
 
     @contextlib.contextmanager
     def listening(self, model: PreTrainedModel) -> Iterator[None]:
-        """Within this context every attention layer that the model runs is heard. Raises CannotRecordError as `recording`."""
-        with eager(model, self.observe) if self.eager else recording(model, self):
+        """Within this context every attention layer of `run` is heard. Raises CannotRecordError as `recording`."""
+        self._state = ModelState(model)
+        with self._ears:
+            self._listen(model)
             yield
+
+    @contextlib.contextmanager
+    def paused(self, model: PreTrainedModel) -> Iterator[None]:
+        """Within this context, inside that of `listening`, the model is as it was before: no hook, its own attention."""
+        self._ears.close()
+        try:
+            yield
+        finally:
+            self._listen(model)
+
+    def _listen(self, model: PreTrainedModel) -> None:
+        self._ears.enter_context(eager(model, self.observe) if self.eager else recording(model, self))
 
     def start(self, lengths: Tensor, prefix: Prefix | None = None, *, will_be_prefix: bool = False) -> None:
         """Begin a batch whose samples have `lengths` [B] real tokens, after those of the prefix; or one to `take_prefix` of.
@@ -78,12 +98,16 @@ class Recorder:
         self._found, self._sums, self._patterns = {}, {}, None
 
     def run(self, model: PreTrainedModel, **inputs: Any) -> None:
-        """The forward pass of a batch, up to where all is recorded."""
+        """The forward pass of a batch, up to where all is recorded; whatever it leaves in the model is undone."""
         options = eager_options(model) if self.eager else {}
         self._kind = model.config.model_type
-        with contextlib.suppress(AllRecorded):
-            model(**inputs, **options)
-            self._depth = len(self.layers)
+        try:
+            with contextlib.suppress(AllRecorded):
+                model(**inputs, **options)
+                self._depth = len(self.layers)
+        finally:
+            if self._state:
+                self._state.restore()
 
     def attend(self, call: AttentionCall) -> Tensor:
         """Run one layer of the current batch and reduce its patterns; the heads' output [B,T,H,D']."""
@@ -94,14 +118,23 @@ class Recorder:
         self.sinks |= softmax.sinks is not None
         sums: dict[str, Tensor] = {}
         output = None
-        if self._all_tokens or not softmax.plain:
+        if self.all_tokens or not softmax.plain:
             # On a CPU it costs less from the patterns that are made anyway; a GPU's SDPA takes next to no time.
             value = call.value if query.device.type == "cpu" or not softmax.plain else None
             attention, entropy, output = reductions.all_token_patterns(query, key, value, lengths, softmax)
-            sums = {"all_tokens/attention": attention, "all_tokens/entropy": entropy} if self._all_tokens else {}
+            sums = {"all_tokens/attention": attention, "all_tokens/entropy": entropy} if self.all_tokens else {}
         last = None if self._will_be_prefix else reductions.last_token_patterns(query, key, lengths, softmax)
         self._patterns = last, sums
-        return call.sdpa() if output is None else output
+        output = call.sdpa() if output is None else output
+        if self.exact is not None:
+            for name, difference, tolerance in exact_differences(call.exact, lengths, output, last, sums):
+                if not difference <= tolerance:  # catches NaN too
+                    raise CannotRecordError(
+                        f"self-check failed for {self._kind}: layer {self.layers[-1]}, {name} differs by {difference:.2g} "
+                        f"(tolerance {tolerance:g}) from an exact softmax of the same queries and keys"
+                    )
+                self.exact[name] = max(self.exact.get(name, 0.0), difference)
+        return output
 
     def observe(self, module: nn.Module, projection: nn.Module | None, patterns: Tensor, z: Tensor | None) -> None:
         """Reduce a layer that the model ran itself: patterns [B,H,T,P+T], z [B,T,H·D']; raises AllRecorded after the last."""
@@ -109,9 +142,9 @@ class Recorder:
             raise self._refusal(f"{type(module).__name__}: found no output projection")
         lengths = self._lengths.to(patterns.device)
         self._begin(module, projection, (patterns.shape[1], patterns.shape[2], patterns.shape[3]))
-        self.kv_heads = self._heads // int(getattr(module, "num_key_value_groups", 1))
+        self.kv_heads = self.heads // int(getattr(module, "num_key_value_groups", 1))
         sums: dict[str, Tensor] = {}
-        if self._all_tokens:
+        if self.all_tokens:
             sums["all_tokens/attention"], sums["all_tokens/entropy"] = reductions.sums_of(patterns, lengths)
         self._patterns = None if self._will_be_prefix else reductions.last_of(patterns, lengths), sums
         self.project(z)
@@ -122,10 +155,10 @@ class Recorder:
             raise self._refusal(f"layer {self.layers[-1:]}: its output projection ran twice, or before its attention")
         (last, sums), self._patterns = self._patterns, None
         lengths, layer = self._lengths.to(z.device), self.layers[-1]
-        z = z.view(len(lengths), -1, self._heads, z.shape[-1] // self._heads)
+        z = z.view(len(lengths), -1, self.heads, z.shape[-1] // self.heads)
         norms = {"output_norm": reductions.output_norms(z)}
         if self.results:
-            norms["result_norm"] = reductions.result_norms(z, self._result_factors(layer))
+            norms["result_norm"] = reductions.result_norms(z, self._result_factors(layer, z.dtype))
         sums |= {f"all_tokens/{name}": reductions.sum_over_tokens(values, lengths) for name, values in norms.items()}
         if last is None:
             self._sums[layer] = sums
@@ -149,10 +182,10 @@ class Recorder:
             raise self._refusal(f"runs attention layer {layer} after layer {self.layers[-1]}, or more than once")
         if keys - queries != (self._prefix.tokens if self._prefix else 0):
             raise self._refusal(f"layer {layer}: attends to other things than tokens: {keys} keys for {queries} queries")
-        if self.layers and heads != self._heads:
-            raise self._refusal(f"layer {layer}: has {heads} heads, those before it {self._heads}")
+        if self.layers and heads != self.heads:
+            raise self._refusal(f"layer {layer}: has {heads} heads, those before it {self.heads}")
         self.layers.append(layer)
-        self._heads = heads
+        self.heads = heads
         self.modules[layer] = module
         if projection is None:
             self.results = False
@@ -202,7 +235,8 @@ class Recorder:
         self.clear()
         return Recording.of(found, list(self.layers))
 
-    def _result_factors(self, layer: int) -> Tensor:
+    def _result_factors(self, layer: int, dtype: torch.dtype) -> Tensor:
         if layer not in self._factors:
-            self._factors[layer] = reductions.result_factors(output_weight(self.projections[layer]), self._heads)
+            weight = output_weight(self.projections[layer], dtype)
+            self._factors[layer] = reductions.result_factors(weight, self.heads)
         return self._factors[layer]

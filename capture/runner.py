@@ -30,6 +30,10 @@ class ModelError(RunError):
     """The model failed, and not because memory ran out."""
 
 
+class NoMemoryError(RunError):
+    """Memory does not hold the model's pass over a single sample."""
+
+
 @dataclass(frozen=True)
 class Work:
     """The samples of a shard and how they are grouped by their prefixes."""
@@ -162,7 +166,7 @@ class Runner:
                     f"{self._model.config.model_type}: failed on {samples} samples: {one_line(error)[:300]}"
                 ) from error
             if samples == 1:
-                raise RunError(
+                raise NoMemoryError(
                     f"out of memory on {self._model.device} with a single sample of {tokens} tokens; "
                     "lower --max-length, or use a smaller --dtype"
                 ) from error

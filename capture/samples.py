@@ -1,5 +1,7 @@
 """From a data file to the samples of each shard: rows are drawn, made into prompts and tokenised."""
 
+import dataclasses
+import itertools
 import logging
 import math
 from collections.abc import Sequence
@@ -7,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ..data.alignment import decode
 from ..data.errors import InputError, RunError
 from ..data.prompts import PromptMaker
 from ..data.rows import data_file, file_sha256, read_rows, sample_rows
@@ -22,7 +27,8 @@ class Prompts:
     """The (row, prompt) pairs drawn from a data file, in file order, and what made them.
 
     drawn: has Skipped in the place of a prompt where a row is left out. chat: what the chat template puts around each, where
-    they are in one (see `chat.py`).
+    they are in one (see `chat.py`). without: the texts of special tokens that the tokenizer would add and the prompts do
+    without, as lists `left_out` and `not_repeated` (see `Frame`).
     """
 
     path: Path
@@ -31,6 +37,7 @@ class Prompts:
     maker: PromptMaker
     drawn: list[tuple[int, Prompt | Skipped]]
     chat: Template | None = None
+    without: dict[str, list[str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -71,12 +78,51 @@ def encode_shards(prompts: Prompts, tokenizer: Any, settings: CaptureSettings) -
     for start in range(0, len(drawn), size):
         part, need_question = drawn[start : start + size], prompts.maker.has_question
         made = [(row, prompt) for row, prompt in part if isinstance(prompt, Prompt)]
-        outcomes = encode(made, tokenizer, settings.max_length, need_question, add_special=prompts.chat is None)
+        outcomes = encode(
+            made,
+            tokenizer,
+            settings.max_length,
+            need_question,
+            add_special=prompts.chat is None,
+            keep_trailing=settings.trailing_special,
+        )
         encoded = [outcome for outcome in outcomes if isinstance(outcome, Encoded)]
         skipped = [entry for entry in (*(prompt for _, prompt in part), *outcomes) if isinstance(entry, Skipped)]
         shards.append(EncodedShard(encoded, sorted(skipped, key=lambda entry: entry.row)))
     _require_enough(prompts, [entry for shard in shards for entry in shard.skipped], settings)
     return shards
+
+
+def without_special_tokens(prompts: Prompts, shards: Sequence[EncodedShard], tokenizer: Any) -> Prompts:
+    """The same prompts with what their tokens do `without`, by the frames of all shards; it is logged, too.
+
+    Warns of texts that say their BOS twice, as nothing that a text says is left out.
+    """
+    encoded = [prompt for shard in shards for prompt in shard.prompts]
+    left_out = [prompt.frame.left_out for prompt in encoded if prompt.frame.left_out]
+    not_repeated = [prompt.frame.not_repeated for prompt in encoded if prompt.frame.not_repeated]
+    without = {"left_out": _texts(left_out, tokenizer), "not_repeated": _texts(not_repeated, tokenizer)}
+    if left_out:
+        logger.info(
+            "%s, which the tokenizer adds at the end of %d prompts, is left out (--trailing-special keeps it)",
+            " ".join(without["left_out"]), len(left_out),
+        )  # fmt: skip
+    if not_repeated:
+        logger.info(
+            "prompts that bring %s themselves: %d; the tokenizer adds no second one",
+            " ".join(without["not_repeated"]), len(not_repeated),
+        )  # fmt: skip
+    if twice := [prompt for prompt in encoded if len(prompt.frame.brought) > 1 and prompt.ids[0] == prompt.ids[1]]:
+        logger.warning(
+            "prompts that begin with %s twice, as their texts say: %d, the first in row %d",
+            decode(tokenizer, twice[0].ids[:1]), len(twice), twice[0].row,
+        )  # fmt: skip
+    return dataclasses.replace(prompts, without=without if left_out or not_repeated else None)
+
+
+def _texts(ids: Sequence[tuple[int, ...]], tokenizer: Any) -> list[str]:
+    different = dict.fromkeys(itertools.chain.from_iterable(ids))
+    return [decode(tokenizer, np.array([token], np.int32)) for token in different]
 
 
 @dataclass(frozen=True)

@@ -1,163 +1,223 @@
-"""Compares what is recorded with the model's own eager attention before any work is done."""
+"""Compares what is recorded with the model's own eager attention before any work is done.
 
+Prompts of the user's own are checked, the shortest and the longest. Where something begins beyond a certain length (a window,
+a sparse choice of keys, other frequencies), copies of the longest are cut to the lengths on either side of it, which makes no
+difference to a causal model. What is too long for the memory that is free stays unchecked, and is said.
+"""
+
+import dataclasses
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
-from ..data.errors import InputError, RunError, one_line, typed_line
+from ..data.errors import InputError, RunError, one_line
 from ..data.reader import ROW_SUM_TOLERANCE
 from ..data.settings import CaptureSettings
 from ..data.tokens import Tokens
 from .attention import CannotRecordError
-from .eager import eager, eager_options
-from .models import is_out_of_memory
+from .check_prompts import CheckPrompts, check_prompts
+from .check_result import SelfCheck
+from .comparison import Comparison, checked_dtype, tolerance
+from .lengths import ALL_APART, LengthRules, length_rules
+from .models import first_not_finite
 from .prefixes import Group
-from .projections import head_results, projection_error
-from .recorded import Recorded
+from .recorded import Recorded, wider_dtype
 from .recorder import NoAttentionError, Recorder
-from .runner import ModelError, Runner, Work
+from .reference import Reference
+from .runner import ModelError, NoMemoryError, Runner, Work
 
 logger = logging.getLogger("headscore")
 
-Values = npt.NDArray[np.float32]
+MAX_TRIED = 8  # samples from either end, where the first give values that are not finite
+LATER_TOLERANCE = 1e-4  # attention to later tokens that is rounding
 
-# Largest differences that rounding explains, by dtype: total variation of a pattern, and of norms and entropies relative to
-# the layer's largest. Total variation does not shrink with the prompt's length, as a difference of single weights does.
-TOLERANCES = {"fp32": (1e-3, 1e-3), "fp16": (2e-2, 3e-2), "bf16": (1e-1, 1.5e-1)}
-MOST_TRIED = 8  # samples from either end, where the first give values that are not finite
-MOST_TOKENS = 512  # eager attention holds a layer's H·T² weights at once, so the check's prompts must not be long
+
+class RefusedModelError(InputError):
+    """A model that no way of recording could serve: it is not causal, or its weights are not numbers."""
+
+
+class MixedLengthsError(CannotRecordError):
+    """Prompts give other values beside longer ones than alone."""
 
 
 def checked_recorder(
     model: PreTrainedModel, samples: Sequence[Tokens], dtype: str, settings: CaptureSettings
-) -> tuple[Recorder, dict[str, Any]]:
-    """A recorder that has passed the self-check, and what was found: by the recording function, else by eager attention.
+) -> tuple[Recorder, SelfCheck]:
+    """A recorder that has passed the self-check, and what was found.
 
-    Raises InputError for a model that neither way can serve, and as `self_check`.
+    Tried in turn: the recording function; the model's own eager attention; and, for a model in which prompts change what those
+    beside them get, either of the two with every length in passes of its own. Raises InputError for a model that none of them
+    serves, RefusedModelError for one that nothing could serve, and else as `self_check`.
     """
-    all_tokens = settings.queries == "all_tokens"
-    recorder = Recorder(all_tokens)
-    try:
-        return recorder, self_check(model, recorder, samples, dtype, settings)
-    except (CannotRecordError, InputError) as error:
-        failed = error
-    recorder = Recorder(all_tokens, eager=True)
-    try:
-        check = self_check(model, recorder, samples, dtype, settings)
-    except NoAttentionError as error:
-        raise (failed if model._can_set_attn_implementation() else error) from None
-    logger.warning("%s; its own eager attention is used instead, which is slower", one_line(failed.__cause__ or failed)[:300])
-    return recorder, check
+    rules = length_rules(model.config)
+    failures: list[CannotRecordError | InputError] = []
+    for eager in (False, True):
+        recorder = Recorder(settings.queries == "all_tokens", eager=eager)
+        try:
+            check = self_check(model, recorder, samples, dtype, settings, rules)
+        except RefusedModelError:
+            raise
+        except (CannotRecordError, InputError) as error:
+            if eager and isinstance(error, NoAttentionError):
+                raise (failures[0] if model._can_set_attn_implementation() else error) from None
+            failures.append(error)
+            continue
+        if eager:
+            _warn(failures[0], "its own eager attention is used instead, which is slower")
+        return recorder, check
+    for eager, failure in zip((False, True), failures, strict=True):
+        if isinstance(failure, MixedLengthsError):
+            recorder = Recorder(settings.queries == "all_tokens", eager=eager)
+            check = self_check(model, recorder, samples, dtype, settings, dataclasses.replace(ALL_APART, limits=rules.limits))
+            _warn(failure, "prompts of different lengths are run apart, and each whole, which is slower")
+            return recorder, check
+    raise failures[-1]
 
 
 def self_check(
-    model: PreTrainedModel, recorder: Recorder, samples: Sequence[Tokens], dtype: str, settings: CaptureSettings
-) -> dict[str, Any]:
-    """Run the shortest and the longest of `samples` as the capture will, and one at a time through eager attention.
-
-    They are run as one padded batch, and (with `--share-prefixes`) each once more with its first half as a prefix. Where a
-    layer's output projection cannot be split by heads, `recorder.results` is False afterwards.
-
-    Returns the `layers`, `heads` and `kv_heads` that were recorded, the `rows` checked, the `largest_difference` per array,
-    `shared_prefixes`: whether prefixes may be run once for many prompts (recurrent models cannot), and `attention`: by what
-    `way` patterns are made (recorded or eager), whether rows sum to 1 (`full_rows`; with sink logits they do not), and whether
-    there are `result_norms`.
-    Raises InputError where the model has no attention or cannot take the longest of all samples, CannotRecordError, naming
-    layer and array, where a difference is above the dtype's tolerance (the recorded values would be wrong for this model), and
-    RunError where a value is not finite; with `--on-nan skip` others are tried then.
-    """
-    if dtype == "fp32" and not all(parameter.is_floating_point() for parameter in model.parameters()):
-        dtype = "fp16"  # quantised layers round what they are given
-    by_length = sorted(samples, key=lambda sample: len(sample.ids))
-    short_enough = [sample for sample in by_length if len(sample.ids) <= MOST_TOKENS] or by_length[:1]
-    if short_enough[-1] is not by_length[-1]:
-        _record(model, recorder, by_length[-1:])  # can the model take it at all?
-    checked = _finite_samples(model, recorder, short_enough, dtype, settings.on_nan)
-    expected = [_eager(model, sample, recorder, dtype) for sample in checked]
-    recorded = _record(model, recorder, checked)
-    if not all(values.finite[position] for values, position in recorded):
-        rows = " and ".join(str(sample.row) for sample in checked)
-        raise RunError(f"self-check: rows {rows}: NaN or infinite in a batch, but not alone; give a wider --dtype (bf16, fp32)")
-    worst = _differences(model, checked, recorded, expected, dtype)
-    shared = settings.share_prefixes
-    if shared:
-        try:
-            halves = [Group(len(sample.ids) // 2, [[i]]) for i, sample in enumerate(checked)]
-            after_prefix = _record(model, recorder, checked, halves)
-            differences = _differences(model, checked, after_prefix, expected, dtype)
-            worst = {name: max(difference, differences[name]) for name, difference in worst.items()}
-        except Exception as error:  # whatever comes of a model that cannot
-            logger.warning("what prompts share is run again for each of them: %s", one_line(error)[:300])
-            shared = False
-    rows_of = [layer["last_token/attention"] for eager in expected for layer in eager.values()]
-    return {
-        "layers": recorded[0][0].layers,
-        "heads": recorded[0][0].arrays["last_token/attention"].shape[2],
-        "kv_heads": recorder.kv_heads,
-        "rows": [sample.row for sample in checked],
-        "largest_difference": worst,
-        "shared_prefixes": shared,
-        "attention": {
-            "way": "eager" if recorder.eager else "recorded",
-            "full_rows": not recorder.sinks and min(float(rows.sum(-1).min()) for rows in rows_of) > 1 - ROW_SUM_TOLERANCE,
-            "result_norms": recorder.results,
-        },
-    }
-
-
-def _differences(
     model: PreTrainedModel,
+    recorder: Recorder,
     samples: Sequence[Tokens],
-    recorded: Sequence[tuple[Recorded, int]],
-    expected: Sequence[Mapping[int, Mapping[str, Values]]],
     dtype: str,
-) -> dict[str, float]:
-    """By array the largest difference of what was recorded from what was expected; CannotRecordError above the tolerance.
+    settings: CaptureSettings,
+    rules: LengthRules,
+) -> SelfCheck:
+    """Record some of `samples` as the capture will, and hold them against the model's own eager attention.
 
-    Where a layer has no output projection there is nothing to hold its output norms against.
+    Each is recorded alone, then in a padded batch of two, and (with `--share-prefixes`) once more with its first half as a
+    prefix. Where a layer's output projection cannot be split by heads, `recorder.results` is False afterwards.
+
+    Raises InputError where the model has no attention or cannot take the longest of all samples, RefusedModelError,
+    CannotRecordError, naming layer and array, where a difference is above the dtype's tolerance (the recorded values would be
+    wrong for this model), MixedLengthsError where that is so only beside other prompts, and RunError where memory runs out or a
+    value is not finite; with `--on-nan skip` others are tried then.
     """
-    worst: dict[str, float] = defaultdict(float)
-    for sample, (values, position), eager_values in zip(samples, recorded, expected, strict=True):
-        for entry, layer in enumerate(values.layers):
-            for name in (name for name in values.arrays if name in eager_values[layer]):
-                found, wanted = values.arrays[name][entry, position], eager_values[layer][name]
-                pattern = name.endswith("attention")
-                difference = _total_variation(found[:, : len(sample.ids)], wanted) if pattern else _relative(found, wanted)
-                tolerance = TOLERANCES[dtype][0 if pattern else 1]
-                if not difference <= tolerance:  # catches NaN too
-                    raise CannotRecordError(
-                        f"self-check failed for {model.config.model_type}: layer {layer}, {name} differs from the model's own "
-                        f"eager attention by {difference:.2g} (tolerance {tolerance:g} for {dtype})"
-                    )
-                worst[name] = max(worst[name], difference)
-    return {name: worst[name] for name in sorted(worst)}
+    by_length = sorted(samples, key=lambda sample: len(sample.ids))
+    shortest, longest = _finite_ends(model, recorder, by_length, dtype, settings.on_nan)
+    prompts = check_prompts(model, recorder, shortest, longest, rules.limits)
+    dtype = checked_dtype(model, dtype)
+    _require_causal(model, prompts.reference)
+    _leave_out_results(recorder, prompts.reference, tolerance("result_norm", dtype))
+    compare = Comparison(model.config.model_type, dtype)
+    recorder.exact = None if recorder.eager else {}
+    try:
+        _check_whole(model, recorder, prompts, rules, compare)
+        shared = settings.share_prefixes and _can_share(model, recorder, prompts, rules, compare)
+    finally:
+        exact, recorder.exact = recorder.exact, None
+    rows_of = [layer["last_token/attention"] for values in prompts.expected for layer in values.values()]
+    return SelfCheck(
+        layers=sorted(recorder.modules),
+        heads=recorder.heads,
+        kv_heads=recorder.kv_heads,
+        way="eager" if recorder.eager else "recorded",
+        full_rows=not recorder.sinks and min(float(rows.sum(-1).min()) for rows in rows_of) > 1 - ROW_SUM_TOLERANCE,
+        result_norms=recorder.results,
+        shared_prefixes=shared,
+        rules=rules,
+        rows=sorted({copy.row for copy in prompts.copies}),
+        lengths=sorted({len(copy.ids) for copy in prompts.copies}),
+        longest=len(by_length[-1].ids),
+        largest_difference=dict(sorted(compare.worst.items())),
+        exact_difference=dict(sorted((exact or {}).items())),
+    )
 
 
-def _finite_samples(
+def _finite_ends(
     model: PreTrainedModel, recorder: Recorder, by_length: Sequence[Tokens], dtype: str, on_nan: str
-) -> list[Tokens]:
+) -> tuple[Tokens, Tokens]:
     """The shortest and the longest sample whose values are finite; RunError for one that is not, if `--on-nan` says stop."""
     found: list[Tokens] = []
     fault = ""
     for candidates in (by_length, by_length[::-1]):
-        for sample in candidates[:MOST_TRIED]:
+        for sample in candidates[:MAX_TRIED]:
             alone, position = _record(model, recorder, [sample])[0]
             if alone.finite[position]:
-                found += [] if any(sample is other for other in found) else [sample]
+                found.append(sample)
                 break
+            _require_finite_weights(model, dtype)
             fault = f"self-check: row {sample.row}: {alone.first_fault(position)}; the model overflows in {dtype}"
             if on_nan == "stop":
-                raise RunError(f"{fault}: give a wider --dtype (bf16, fp32), or leave such rows out with --on-nan skip")
+                raise RunError(f"{fault}: {wider_dtype(dtype)}leave such rows out with --on-nan skip")
     if not found:
-        raise RunError(f"{fault}, as in every other prompt that was tried: give a wider --dtype (bf16, fp32)")
-    return found
+        raise RunError(f"{fault}, as in every other prompt that was tried: {wider_dtype(dtype)}use another model")
+    return found[0], found[-1]
+
+
+def _require_finite_weights(model: PreTrainedModel, dtype: str) -> None:
+    name = first_not_finite(model)
+    if name and dtype == "fp16":
+        raise RefusedModelError(f"{model.config.model_type}: weights ({name} first) are beyond fp16: give --dtype bf16 or fp32")
+    if name:
+        raise RefusedModelError(
+            f"{model.config.model_type}: its weights hold NaN or infinite values, {name} first: its files are damaged, or its "
+            "training failed; use another copy or checkpoint"
+        )
+
+
+def _require_causal(model: PreTrainedModel, reference: Reference) -> None:
+    for layer, later in sorted(reference.later.items()):
+        if later > LATER_TOLERANCE:
+            raise RefusedModelError(
+                f"{model.config.model_type}: is not a causal language model: in layer {layer} a token gives {later:.2g} of its "
+                "attention to later tokens; load it as a decoder (is_decoder in its config.json), or use another model"
+            )
+
+
+def _leave_out_results(recorder: Recorder, reference: Reference, allowed: float) -> None:
+    """Have no result norms where what the heads write does not add up to what an output projection gives."""
+    layer = next((layer for layer, error in sorted(reference.projection_errors.items()) if not error <= allowed), None)
+    if layer is not None:
+        recorder.results = False
+        name = type(recorder.projections[layer]).__name__
+        logger.warning(
+            "layer %d: the results of its heads do not add up to what %s gives: there will be no result norms", layer, name
+        )
+
+
+def _check_whole(
+    model: PreTrainedModel, recorder: Recorder, prompts: CheckPrompts, rules: LengthRules, compare: Comparison
+) -> None:
+    """Hold each prompt, run alone and beside the other of its pair, against what is expected of it."""
+    expected = iter(prompts.expected)
+    for pair in prompts.pairs:
+        wanted = [next(expected) for _ in pair]
+        for prompt, values in zip(pair, wanted, strict=True):
+            compare(prompt, _record(model, recorder, [prompt])[0], values)
+        groups = _by_way(pair, rules)
+        try:
+            for prompt, recorded, values in zip(pair, _record(model, recorder, pair, groups), wanted, strict=True):
+                compare(prompt, recorded, values)
+        except CannotRecordError as error:
+            raise (MixedLengthsError(str(error)) if len(groups) < len(pair) else error) from error
+
+
+def _can_share(
+    model: PreTrainedModel, recorder: Recorder, prompts: CheckPrompts, rules: LengthRules, compare: Comparison
+) -> bool:
+    """Whether prompts whose first half is run apart give what they give when they are run whole."""
+    for prompt, expected in zip(prompts.copies, prompts.expected, strict=True):
+        half = len(prompt.ids) // 2
+        if not half or rules.way(half) != rules.way(len(prompt.ids)):
+            continue
+        try:
+            compare(prompt, _record(model, recorder, [prompt], [Group(half, [[0]])])[0], expected)
+        except NoMemoryError:
+            raise
+        except (RunError, InputError) as error:  # whatever comes of a model that cannot
+            logger.warning("what prompts share is run again for each of them: %s", one_line(error)[:300])
+            return False
+    return True
+
+
+def _by_way(samples: Sequence[Tokens], rules: LengthRules) -> list[Group]:
+    ways: dict[int, list[list[int]]] = defaultdict(list)
+    for number, sample in enumerate(samples):
+        ways[rules.way(len(sample.ids))].append([number])
+    return [Group(0, members) for members in ways.values()]
 
 
 def _record(
@@ -181,60 +241,5 @@ def _record(
     return [found[i] for i in range(len(samples))]
 
 
-def _eager(model: PreTrainedModel, sample: Tokens, recorder: Recorder, dtype: str) -> dict[int, dict[str, Values]]:
-    """By layer, what the arrays of the cache should hold for a sample, by the model's own eager attention.
-
-    One sample, no padding; z is what enters the layer's output projection, and its results are made in full. Where they do not
-    add up to what the projection gives, it cannot be split by heads, and the recorder is told to leave results out.
-    """
-    numbers = {module: layer for layer, module in recorder.modules.items()}
-    found: dict[int, dict[str, Values]] = {}
-
-    def observe(module: nn.Module, projection: nn.Module | None, patterns: torch.Tensor, z: torch.Tensor | None) -> None:
-        rows = patterns[0].float()  # [H,T,T]
-        values = {
-            "last_token/attention": rows[:, -1],
-            "all_tokens/attention": rows.mean(1),
-            "all_tokens/entropy": torch.special.entr(rows).sum(-1).mean(-1),
-        }
-        if z is not None and projection is not None:
-            per_head = z.view(len(sample.ids), len(rows), -1)  # [T,H,D]
-            norms = {"output_norm": per_head.float().norm(dim=-1)}
-            if recorder.results:
-                error = projection_error(projection, per_head)
-                if error > TOLERANCES[dtype][1]:
-                    recorder.results = False
-                    logger.warning(
-                        "layer %d: the results of its heads do not add up to what %s gives: there will be no result norms",
-                        numbers[module], type(projection).__name__,
-                    )  # fmt: skip
-                norms["result_norm"] = head_results(projection, per_head).norm(dim=-1).T
-            for name, value in norms.items():
-                values |= {f"last_token/{name}": value[-1], f"all_tokens/{name}": value.mean(0)}
-        found[numbers[module]] = {name: value.cpu().numpy() for name, value in values.items()}
-
-    try:
-        with torch.inference_mode(), eager(model, observe, recorder.modules.values()):
-            ids = torch.from_numpy(sample.ids.astype(np.int64))[None].to(model.device)
-            model(input_ids=ids, use_cache=False, **eager_options(model))
-    except Exception as error:  # whatever an architecture's code raises
-        if is_out_of_memory(error):
-            raise RunError(
-                f"out of memory on {model.device} in the self-check's eager attention over {len(sample.ids)} tokens; "
-                "lower --max-length, or use a smaller --dtype"
-            ) from error
-        raise CannotRecordError(f"{model.config.model_type}: its eager attention fails: {typed_line(error)}") from error
-    missing = recorder.modules.keys() - found.keys()
-    if missing:
-        raise CannotRecordError(f"layer {min(missing)}: eager attention gives no patterns to compare with")
-    return found
-
-
-def _total_variation(found: Values, expected: Values) -> float:
-    """The largest total variation distance ½ Σ|a − b| of two sets of patterns [H,T], between 0 and 1."""
-    return float(np.abs(found.astype(np.float32) - expected).sum(-1).max() / 2)
-
-
-def _relative(found: Values, expected: Values) -> float:
-    """The largest difference, as a share of the largest expected value; 0 where both are all zero."""
-    return float(np.abs(found - expected).max() / max(np.abs(expected).max(), np.finfo(np.float32).tiny))
+def _warn(failure: Exception, consequence: str) -> None:
+    logger.warning("%s; %s", one_line(failure.__cause__ or failure)[:300], consequence)

@@ -5,25 +5,24 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from ..data.cache import SKIPPED_FILE, Cache, shard_path
 from ..data.errors import InputError, RunError
-from ..data.metadata import Metadata
 from ..data.settings import CaptureSettings
-from ..data.shard import ARRAYS, Array, array_shapes, stored_arrays, write_shard
-from ..data.tokens import Sample, Skipped
-from .batches import Batch
+from ..data.shard import Array, write_shard
+from ..data.tokens import Skipped
+from .check_result import SelfCheck
 from .interrupts import Interrupts
 from .prefixes import prompt_groups
-from .recorded import Recorded
 from .recorder import Recorder
 from .runner import Runner, Work
 from .samples import EncodedShard, Marker, ShardSamples, SkipLimit
+from .spotcheck import SpotChecks
+from .unfinished import UnfinishedShard
 
 logger = logging.getLogger("headscore")
 
@@ -39,19 +38,23 @@ def capture_shards(
     settings: CaptureSettings,
     limit: SkipLimit,
     progress: Progress | None,
-    share: bool,
+    check: SelfCheck,
 ) -> int:
     """Make those of the shards (by number) that are not there whole, and return how many were made.
 
-    share: whether prompts that begin alike have their prefix run once.
+    check: what the self-check found, which says what may share a pass, and whether prompts that begin alike have their prefix
+    run once.
     One is written while the next is computed, so that the arrays of three at most, and the file of one, are in memory. Raises
     RunError where the disk refuses, the model fails, or a sample gives values that are not finite (with `--on-nan skip`: where
     that makes too many), and KeyboardInterrupt after a Ctrl-C; whole shards stay in any case.
     """
     runner = Runner(model, recorder, settings.batch_tokens or 1, settings.batch_size)
     prompts = [prompt for shard in shards.values() for prompt in shard.prompts]
+    longest = max(prompts, key=lambda prompt: len(prompt.ids), default=None)
+    dtype, seed = cache.metadata["settings"]["dtype"], settings.seed
+    spot_checks = SpotChecks(model, recorder, check, dtype, seed, longest.row if longest else -1)
     done, made, stopped = 0, 0, False
-    unfinished: dict[int, _Unfinished] = {}
+    unfinished: dict[int, UnfinishedShard] = {}
     writing: Future[None] | None = None
 
     def work() -> Iterator[Work]:
@@ -63,9 +66,10 @@ def capture_shards(
             left_out = [entry for entry in marked.skipped if entry not in shards[number].skipped]
             if stored is None:
                 limit.add(left_out)
-                unfinished[number] = _Unfinished(marked, cache.metadata, settings.on_nan)
+                unfinished[number] = UnfinishedShard(marked, cache.metadata, settings.on_nan)
                 done += len(left_out)
-                yield Work(number, marked.samples, prompt_groups([sample.ids for sample in marked.samples], share))
+                ids = [sample.ids for sample in marked.samples]
+                yield Work(number, marked.samples, prompt_groups(ids, check.shared_prefixes, check.rules))
                 if not marked.samples:
                     write(number)
             else:  # not reported, as it would make the samples/s look higher
@@ -76,15 +80,16 @@ def capture_shards(
         nonlocal made, writing
         shard = unfinished.pop(number)
         limit.add(list(shard.faulty.values()))
+        checked = shard.spot_checked(number, spot_checks) if settings.spot_checks else []
         _finish(writing)
-        writing = writer.submit(_write, cache, number, shard.arrays(), shard.skipped())
+        writing = writer.submit(_write, cache, number, shard.arrays(), shard.skipped(), checked)
         made += 1
 
     threads = contextlib.ExitStack()
     with Interrupts() as interrupts, threads, recorder.listening(model), torch.inference_mode():
         preparer, writer = (threads.enter_context(ThreadPoolExecutor(1)) for _ in range(2))
-        if not settings.batch_tokens and prompts:
-            runner.fit(max(prompts, key=lambda prompt: len(prompt.ids)))
+        if not settings.batch_tokens and longest:
+            runner.fit(longest)
         for number, batch, recorded in runner.run(work()):
             done += unfinished[number].add(batch, recorded)
             if progress:
@@ -140,10 +145,12 @@ def _faulty_before(shard: ShardSamples, stored: Sequence[Skipped], on_nan: str, 
     return faulty
 
 
-def _write(cache: Cache, number: int, arrays: Mapping[str, Array], skipped: Sequence[Skipped]) -> None:
+def _write(
+    cache: Cache, number: int, arrays: Mapping[str, Array], skipped: Sequence[Skipped], checked: list[dict[str, Any]]
+) -> None:
     (cache.path / SKIPPED_FILE).unlink(missing_ok=True)  # written again once the cache is complete
     entries = [{"row": entry.row, "reason": entry.reason} for entry in skipped]
-    write_shard(shard_path(cache.path, number), number, arrays, cache.metadata, entries)
+    write_shard(shard_path(cache.path, number), number, arrays, {**cache.metadata, "spot_checks": checked}, entries)
 
 
 def _finish(writing: "Future[None] | None") -> None:
@@ -152,86 +159,3 @@ def _finish(writing: "Future[None] | None") -> None:
             writing.result()
     except RunError as error:
         raise RunError(f"{error}; whole shards are kept: make room, then run the same command again") from error
-
-
-class _Unfinished:
-    """A shard that is filled batch by batch; `faulty` are the samples left out as their values are not finite."""
-
-    def __init__(self, shard: ShardSamples, metadata: Metadata, on_nan: str):
-        self._samples, self._skipped, self._on_nan = shard.samples, shard.skipped, on_nan
-        self._arrays = _empty_arrays(shard.samples, metadata)
-        self._left = len(shard.samples)
-        self.faulty: dict[int, Skipped] = {}
-
-    @property
-    def complete(self) -> bool:
-        """Whether no sample is to come any more."""
-        return self._left == 0
-
-    def add(self, batch: Batch, recorded: Recorded) -> int:
-        """Take what was recorded of a batch; how many samples are done with that. RunError where a fault stops the run."""
-        before, alone = self._left, len(batch.index) == 1
-        for position, same in enumerate(batch.index):
-            if recorded.finite[position]:
-                for number in same:
-                    self._put(number, recorded, position)
-            elif alone:
-                self.faulty |= {i: Skipped(self._samples[i].row, recorded.first_fault(position)) for i in same}
-                _tell_fault(self._samples, same[0], self.faulty[same[0]].reason, self._on_nan)
-            else:  # it is run again, alone
-                continue
-            self._left -= len(same)
-        return before - self._left
-
-    def arrays(self) -> dict[str, Array]:
-        """The shard's arrays, without the samples that are left out."""
-        return _without(self._arrays, sorted(self.faulty)) if self.faulty else self._arrays
-
-    def skipped(self) -> list[Skipped]:
-        """All rows of the shard that are left out."""
-        return sorted((*self._skipped, *self.faulty.values()), key=lambda entry: entry.row)
-
-    def _put(self, number: int, recorded: Recorded, position: int) -> None:
-        start, stop = self._arrays["samples/offset"][number : number + 2]
-        for name, values in recorded.arrays.items():
-            if values.ndim == 4:
-                self._arrays[name][:, :, start:stop] = values[:, position, :, : stop - start]
-            else:
-                self._arrays[name][:, :, number] = values[:, position]
-
-
-def _tell_fault(samples: Sequence[Sample], number: int, reason: str, on_nan: str) -> None:
-    if on_nan == "stop":
-        raise RunError(
-            f"row {samples[number].row} (sample {number} of its shard): {reason}; "
-            "give a wider --dtype (bf16, fp32), or leave such rows out with --on-nan skip"
-        )
-    logger.warning("row %d is skipped: %s", samples[number].row, reason)
-
-
-def _empty_arrays(samples: Sequence[Sample], metadata: Metadata) -> dict[str, Array]:
-    """The shard's arrays: those known before the model runs filled, the others zero."""
-    lengths = [len(sample.ids) for sample in samples]
-    dims = metadata["dims"]
-    shapes = array_shapes(stored_arrays(metadata), len(samples), sum(lengths), dims["layers"], dims["heads"])
-    arrays: dict[str, Array] = {name: np.zeros(shape, ARRAYS[name][0]) for name, shape in shapes.items()}
-    arrays["layers/index"][:] = metadata["layers"]
-    arrays["samples/offset"][1:] = np.cumsum(lengths)
-    arrays["samples/row"][:] = [sample.row for sample in samples]
-    if samples:
-        arrays["tokens/id"][:] = np.concatenate([sample.ids for sample in samples])
-        arrays["tokens/span"][:] = np.concatenate([sample.span for sample in samples])
-    return arrays
-
-
-def _without(arrays: dict[str, Array], left_out: list[int]) -> dict[str, Array]:
-    """A shard's arrays without some of its samples."""
-    lengths = np.diff(arrays["samples/offset"])
-    tokens = np.repeat(np.isin(np.arange(len(lengths)), left_out), lengths)
-    kept = dict(arrays)
-    for name, values in arrays.items():
-        axis = ARRAYS[name][1][-1]
-        if axis in ("n", "t"):
-            kept[name] = np.delete(values, left_out if axis == "n" else tokens, axis=-1)
-    kept["samples/offset"] = np.cumsum([0, *np.delete(lengths, left_out)])
-    return kept

@@ -2,6 +2,7 @@
 
 import itertools
 import unicodedata
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -12,6 +13,7 @@ from .templates import Span
 
 Offsets = npt.NDArray[np.integer[Any]]
 
+MAX_BYTES = 4  # of a character in UTF-8
 BROKEN = "\ufffd"  # what bytes that are no whole character decode to
 
 
@@ -84,7 +86,7 @@ def are_precise(text: str, offsets: Offsets) -> bool:
 def decodes_to(text: str, span: Span, member: npt.NDArray[np.bool_], own: npt.NDArray[np.int32], tokenizer: Any) -> bool:
     """Whether the tokens of a span decode to its text, with at most part of one token more at either end, at its place.
 
-    `own` are the prompt's own tokens, without special ones; `member`, which of them are the span's.
+    `own` are the prompt's own tokens, without special ones; `member`, which of them are the span's: a run of them, or none.
     """
     tokens = np.flatnonzero(member)
     if not len(tokens):
@@ -96,10 +98,10 @@ def decodes_to(text: str, span: Span, member: npt.NDArray[np.bool_], own: npt.ND
     before, wanted = _folded(text[: span.start]), _folded(text[span.start : span.end])
     first, last = int(tokens[0]), int(tokens[-1])
     ahead, found = decoded(own[:first]), decoded(own[tokens])
-    between = own[first : last + 1][~member[first : last + 1]]
-    if len(between) and decoded(between):
-        return False
     in_first, in_last = decoded(own[first : first + 1]), decoded(own[last : last + 1])
+    parted = not (in_first.strip(BROKEN) and in_last.strip(BROKEN))  # a token at an end is no whole character
+    if parted and any(_is_blank(decode(tokenizer, part) for part in parts) for parts in _ends(own[tokens])):
+        return False
     if ahead == before and found == wanted and in_first and in_last:
         return True
     # The span starts or ends inside a token, or a character at its end is spread over several.
@@ -114,6 +116,18 @@ def decodes_to(text: str, span: Span, member: npt.NDArray[np.bool_], own: npt.ND
         and (starts_with_first or (with_first.startswith(before) and len(with_first) > len(before)))
         and (ends_with_last or beyond < len(in_last))
     )
+
+
+def _ends(run: npt.NDArray[np.int32]) -> Iterator[Iterator[npt.NDArray[np.int32]]]:
+    """The first tokens of a run, ever more of them, and then the last: as many as one character may be spread over."""
+    most = min(len(run), MAX_BYTES)
+    yield (run[:count] for count in range(1, most + 1))
+    yield (run[-count:] for count in range(1, most + 1))
+
+
+def _is_blank(texts: Iterable[str]) -> bool:
+    """Whether the first of the texts with a whole character is white space: then a span neither starts nor ends there."""
+    return next((text for text in texts if text.strip(BROKEN)), BROKEN).isspace()
 
 
 def decode(tokenizer: Any, ids: npt.NDArray[np.int32]) -> str:

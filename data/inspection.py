@@ -5,6 +5,7 @@ from typing import Any
 
 from .cache import open_cache
 from .errors import InputError, printable
+from .metadata import model_name
 from .reader import verify_shard
 
 MOST_SKIPPED_SHOWN = 10
@@ -19,7 +20,7 @@ def inspect(cache: str | Path, *, verify: bool = False) -> dict[str, Any]:
     """
     opened = open_cache(Path(cache))
     samples = tokens = 0
-    damaged, skipped = [], []
+    damaged, skipped, spot_checks = [], [], []
     for path in opened.shards:
         try:
             with opened.open_shard(path) as shard:
@@ -29,6 +30,7 @@ def inspect(cache: str | Path, *, verify: bool = False) -> dict[str, Any]:
                     shard.require_arrays()
                 samples, tokens = samples + shard.samples, tokens + shard.tokens
                 skipped += shard.skipped
+                spot_checks += [entry | {"shard": shard.number} for entry in shard.metadata.get("spot_checks", [])]
         except InputError as error:
             damaged.append(str(error))
     metadata = opened.metadata
@@ -53,7 +55,7 @@ def inspect(cache: str | Path, *, verify: bool = False) -> dict[str, Any]:
         "bytes": sum(path.stat().st_size for path in opened.shards),
         "shards": {"there": len(opened.shards), "planned": opened.planned, "missing": opened.missing_ranges()},
         "skipped": skipped,
-        "self_check": metadata.get("self_check"),
+        "spot_checks": _spot_check_facts(spot_checks),
         "example": metadata.get("example"),
         "verified": verify,
         "damaged": damaged,
@@ -66,9 +68,11 @@ def report(facts: dict[str, Any]) -> str:
     shards = facts["shards"]
     lines = [
         f"cache     {facts['cache']} (format {facts['format_version']}, {facts['bytes'] / 1e6:.1f} MB)",
-        f"model     {model.get('name')} ({model.get('type')}, {settings.get('dtype')}): {dims.get('layers')} layers of "
-        f"{dims.get('heads')} heads, {dims.get('kv_heads')} kv heads",
+        f"model     {model_name(model)} ({model.get('type')}, {settings.get('dtype')}): "
+        f"{dims.get('layers')} layers of {dims.get('heads')} heads, {dims.get('kv_heads')} kv heads",
         f"attention {_attention(facts['attention'])}",
+        f"checked   {_checked(facts)}",
+        f"          {_spot_checked(facts)}",
         f"data      {data.get('path')} ({data.get('style')} style, {data.get('rows')} rows)",
         f"samples   {facts['samples']} with {facts['tokens']} tokens; queries {settings.get('queries')}",
         f"shards    {shards['there']} of {shards['planned']}",
@@ -97,6 +101,37 @@ def _attention(facts: dict[str, Any]) -> str:
     way = "by the model's own eager attention" if facts.get("way") == "eager" else "beside SDPA"
     sinks = "" if facts["full_rows"] else "; rows sum to less than 1 (sinks)"
     return f"recorded {way}{sinks}" + ("" if facts["result_norms"] else "; no result norms")
+
+
+def _spot_check_facts(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """What was run again of how many shards, in what way, and the largest difference from what is stored."""
+    worst = [value for entry in entries for value in entry["largest_difference"].values() if isinstance(value, float)]
+    return {
+        "samples": len(entries),
+        "shards": len({entry["shard"] for entry in entries}),
+        "ways": sorted({entry["way"] for entry in entries}),
+        "largest_difference": max(worst, default=None),
+    }
+
+
+def _checked(facts: dict[str, Any]) -> str:
+    """Up to which length values were compared with the model's own, before anything was captured."""
+    check = facts["self_check"] if isinstance(facts["self_check"], dict) else {}
+    tokens, longest = check.get("checked_tokens"), check.get("longest_tokens")
+    if tokens is None:
+        return "beside the model's own eager attention, up to a length that the cache does not say"
+    short = "" if tokens == longest else f" of the {longest} that the longest prompt has; beyond that unchecked"
+    return f"beside the model's own eager attention, up to {tokens} tokens{short}"
+
+
+def _spot_checked(facts: dict[str, Any]) -> str:
+    checks, shards = facts["spot_checks"], facts["shards"]["there"]
+    if not checks["samples"]:
+        return "no spot checks"
+    ways = {"eager": "with its own eager attention", "own": "with the attention that it comes with (output norms only)"}
+    how = " or ".join(ways.get(way, way) for way in checks["ways"])
+    largest = "" if checks["largest_difference"] is None else f"; largest difference {checks['largest_difference']:.1g}"
+    return f"{checks['samples']} samples of {checks['shards']} of {shards} shards run again, alone, {how}{largest}"
 
 
 def marked_lines(pieces: list[dict[str, Any]]) -> list[str]:

@@ -11,6 +11,7 @@ FORMAT = "headscore-cache"
 FORMAT_VERSION = 1
 MAX_DEPTH = 32
 MAX_HEADS = 1 << 20  # in all layers
+SPAN_RULE = "trimmed"  # how masks are made of spans; another rule is to have another name
 LONGEST_SHOWN = 60  # characters of a value in an error message
 
 Metadata = dict[str, Any]
@@ -29,7 +30,10 @@ METADATA_SHAPE: dict[str, Any] = {  # what a reader relies on; a list has elemen
     "example": {"row": int, "pieces": [{"text": str, "spans": [str]}]},
 }
 
-OPTIONAL_SHAPE: dict[str, Any] = {"examples": [{"row": int, "tokens": [str]}]}  # the same, of keys that need not be there
+OPTIONAL_SHAPE: dict[str, Any] = {  # the same, of keys that need not be there
+    "examples": [{"row": int, "tokens": [str]}],
+    "spot_checks": [{"row": int, "tokens": int, "way": str, "largest_difference": {}}],
+}
 
 _SHARD_SHAPE: dict[str, Any] = {"shard": int, "skipped": [{"row": int, "reason": str}]}
 
@@ -74,6 +78,17 @@ def _has_shape(value: Any, shape: Any) -> bool:
     return type(value) is shape  # True is no integer here
 
 
+def model_name(model: dict[str, Any]) -> str:
+    """What to call the `model` of a cache: the name that was given and, where there is one, the adapter merged into it."""
+    name, adapter = str(model.get("name", "")), model.get("adapter")
+    if not isinstance(adapter, dict):
+        return name
+    own = f" of {adapter.get('base')}" if adapter.get("base") else " in it"
+    return f"{name} with the {adapter.get('type')} adapter" + (
+        own if adapter.get("name") == name else f" {adapter.get('name')}"
+    )
+
+
 def identity(metadata: Metadata) -> dict[str, Any]:
     """The parts of the metadata that decide what every shard holds; two captures are the same if they agree in all of them.
 
@@ -84,9 +99,10 @@ def identity(metadata: Metadata) -> dict[str, Any]:
     }
     parts |= {name: metadata["model"].get(key) for name, key in _FINGERPRINTS.items() if key in metadata["model"]}
     parts["data"] = metadata["data"].get("sha256")
-    return parts | {f"settings {key}": value for key, value in metadata["settings"].items()}
+    return parts | {f"settings {key}": value for key, value in (_FORMER_SETTINGS | metadata["settings"]).items()}
 
 
+_FORMER_SETTINGS = {"special_tokens": None, "spans": "without white space"}  # what caches without these keys were made with
 _FINGERPRINTS = {"model": "fingerprint", "tokenizer": "tokenizer_fingerprint"}
 
 
@@ -102,7 +118,7 @@ def differences(existing: Metadata, wanted: Metadata) -> list[str]:
 
 def _difference(name: str, existing: Metadata, wanted: Metadata, before: Any, after: Any) -> str:
     def called(metadata: Metadata, value: Any) -> str:
-        given = metadata["data"].get("path") if name == "data" else metadata["model"].get("name")
+        given = metadata["data"].get("path") if name == "data" else model_name(metadata["model"])
         return f"{given}" + (f" [{value!s:.12}]" if value else "")
 
     if name in ("data", *_FINGERPRINTS):

@@ -25,6 +25,8 @@ _OWN_ARGUMENTS = {  # of from_pretrained, that are not for --model-kwargs
     "torch_dtype": "given by --dtype",
     "device_map": "given by --device-map",
     "trust_remote_code": "given by --trust-remote-code",
+    "revision": "given by --revision",
+    "adapter_kwargs": "given by --adapter",
     "attn_implementation": "chosen by headscore",
     "output_loading_info": "chosen by headscore",
 }
@@ -122,6 +124,8 @@ class CaptureSettings(_Checked):
         "Hub id, local folder or .gguf file; 'smollm2-135m' is the default model.",
         aliases=("--model-path",),
     )
+    revision: str | None = _option(None, "Branch, tag or commit of a --model of the hub; if not given, its main branch.")
+    adapter: str | None = _option(None, "PEFT adapter to merge into the model: hub id or local folder.")
     data: str = _option(
         SAMPLE_DATA, "JSON, JSONL, Parquet or CSV file; 'samples' is the shipped file.", aliases=("--data-path",)
     )
@@ -131,6 +135,9 @@ class CaptureSettings(_Checked):
     chat: bool = _option(False, "Give each prompt as a user's message, in the chat template of the model's tokenizer.")
     system: str | None = _option(None, "System prompt, with --chat.")
     generation_prompt: bool = _option(True, "With --chat, end where the assistant's answer begins.")
+    trailing_special: bool = _option(
+        False, "Keep special tokens that the tokenizer adds at a prompt's end, such as EOS; the last token is then one of them."
+    )
     max_samples: int = _option(1024, "Rows to draw at random, without replacement; the whole file if it has fewer.", least=1)
     max_length: int = _option(512, "Longest prompt in tokens; longer ones are skipped and listed.", least=1)
     max_skipped: float = _option(0.01, "Largest share of skipped rows before the capture stops.", least=0.0, most=1.0)
@@ -155,6 +162,9 @@ class CaptureSettings(_Checked):
     )
     batch_size: int | None = _option(None, "Most samples in a batch.", least=1)
     share_prefixes: bool = _option(True, "Run what prompts have in common at their start once; off, each prompt is run whole.")
+    spot_checks: bool = _option(
+        True, "Run some samples of every shard again, alone, and stop where what is stored of them differs."
+    )
     shard_size: int = _option(256, "Samples in one shard file.", least=1)
     compression: Literal["none", "gzip"] = _option("none", "gzip makes shards about a fifth smaller and slower.")
     trust_remote_code: bool = _option(False, "Run code that comes with the model; only for sources you trust.")
@@ -172,6 +182,8 @@ class CaptureSettings(_Checked):
             raise InputError("--system: is not text: it holds half a surrogate pair")
         if not self.generation_prompt and not self.chat:
             raise InputError("--no-generation-prompt: is for chat models; give --chat too")
+        if self.trailing_special and self.chat:
+            raise InputError("--trailing-special: with --chat the chat template says how a prompt ends; leave one of them out")
         if taken := sorted(self.model_arguments().keys() & _OWN_ARGUMENTS.keys()):
             raise InputError(f"--model-kwargs: {taken[0]} is {_OWN_ARGUMENTS[taken[0]]}")
 

@@ -1,7 +1,8 @@
 """Tokenises prompts and turns their character spans into a bit mask over tokens.
 
-A token belongs to a span when it covers at least one non-space character of it. The tokenizer's offsets are checked by
-decoding; where they are wrong or missing, tokens are aligned by decoding ever longer prefixes instead.
+A span is trimmed: white space at its ends does not count. Every token that covers a character between those ends belongs to it.
+The tokenizer's offsets are checked by decoding; where they are wrong or missing, tokens are aligned by decoding ever longer
+prefixes instead.
 """
 
 import itertools
@@ -13,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .alignment import Offsets, aligned_offsets, are_precise, decode, decodes_to, reported_offsets
-from .templates import ALWAYS_SPANS, Prompt
+from .special import Frame, added_tokens, framed
+from .templates import ALWAYS_SPANS, Prompt, Span
 
 Mask = npt.NDArray[np.uint8]
 
@@ -32,13 +34,14 @@ class Tokens:
 class Encoded(Tokens):
     """A tokenised prompt whose spans are still to be marked.
 
-    special: bool [T], which tokens the tokenizer added. offsets: int32 [T,2], the characters of each as the tokenizer reports
-    them, or None where it reports none.
+    special: bool [T], which tokens the tokenizer added, or the text begins with in their place. offsets: int32 [T,2], the
+    characters of each as the tokenizer reports them, or None where it reports none. frame: what became of special tokens.
     """
 
     prompt: Prompt
     special: npt.NDArray[np.bool_]
     offsets: Offsets | None
+    frame: Frame = Frame()
 
 
 @dataclass(frozen=True)
@@ -57,35 +60,48 @@ class Skipped:
 
 
 def encode(
-    prompts: Sequence[tuple[int, Prompt]], tokenizer: Any, max_length: int, need_question: bool, *, add_special: bool = True
+    prompts: Sequence[tuple[int, Prompt]],
+    tokenizer: Any,
+    max_length: int,
+    need_question: bool,
+    *,
+    add_special: bool = True,
+    keep_trailing: bool = False,
 ) -> list[Encoded | Skipped]:
     """One Encoded or Skipped for every (row, prompt), in order.
 
-    Skipped are prompts with an empty question span (where `need_question`), and with more than `max_length` tokens or none at
-    all. Nothing is ever cut. Without `add_special` the prompts hold their special tokens as text, and get no others.
+    Skipped are prompts with an empty question span (where `need_question`), and with more than `max_length` tokens or none but
+    special ones. No text is ever cut. What the tokenizer adds is in the prompt as `framed` says; without `add_special` the
+    prompts hold their special tokens as text, and get no others.
     """
     if not prompts:
         return []
+    texts = [prompt.text for _, prompt in prompts]
     encoded = tokenizer(
-        [prompt.text for _, prompt in prompts],
+        texts,
         add_special_tokens=add_special,
         return_offsets_mapping=bool(tokenizer.is_fast),
         return_special_tokens_mask=True,
         verbose=False,
     )
+    check = add_special and not tokenizer.is_fast
+    bare = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if check else [None] * len(texts)
     outcomes: list[Encoded | Skipped] = []
     for index, (row, prompt) in enumerate(prompts):
         ids = np.asarray(encoded["input_ids"][index], np.int32)
+        added = added_tokens(ids, encoded["special_tokens_mask"][index], bare[index]) & add_special
+        kept, special, frame = framed(ids, added, prompt.text, tokenizer, keep_trailing)
         if need_question and not prompt.span_text("question").strip():
             outcomes.append(Skipped(row, "no question found: it is empty, not marked, or in no known wording"))
-        elif len(ids) == 0:
-            outcomes.append(Skipped(row, "the prompt has no tokens"))
-        elif len(ids) > max_length:
-            outcomes.append(Skipped(row, f"{len(ids)} tokens are more than --max-length {max_length}"))
+        elif special.all():
+            outcomes.append(
+                Skipped(row, "the prompt has no tokens but special ones" if len(ids) else "the prompt has no tokens")
+            )
+        elif len(kept) > max_length:
+            outcomes.append(Skipped(row, f"{len(kept)} tokens are more than --max-length {max_length}"))
         else:
-            special = np.asarray(encoded["special_tokens_mask"][index], bool) & add_special
-            offsets = np.asarray(encoded["offset_mapping"][index]).astype(np.int32) if tokenizer.is_fast else None
-            outcomes.append(Encoded(row, ids, prompt, special, offsets))
+            offsets = np.asarray(encoded["offset_mapping"][index]).astype(np.int32)[kept] if tokenizer.is_fast else None
+            outcomes.append(Encoded(row, ids[kept], prompt, special, offsets, frame))
     return outcomes
 
 
@@ -94,11 +110,12 @@ def mark(encoded: Encoded, tokenizer: Any, span_names: Sequence[str]) -> Sample 
 
     Skipped where neither does.
     """
-    prompt, special = encoded.prompt, encoded.special
-    own = encoded.ids[~special]
+    special = encoded.special
+    own, begin = encoded.ids[~special], encoded.frame.begin
+    prompt = _after(encoded.prompt, begin)
     reported = encoded.offsets
     for find in (
-        lambda: None if reported is None else reported_offsets(reported[~special], own, tokenizer),
+        lambda: None if reported is None else reported_offsets(reported[~special] - begin, own, tokenizer),
         lambda: aligned_offsets(prompt.text, own, tokenizer),
     ):
         offsets = find()
@@ -109,22 +126,42 @@ def mark(encoded: Encoded, tokenizer: Any, span_names: Sequence[str]) -> Sample 
                 bits = np.array([1 << span_names.index(span.name) for span in prompt.spans], np.uint8)
                 mask: Mask = np.full(len(special), 1 << span_names.index("special"), np.uint8)
                 mask[~special] = np.bitwise_or.reduce(members * bits[:, None])
+                _mark_brought(mask, encoded, span_names)
                 return Sample(encoded.row, encoded.ids, mask)
     return Skipped(encoded.row, "its spans could not be matched to tokens")
 
 
-def _members(prompt: Prompt, offsets: Offsets) -> npt.NDArray[np.bool_]:
-    """bool [spans,T]: for each span of the prompt, the tokens that cover a non-space character of it.
+def _after(prompt: Prompt, begin: int) -> Prompt:
+    """The prompt without its first characters."""
+    if not begin:
+        return prompt
+    spans = (Span(span.name, max(0, span.start - begin), max(0, span.end - begin)) for span in prompt.spans)
+    return Prompt(prompt.text[begin:], tuple(spans))
 
-    `offsets` [T,2] are half-open character ranges, of the prompt's own tokens only.
+
+def _mark_brought(mask: Mask, encoded: Encoded, span_names: Sequence[str]) -> None:
+    """Special tokens that the text brings are in the spans that cover them too, but are no part of `template`."""
+    for place, start, end in encoded.frame.brought:
+        covering = _members(encoded.prompt, np.array([(start, end)]))[:, 0]
+        for span in itertools.compress(encoded.prompt.spans, covering):
+            mask[place] |= 0 if span.name == "template" else 1 << span_names.index(span.name)
+
+
+def _members(prompt: Prompt, offsets: Offsets) -> npt.NDArray[np.bool_]:
+    """bool [spans,T]: for each span of the prompt, its tokens, from the first that covers a character of it to the last.
+
+    So a token is in it whose offsets are empty, as some tokenizers report them for white space. White space at a span's ends
+    does not count. `offsets` [T,2] are half-open character ranges, of the prompt's own tokens only.
     """
     codes = np.frombuffer(prompt.text.encode("utf-32-le"), np.uint32)
-    solid = np.zeros(len(codes) + 1, np.int64)  # how many non-space characters come before each place
-    np.cumsum(~_IS_SPACE[np.minimum(codes, len(_IS_SPACE) - 1)], out=solid[1:])
-    starts, stops = solid[np.minimum(np.maximum(offsets.T, 0), len(codes))]  # as reported, they may point anywhere
-    edges = solid[[(span.start, span.end) for span in prompt.spans]]
-    begins, ends = edges[:, :1], edges[:, 1:]
-    members: npt.NDArray[np.bool_] = (starts < stops) & (begins < ends) & (starts < ends) & (begins < stops)
+    solid = np.flatnonzero(~_IS_SPACE[np.minimum(codes, len(_IS_SPACE) - 1)])  # the places of non-space characters
+    edges = np.searchsorted(solid, [(span.start, span.end) for span in prompt.spans])
+    filled = edges[:, 0] < edges[:, 1]
+    begins, ends = np.zeros((2, len(edges), 1), np.int64)
+    begins[filled, 0], ends[filled, 0] = solid[edges[filled, 0]], solid[edges[filled, 1] - 1] + 1
+    starts, stops = offsets.T
+    covers = (np.maximum(starts, begins) < np.minimum(stops, ends)) & (starts < stops)
+    members: npt.NDArray[np.bool_] = np.logical_or.accumulate(covers, 1) & np.logical_or.accumulate(covers[:, ::-1], 1)[:, ::-1]
     return members
 
 

@@ -27,7 +27,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from headscore import cli
 from headscore.capture import recorder
-from headscore.capture.selfcheck import TOLERANCES
+from headscore.capture.comparison import TOLERANCES
 from headscore.data.cache import open_cache
 from headscore.data.shard import ARRAYS
 
@@ -66,11 +66,19 @@ class Architecture:
     options: dict[str, Any] = field(default_factory=dict)
 
     def config(self) -> transformers.PreTrainedConfig:
-        """A configuration of tiny sizes."""
+        """A configuration of tiny sizes, for a model of text and images of both its parts."""
         made = CONFIG_MAPPING[self.kind]
-        known = vars(made())
-        sizes = {name: value for name, value in _SIZES.items() if name in known and name not in made.attribute_map}
-        return made(**sizes | self.options)
+        default = made()
+        text = default.get_text_config()
+        if text is default:
+            return made(**_tiny(made) | self.options)
+        parts = {name: type(vars(default)[name]) for name in made.sub_configs if vars(default).get(name) is not None}
+        return made(**{name: _tiny(part) | (self.options if part is type(text) else {}) for name, part in parts.items()})
+
+
+def _tiny(made: Any) -> dict[str, Any]:
+    known = vars(made())
+    return {name: value for name, value in _SIZES.items() if name in known and name not in made.attribute_map}
 
 
 _WINDOW = {"sliding_window": 16}  # shorter than the prompts
@@ -78,6 +86,22 @@ _CALM = {"initializer_range": 0.05}  # else rounding alone changes which experts
 _LOCAL = {"attention_types": [[["global", "local", "global"], 1]], "window_size": 16}
 _MLA = {"num_key_value_heads": 4, "head_dim": 4}
 _HYBRID = {"layer_types": ["linear_attention", "full_attention", "full_attention"]}
+_SPARSE = _MLA | {"index_topk": 16, "index_n_heads": 2, "index_head_dim": 8}
+SWITCH = 48  # tokens; some prompts are shorter, some longer
+
+
+def _longrope(pairs: int, **more: Any) -> dict[str, Any]:
+    """LongRoPE that switches its frequencies beyond SWITCH tokens; one factor for each pair of rotated values."""
+    factors = {"short_factor": [1.0] * pairs, "long_factor": [8.0 + pair for pair in range(pairs)]}
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": SWITCH, **factors, **more}
+    own = {"original_max_position_embeddings": SWITCH}  # some configurations have it beside the RoPE, and believe it more
+    return {"rope_parameters": rope, "max_position_embeddings": 8 * SWITCH, **own}
+
+
+_DYNAMIC = {
+    "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0},
+    "max_position_embeddings": SWITCH,
+}
 
 ARCHITECTURES = {
     name: Architecture(kind, special, options)
@@ -100,7 +124,7 @@ ARCHITECTURES = {
         ("deepseek_v3", "deepseek_v3", "MLA, mixture of experts", _MLA),
         ("deepseek_v4", "deepseek_v4", "attends to compressed keys", {}),
         ("diffllama", "diffllama", "differential attention", {}),
-        ("doge", "doge", "dynamic mask", {}),
+        ("doge", "doge", "dynamic mask, attends to chosen keys", {"keep_window_size": 16}),
         ("dots1", "dots1", "QK-norm, mixture of experts", {}),
         ("ernie4_5", "ernie4_5", "", {}),
         ("ernie4_5_moe", "ernie4_5_moe", "mixture of experts", {}),
@@ -165,6 +189,24 @@ ARCHITECTURES = {
         ("starcoder2", "starcoder2", "window, biases", _WINDOW),
         ("vaultgemma", "vaultgemma", "softcap, windows", _WINDOW | {"attn_logit_softcapping": 1.0}),
         ("xglm", "xglm", "learned positions, biases", {}),
+        ("deepseek_v32", "deepseek_v32", "MLA, attends to chosen keys", _SPARSE),
+        ("glm_moe_dsa", "glm_moe_dsa", "MLA, attends to chosen keys", _SPARSE),
+        ("axk2", "axk2", "MLA, attends to chosen keys", _SPARSE),
+        ("hy_v4", "hy_v4", "attends to chosen keys, sinks", _SPARSE),
+        ("phi3, LongRoPE", "phi3", "frequencies that switch", _longrope(4)),
+        ("phimoe, LongRoPE", "phimoe", "frequencies that switch", _CALM | _longrope(4, short_mscale=1.2, long_mscale=1.5)),
+        ("minicpm3, LongRoPE", "minicpm3", "frequencies that switch", _MLA | _longrope(2)),
+        ("llama, dynamic", "llama", "frequencies by length", _DYNAMIC),
+        ("qwen2, dynamic", "qwen2", "frequencies by length", _DYNAMIC),
+        ("hunyuan, dynamic", "hunyuan_v1_dense", "frequencies by length", _DYNAMIC),
+        ("gemma3", "gemma3", "text and images: windowed and full layers", _WINDOW),
+        ("gemma4", "gemma4", "text and images: windowed and full layers", _WINDOW | {"global_head_dim": 16}),
+        ("llama4", "llama4", "text and images: chunked and full layers", {"attention_chunk_size": 16}),
+        ("qwen3_5", "qwen3_5", "text and images: hybrid", _HYBRID),
+        ("ministral3", "ministral3", "scaled queries", {}),
+        ("axk1", "axk1", "MLA", _MLA),
+        ("flint", "flint", "", {}),
+        ("beam", "beam", "window", _WINDOW),
         ("hrm_text", "hrm_text", "layers that run more than once", {}),
         ("mamba", "mamba", "no attention", {}),
         ("rwkv", "rwkv", "no attention", {"attention_hidden_size": 32}),
@@ -206,12 +248,12 @@ class Outcome:
 def outcome(name: str, folder: Path, dtypes: tuple[str, ...] = DTYPES) -> Outcome:
     """Build the architecture's model in `folder`, capture it there, and compare; the dtypes only where it is recorded."""
     model = tiny.save(tiny.build(ARCHITECTURES[name].config()), folder / "model")
-    with _stored_in_full():
+    with stored_in_full():
         refused = _capture(model, folder / "fp32", "fp32")
         if refused:
             return Outcome(refused=refused)
         longest = max(len(ids) for ids, _ in stored_samples(folder / "fp32"))
-        eager = EagerModel(model)
+        eager = EagerModel(model, fresh=True)
         differences = largest_differences(folder / "fp32", eager)
     metadata = open_cache(folder / "fp32").metadata
     way = metadata["attention"]["way"]
@@ -241,7 +283,7 @@ def _capture(model: Path, out: Path, dtype: str) -> str:
 
 
 @contextlib.contextmanager
-def _stored_in_full() -> Iterator[None]:
+def stored_in_full() -> Iterator[None]:
     """Pattern rows are stored in float32 here, so that what is measured is not the rounding of the file format."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recorder, "PATTERN_DTYPE", torch.float32)

@@ -4,17 +4,26 @@ It shares no code with headscore: z is read by a hook where it enters the output
 every pattern row is kept.
 """
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 PROJECTIONS = (  # what the output projection is called, with the module that it is in
     *(f".{module}.{name}" for module in ("self_attn", "attn", "attention") for name in ("o_proj", "out_proj", "dense")),
     *(".attn.c_proj", ".self_attention.dense", ".multi_head_attention.dense", ".temporal_block.o_proj"),
 )
+
+
+def output_projections(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """Those of a causal language model's text layers, without linear attention's."""
+    modules = dict(model.get_decoder().named_modules())
+    own = [name for name in modules if f".{name}".endswith(PROJECTIONS)]
+    linear = [name for name in own if "Lightning" in type(modules[name.rpartition(".")[0]]).__name__]  # MiniMax's
+    return [modules[name] for name in own if name not in linear]
 
 
 @dataclass(frozen=True)
@@ -31,20 +40,21 @@ class Eager:
 
 
 class EagerModel:
-    def __init__(self, folder: Path):
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-        modules = dict(self.model.named_modules())
-        own = [name for name in modules if name.endswith(PROJECTIONS)]
-        linear = [name for name in own if "Lightning" in type(modules[name.rpartition(".")[0]]).__name__]  # MiniMax's
-        self.projections = [modules[name] for name in own if name not in linear]
+    """Runs one prompt at a time; `fresh`: each through a copy of the model that nothing was run through before."""
+
+    def __init__(self, model: Path | PreTrainedModel, fresh: bool = False):
+        self.fresh = fresh
+        if isinstance(model, Path):
+            model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
+        self.model = model.eval()
 
     def __call__(self, ids: np.ndarray) -> Eager:
+        model = copy.deepcopy(self.model) if self.fresh else self.model
+        projections = output_projections(model)
         entered: list[torch.Tensor] = []
-        hooks = [p.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0][0].numpy())) for p in self.projections]
+        hooks = [p.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0][0].numpy())) for p in projections]
         with torch.inference_mode():
-            output = self.model(
-                input_ids=torch.tensor(np.asarray(ids, np.int64))[None], output_attentions=True, use_cache=False
-            )
+            output = model(input_ids=torch.tensor(np.asarray(ids, np.int64))[None], output_attentions=True, use_cache=False)
         for hook in hooks:
             hook.remove()
         square = [p for p in output.attentions if p is not None and p.shape[-1] == len(ids)]  # else of a linear attention
@@ -52,7 +62,7 @@ class EagerModel:
         z_norms, result_norms = [], []
         if not entered:
             return Eager(patterns, np.empty(0), np.empty(0))
-        for projection, z in zip(self.projections, entered, strict=True):
+        for projection, z in zip(projections, entered, strict=True):
             heads = patterns.shape[1]
             per_head = torch.from_numpy(z).unflatten(-1, (heads, -1))  # [T,H,D]
             weight = projection.weight.detach()

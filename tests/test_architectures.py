@@ -96,7 +96,7 @@ class Packed(nn.Module):
 
 def test_a_quantised_projection_is_asked_for_its_weights() -> None:
     packed = Packed(nn.Linear(32, 24))
-    torch.testing.assert_close(output_weight(packed), packed.packed * packed.scale, atol=1e-6, rtol=0)
+    torch.testing.assert_close(output_weight(packed, torch.float32), packed.packed * packed.scale, atol=1e-6, rtol=0)
     assert projection_error(packed, torch.randn(5, 4, 8)) < 1e-5
 
 

@@ -118,6 +118,7 @@ def test_the_file_is_as_the_format_says(cache: Path) -> None:
         assert file.attrs["format"] == b"headscore-cache" and file.attrs["format_version"] == 1
         stored = {key: json.loads(value) for key, value in file.attrs.items() if isinstance(value, bytes) and key != "format"}
         whole = json.loads((cache / "cache.json").read_text())
+        assert {entry["way"] for entry in stored.pop("spot_checks")} == {"eager"}
         assert {**stored, "format": "headscore-cache", "format_version": 1} == {**whole, "skipped": []}
         offset, attention = file["samples/offset"][:], file["last_token/attention"][:]
         np.testing.assert_allclose(np.add.reduceat(attention.astype(float), offset[:-1], axis=2), 1, atol=1e-3)

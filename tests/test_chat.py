@@ -14,7 +14,7 @@ from eager import EagerModel
 from hypothesis import given
 from hypothesis import strategies as st
 from parity import assert_parity
-from tokenizers import AddedToken
+from tokenizers import AddedToken, processors
 
 import headscore
 from headscore.capture.chat import in_chat
@@ -105,6 +105,23 @@ def test_the_model_gets_what_transformers_would_give_it(template: str, system: s
         found = sample(" Is ice cold? ", template, system=system, generation_prompt=generation)
         assert found.ids.tolist() == wanted
         assert found.ids.tolist().count(0) <= 1, "BOS is there once, if the template has it"
+
+
+def test_what_a_tokenizer_adds_is_in_no_chat() -> None:
+    """What the chat template itself puts at the end stays, as it is part of it."""
+    made = copy.deepcopy(tokenizer("{{ bos_token }}" + CHATML + "</s>"))
+    made.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    assert made("a")["input_ids"][-1] == 1
+    settings = CaptureSettings(model="tiny", chat=True)
+    ((encoded,),) = (shard.prompts for shard in encode_shards(in_chat(prompts_of("ice"), made, settings), made, settings))
+    messages = [{"role": "user", "content": "ice"}]
+    text = made.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert encoded.ids.tolist() == made(text, add_special_tokens=False)["input_ids"]
+    assert encoded.ids[0] == 0 and encoded.ids[-1] == 1 and not encoded.frame.left_out
+    marked = mark(encoded, made, NAMES)
+    assert isinstance(marked, Sample) and marked.span[0] == marked.span[-1] == 1 << NAMES.index("special")
 
 
 def test_control_tokens_are_special_only_where_the_chat_template_put_them() -> None:

@@ -15,8 +15,9 @@ from test_score import SIGNALS, eager_means
 
 import headscore
 from headscore.capture.chat import in_chat
-from headscore.capture.models import load_tokenizer, resolve
+from headscore.capture.models import load_tokenizer
 from headscore.capture.samples import Marker, encode_shards, read_prompts
+from headscore.capture.sources import resolve
 from headscore.data.cache import open_cache
 from headscore.data.reader import Shard
 from headscore.data.settings import CaptureSettings
@@ -85,7 +86,7 @@ def test_questions_are_found_in_every_template_and_chat(data: str, template: str
     assert len(marked.samples) == len(tiny.arc_rows()) and not marked.skipped
     for sample, row in zip(marked.samples, tiny.arc_rows(), strict=True):
         question = tokenizer.decode(sample.ids[sample.span & 1 == 1])
-        assert "".join(question.split()) == "".join(row["question"].split()), "a space before a number is a token of its own"
+        assert question.strip() == row["question"].strip(), "also where a space before a number is a token of its own"
         control = np.isin(sample.ids, tokenizer.all_special_ids)
         assert np.array_equal(control, sample.span >> prompts.maker.span_names.index("special") & 1 == 1)
         assert sample.ids.tolist().count(tokenizer.bos_token_id) == (3 if chat else 0), "one for each turn"

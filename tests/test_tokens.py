@@ -34,12 +34,8 @@ def decoded(sample: Sample, name: str) -> str:
 def test_the_decoded_question_span_is_the_question(question: str) -> None:
     sample = tokenised(TEMPLATE.fill({"question": Piece(question)}))
     assert isinstance(sample, Sample)
-    bare = "".join(question.split())
-    # white space is in no span of its own, and a token may hold more than the span's characters of its text
-    assert bare in "".join(decoded(sample, "question").split())
-    own = sample.span >> 0 & 1
-    inside = sample.ids[np.flatnonzero(own)[0] : np.flatnonzero(own)[-1] + 1]
-    assert question.strip() in tiny.tokenizer().decode(inside)
+    # a token at an edge may hold more than the span's characters of its text
+    assert question.strip() in decoded(sample, "question")
 
 
 def test_span_template_and_special_tokens() -> None:
@@ -52,12 +48,29 @@ def test_span_template_and_special_tokens() -> None:
     assert sample.row == 3
 
 
-def test_white_space_tokens_are_in_no_span() -> None:
-    sample = tokenised(Prompt("ab\n\n\ncd", (Span("question", 0, 7),)), bos=False)
+def test_white_space_inside_a_span_belongs_to_it_and_at_its_ends_to_none() -> None:
+    text = "a\n\n\nab\n\n\ncd\n\n\nb"
+    sample = tokenised(Prompt(text, (Span("template", 0, 4), Span("question", 3, 13), Span("template", 13, 14))), bos=False)
     assert isinstance(sample, Sample)
-    text = [tiny.tokenizer().decode([i]) for i in sample.ids]
-    assert [bool(bits) for bits in sample.span] == [bool(t.strip()) for t in text]
-    assert "\n" in "".join(t for t, bits in zip(text, sample.span, strict=True) if not bits)
+    texts = [tiny.tokenizer().decode([i]) for i in sample.ids]
+    blank = [not text.strip() for text in texts]
+    assert "".join(texts) == text and sum(blank) == 9, "each line break is a token"
+    inside = np.flatnonzero(sample.span & 1)
+    assert "".join(texts[inside[0] : inside[-1] + 1]) == "ab\n\n\ncd" and len(inside) == inside[-1] - inside[0] + 1
+    assert set(sample.span[blank][:3]) == {0} and set(sample.span[blank][3:6]) == {1} and set(sample.span[blank][6:]) == {0}
+
+
+@given(st.lists(st.sampled_from(["a", "1", " ", "\n", "\u3000", "\x1f", "\u200b"]), min_size=1).map("".join), st.data())
+def test_a_span_of_one_range_is_one_run_of_tokens(text: str, data: st.DataObject) -> None:
+    edges = sorted((data.draw(st.integers(0, len(text))), data.draw(st.integers(0, len(text)))))
+    prompt = Prompt(text, (Span("choices", *edges), Span("template", 0, len(text))))
+    encoded = encode([(0, prompt)], tiny.tokenizer(False), 100, need_question=False)[0]
+    assert not isinstance(encoded, Skipped)
+    sample = mark(encoded, tiny.tokenizer(False), NAMES)
+    assert isinstance(sample, Sample)
+    inside = np.flatnonzero(sample.span >> 1 & 1)
+    assert len(inside) == (inside[-1] - inside[0] + 1 if len(inside) else 0)
+    assert bool(len(inside)) == bool(text[slice(*edges)].strip())
 
 
 def test_a_token_across_an_edge_belongs_to_both_spans() -> None:

@@ -3,6 +3,7 @@
 import html
 from typing import TYPE_CHECKING, Any
 
+from ...data.metadata import model_name
 from ..tables import rows
 from .vega import missing_packages
 
@@ -21,7 +22,7 @@ def top_table(scores: "Scores") -> str:
     for layer, head, combined, rank in list(rows(scores.tables["topk_global"]))[:_HEADS_SHOWN]:
         values = "".join(f"<td>{value:.4f}</td>" for value in raw[layer, head])
         lines += f"<tr><td>{rank}</td><td>L{layer}H{head}</td><td>{combined:.2f}</td>{values}</tr>"
-    model = html.escape(str(scores.metadata["model"].get("name", "")))
+    model = html.escape(model_name(scores.metadata["model"]))
     caption = f"{model}: {len(raw)} heads, {scores.samples} samples"
     return f"<table><caption>{caption}</caption><thead><tr>{titles}</tr></thead><tbody>{lines}</tbody></table>"
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ... import __version__
 from ...data.errors import printable
+from ...data.metadata import model_name
 from ..tables import Table, rows
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def captured(scores: "Scores", tokens: int) -> str:
     model, data, dims = metadata["model"], metadata["data"], metadata["dims"]
     spans = ", ".join(settings.task_span)
     facts = {
-        "model": f"{model.get('name')}: {dims['layers']} layers of {dims['heads']} heads",
+        "model": f"{model_name(model)}: {dims['layers']} layers of {dims['heads']} heads",
         "data": f"{data.get('path', '')} ({data.get('style', 'unknown')} style, {data.get('rows', 'unknown')} rows)",
         "samples": f"{scores.samples} with {tokens} tokens in all",
         "template": ", ".join(template["name"] for template in metadata["templates"]) or "none",

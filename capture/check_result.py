@@ -1,0 +1,68 @@
+"""What the self-check finds out about a model, and what of it was checked."""
+
+import dataclasses
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+from .lengths import LengthRules
+
+logger = logging.getLogger("headscore")
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """What was found out about a model, and what was checked.
+
+    Args:
+        layers: the model's number of each layer with attention, L of them.
+        heads: query heads of a layer.
+        kv_heads: their key and value heads.
+        way: `recorded` beside SDPA or `eager`.
+        full_rows: whether pattern rows sum to 1; with sink logits they do not.
+        result_norms: whether there are norms of ‖W_O z‖.
+        shared_prefixes: whether what prompts have in common at their start may be run once; recurrent models cannot go on.
+        rules: which prompts may be run in one pass.
+        rows: rows of the data file whose prompts, or copies of them cut to a length, were checked.
+        lengths: the tokens of those, rising.
+        longest: tokens of the longest prompt of all.
+        largest_difference: from eager attention by array: total variation of attention, else relative.
+        exact_difference: from an exact softmax of the same queries and keys, by array; empty for eager attention.
+    """
+
+    layers: list[int]
+    heads: int
+    kv_heads: int
+    way: str
+    full_rows: bool
+    result_norms: bool
+    shared_prefixes: bool
+    rules: LengthRules
+    rows: list[int]
+    lengths: list[int]
+    longest: int
+    largest_difference: dict[str, float] = field(default_factory=dict)
+    exact_difference: dict[str, float] = field(default_factory=dict)
+
+    def metadata(self) -> dict[str, Any]:
+        """What `cache.json` says under `self_check`."""
+        return {
+            "rows": self.rows,
+            "lengths": self.lengths,
+            "checked_tokens": self.lengths[-1],
+            "longest_tokens": self.longest,
+            "largest_difference": self.largest_difference,
+            "exact_difference": self.exact_difference,
+            "shared_prefixes": self.shared_prefixes,
+            "length_rules": dataclasses.asdict(self.rules),
+        }
+
+    def log(self) -> None:
+        """Say what was found, and what could not be checked."""
+        worst, most = max(self.largest_difference.values()), self.lengths[-1]
+        logger.info("self-check passed: within %.1g of the model's own eager attention, up to %d tokens", worst, most)
+        if most < self.longest:
+            logger.warning(
+                "self-check: the longest prompt has %d tokens, but memory holds eager attention over no more than about %d: "
+                "what begins beyond that is not checked", self.longest, most,
+            )  # fmt: skip

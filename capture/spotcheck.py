@@ -1,0 +1,99 @@
+"""Runs some samples of every shard once more, alone and whole, before the shard is written: a net under all that is clever.
+
+Batches, padding, shared prefixes and the recording itself should change nothing. The self-check shows that for a few prompts;
+this shows it for prompts of every shard, with what is about to be written.
+"""
+
+import logging
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from ..data.errors import RunError
+from ..data.tokens import Tokens
+from .check_result import SelfCheck
+from .comparison import checked_dtype, differences, tolerance
+from .recorder import Recorder
+from .reference import LayerValues, OwnOutput, Reference, Values, checkable_tokens
+
+logger = logging.getLogger("headscore")
+
+# In half precision one head of many may be further off by rounding alone, so many times the tolerance of the self-check.
+_LOW_PRECISION = 3
+
+
+class SpotChecks:
+    """Chooses samples of a shard, runs them again and compares.
+
+    Args:
+        model: as loaded.
+        recorder: one that has passed the self-check; while it listens to the model.
+        check: what the self-check found.
+        dtype: fp32, fp16 or bf16.
+        seed: of the choice.
+        longest: row of the longest prompt, which is checked in any case.
+    """
+
+    def __init__(self, model: PreTrainedModel, recorder: Recorder, check: SelfCheck, dtype: str, seed: int, longest: int):
+        self._model = model
+        self._recorder = recorder
+        self._check = check
+        self._dtype = checked_dtype(model, dtype)
+        self._seed = seed
+        self._longest = longest
+
+    def choose(self, shard: int, samples: Sequence[Tokens], padding: Sequence[int]) -> list[int]:
+        """Numbers of the samples of a shard to check, rising; none of a shard without samples.
+
+        One is drawn by the seed and the shard's number, and one more for each limit of the model between which others lie.
+        Two are taken in any case: the one with the most `padding` tokens in its batch, which longer prompts beside it would
+        show in first, and the longest prompt of the capture.
+        """
+        order = np.random.RandomState([self._seed, shard]).permutation(len(samples)).tolist()
+        between: dict[int, int] = {}
+        for number in order:
+            between.setdefault(bisect_left(self._check.rules.limits, len(samples[number].ids)), number)
+        longest = [number for number in order if samples[number].row == self._longest]
+        most_padded = sorted(order, key=lambda number: -padding[number])[:1]
+        return sorted({*between.values(), *longest, *most_padded})
+
+    def __call__(self, shard: int, sample: Tokens, stored: Mapping[str, Values]) -> dict[str, Any]:
+        """Run a sample again and compare it with what its shard holds; what is to be said of it in the shard's metadata.
+
+        Args:
+            shard: number of the shard.
+            sample: one of its samples, T tokens.
+            stored: by array [L,H,T] or [L,H].
+
+        Raises RunError, naming row, layer and array, where they differ by more than rounding.
+        """
+        with self._recorder.paused(self._model):
+            way, expected = self._expected(sample)
+        worst: dict[str, float] = {}
+        for entry, layer in enumerate(self._check.layers):
+            found = {name: values[entry] for name, values in stored.items()}
+            for name, difference in differences(found, expected.get(layer, {})).items():
+                if not difference <= self._tolerance(name):  # catches NaN too
+                    raise RunError(
+                        f"spot check failed: row {sample.row} ({len(sample.ids)} tokens), layer {layer}, {name} differs by "
+                        f"{difference:.2g} (tolerance {self._tolerance(name):g}) from the same prompt run alone with the "
+                        f"model's own attention; shard {shard} is not written; please report it (--no-share-prefixes or "
+                        "--batch-size 1 may avoid it)"
+                    )
+                worst[name] = max(worst.get(name, 0.0), difference)
+        return {"row": sample.row, "tokens": len(sample.ids), "way": way, "largest_difference": dict(sorted(worst.items()))}
+
+    def _expected(self, sample: Tokens) -> tuple[str, LayerValues]:
+        """What the model's own attention gives: eager if memory allows, else the norms of whatever attention it comes with."""
+        if len(sample.ids) <= checkable_tokens(self._model, self._check.heads):
+            try:
+                return "eager", Reference(self._model, self._recorder)(sample.ids)
+            except MemoryError:
+                logger.debug("row %d: memory does not hold its eager attention", sample.row)
+        return "own", OwnOutput(self._model, self._recorder.projections)(sample.ids, self._check.heads)
+
+    def _tolerance(self, name: str) -> float:
+        return tolerance(name, self._dtype) * (1 if self._dtype == "fp32" else _LOW_PRECISION)

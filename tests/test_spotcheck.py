@@ -1,0 +1,184 @@
+"""Spot checks: faults that begin after the self-check, or that it was kept from seeing, never reach a shard."""
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from architectures import ARCHITECTURES
+from hypothesis import given
+from hypothesis import strategies as st
+from test_right_numbers import prompts
+
+import headscore
+from headscore.capture import attention, pipeline, reductions, reference
+from headscore.capture.check_result import SelfCheck
+from headscore.capture.lengths import NO_RULES, LengthRules
+from headscore.capture.spotcheck import SpotChecks
+from headscore.capture.unfinished import UnfinishedShard
+from headscore.data.cache import open_cache
+from headscore.data.errors import RunError
+from headscore.data.reader import Shard
+from headscore.data.tokens import Tokens
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "d.jsonl"
+    rows = [{"text": text, "spans": [{"name": "question", "start": 1, "end": len(text)}]} for text in prompts()]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def after_the_self_check(monkeypatch: pytest.MonkeyPatch, then: Callable[[SelfCheck], SelfCheck], most: int = 10**6) -> None:
+    """Have the self-check see prompts of at most so many tokens only, and do something once it has passed."""
+    real = pipeline.checked_recorder
+
+    def checked_recorder(model: Any, samples: Sequence[Tokens], *of: Any) -> Any:
+        recorder, check = real(model, [sample for sample in samples if len(sample.ids) <= most], *of)
+        return recorder, then(check)
+
+    monkeypatch.setattr(pipeline, "checked_recorder", checked_recorder)
+
+
+def break_function(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, broken: Callable[..., Any]) -> None:
+    monkeypatch.setattr(module, name, broken(getattr(module, name)))
+
+
+def wrong_rope(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefixes are shared and batches mixed as if the frequencies did not depend on the length of a pass."""
+    after_the_self_check(monkeypatch, lambda check: replace(check, rules=NO_RULES, shared_prefixes=True))
+
+
+def polluted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def then(check: SelfCheck) -> SelfCheck:
+        monkeypatch.setattr("headscore.capture.recorder.ModelState.restore", lambda state: None)
+        return replace(check, rules=NO_RULES, shared_prefixes=True)
+
+    after_the_self_check(monkeypatch, then)
+
+
+def dropped_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    def dropped(real: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda module, query, key, value, mask, **more: real(
+            module, query, key, value, None if key.shape[2] > 60 else mask, **more
+        )
+
+    def unmasked(real: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda query, mask, options: real(query, None if query.shape[2] > 60 else mask, options)
+
+    def then(check: SelfCheck) -> SelfCheck:
+        break_function(monkeypatch, attention, "sdpa_attention_forward", dropped)
+        break_function(monkeypatch, attention, "_softmax", unmasked)
+        return replace(check, shared_prefixes=False)
+
+    after_the_self_check(monkeypatch, then)
+
+
+def ignored_indices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "WITHOUT_EFFECT", (*attention.WITHOUT_EFFECT, "indices"))
+    after_the_self_check(monkeypatch, lambda check: replace(check, rules=NO_RULES), most=16)
+
+
+def swapped_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    def then(check: SelfCheck) -> SelfCheck:
+        swap = lambda real: lambda *of: real(*of)[:, [0, 2, 1, 3]]  # noqa: E731
+        break_function(monkeypatch, reductions, "last_token_patterns", swap)
+        return check
+
+    after_the_self_check(monkeypatch, then)
+
+
+FAULTS = [
+    ("phi3, LongRoPE", wrong_rope),
+    ("llama, dynamic", wrong_rope),
+    ("qwen2, dynamic", polluted),
+    ("mistral", dropped_mask),
+    ("deepseek_v32", ignored_indices),
+    ("llama", swapped_rows),
+]
+
+
+@pytest.mark.parametrize(("name", "fault"), FAULTS)
+def test_a_fault_that_the_self_check_did_not_see_ends_the_capture(
+    name: str, fault: Callable[..., None], data: Path, tmp_path: Path
+) -> None:
+    folder = tiny.save(tiny.build(ARCHITECTURES[name].config()), tmp_path / "model")
+    options = {"model": str(folder), "data": str(data), "batch_tokens": 2000}
+    said = r"spot check failed: row \d+ \(\d+ tokens\), layer \d, .* shard 0 is not written"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RunError, match=said):
+        fault(patch)
+        headscore.capture(tmp_path / "c", **options)
+    assert not list((tmp_path / "c").rglob("*.h5"))
+    with pytest.MonkeyPatch.context() as patch:
+        fault(patch)
+        headscore.capture(tmp_path / "unchecked", **options, spot_checks=False)  # so it was the spot check that stopped it
+
+
+def test_what_is_stored_wrongly_is_found_too(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything up to the shard's arrays is under the check: here samples change places on their way there."""
+    real = UnfinishedShard._put
+    monkeypatch.setattr(UnfinishedShard, "_put", lambda self, number, *of: real(self, number ^ 1, *of))
+    rows = [{"text": f"w{i} is", "spans": []} for i in range(4)]
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(RunError, match="spot check failed"):
+        headscore.capture(tmp_path / "c", model=str(llama), data=str(tmp_path / "d.jsonl"))
+
+
+def test_what_was_checked_is_in_the_shard_and_in_inspect(llama: Path, tmp_path: Path) -> None:
+    headscore.capture(tmp_path / "c", model=str(llama), max_samples=24, shard_size=10, seed=3)
+    cache = open_cache(tmp_path / "c")
+    for path in cache.shards:
+        with Shard(path) as shard:
+            rows = shard.read("samples/row").tolist()
+            lengths = dict(zip(rows, np.diff(shard.offsets()).tolist(), strict=True))
+            checks = shard.metadata["spot_checks"]
+        assert 1 <= len(checks) <= 3
+        for entry in checks:
+            assert entry["tokens"] == lengths[entry["row"]] and entry["way"] == "eager"
+            assert 0 < entry["largest_difference"]["last_token/attention"] < 1e-3
+    facts = headscore.inspect(tmp_path / "c")
+    assert facts["spot_checks"]["samples"] in range(3, 8) and 0 < facts["spot_checks"]["largest_difference"] < 1e-3
+    assert facts["self_check"]["checked_tokens"] == facts["self_check"]["longest_tokens"]
+
+
+def test_where_memory_does_not_hold_eager_attention_the_models_own_output_is_compared(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(reference, "free_bytes", lambda device: 2 * 16 * 4 * 40**2)  # enough for 40 tokens of 4 heads
+    with caplog.at_level(logging.WARNING, "headscore"):
+        headscore.capture(tmp_path / "c", model=str(llama), max_samples=6)
+    check = open_cache(tmp_path / "c").metadata["self_check"]
+    assert check["checked_tokens"] == 40 < check["longest_tokens"]
+    assert f"the longest prompt has {check['longest_tokens']} tokens" in caplog.text
+    with Shard(tmp_path / "c" / "shards" / "00000.h5") as shard:
+        assert {entry["way"] for entry in shard.metadata["spot_checks"]} == {"own"}
+    break_function(monkeypatch, reductions, "output_norms", lambda real: lambda z: real(z) * (1 if z.shape[1] <= 40 else 1.1))
+    with pytest.raises(RunError, match=r"spot check failed: .* last_token/output_norm differs by 0\.1"):
+        headscore.capture(tmp_path / "d", model=str(llama), max_samples=6)
+
+
+CHECK = SelfCheck([0], 1, 1, "recorded", True, True, True, NO_RULES, [0], [1], 1)
+
+
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=40), st.sets(st.integers(1, 90)), st.integers(0, 5), st.randoms())
+def test_samples_are_chosen_between_all_limits(lengths: list[int], limits: set[int], seed: int, random: Random) -> None:
+    rising = tuple(sorted(limits))
+    check = replace(CHECK, rules=LengthRules(limits=rising))
+    samples = [Tokens(row, np.zeros(length, np.int32)) for row, length in enumerate(lengths)]
+    longest = int(np.argmax(lengths))
+    checks = SpotChecks(torch.nn.Linear(1, 1), None, check, "fp32", seed, longest)  # type: ignore[arg-type]
+    padding = [random.randrange(9) for _ in samples]
+    chosen = checks.choose(0, samples, padding)
+    assert chosen == sorted(set(chosen)) == checks.choose(0, samples, padding) and longest in chosen
+    assert max(padding[i] for i in chosen) == max(padding)
+    between = {int(np.searchsorted(rising, length)) for length in lengths}
+    assert {int(np.searchsorted(rising, lengths[i])) for i in chosen} == between
+    assert len(chosen) <= len(between) + 2
