@@ -12,6 +12,7 @@ from typing import Any
 from ..data.errors import InputError, typed_line
 from ..data.settings import CaptureSettings
 from ..data.templates import Prompt, Span, Template
+from ..data.tokens import Skipped
 from .samples import Prompts
 
 CHAT_TEMPLATE = "chat"  # its name among the templates of a cache
@@ -30,8 +31,11 @@ def in_chat(prompts: Prompts, tokenizer: Any, settings: CaptureSettings) -> Prom
     before, after = _frame_with_system(tokenizer, settings)
     special = _special_pattern(tokenizer)
     around = list(_frame_spans(before, special)), list(_frame_spans(after, special))
-    drawn = []
+    drawn: list[tuple[int, Prompt | Skipped]] = []
     for row, prompt in prompts.drawn:
+        if isinstance(prompt, Skipped):
+            drawn.append((row, prompt))
+            continue
         where = f"{prompts.path}: row {row}: "
         rendered = _render(prompt.text, tokenizer, settings, settings.system, where)
         content = rendered[len(before) : len(rendered) - len(after)]

@@ -26,15 +26,16 @@ logger = logging.getLogger("headscore")
 class Prompts:
     """The (row, prompt) pairs drawn from a data file, in file order, and what made them.
 
-    chat: what the chat template puts around each, where they are in one (see `chat.py`). without: the texts of special tokens
-    that the tokenizer would add and the prompts do without, as lists `left_out` and `not_repeated` (see `Frame`).
+    drawn: has Skipped in the place of a prompt where a row is left out. chat: what the chat template puts around each, where
+    they are in one (see `chat.py`). without: the texts of special tokens that the tokenizer would add and the prompts do
+    without, as lists `left_out` and `not_repeated` (see `Frame`).
     """
 
     path: Path
     sha256: str
     rows_in_file: int
     maker: PromptMaker
-    drawn: list[tuple[int, Prompt]]
+    drawn: list[tuple[int, Prompt | Skipped]]
     chat: Template | None = None
     without: dict[str, list[str]] | None = None
 
@@ -56,7 +57,7 @@ class ShardSamples:
 
 
 def read_prompts(settings: CaptureSettings) -> Prompts:
-    """The prompts of the drawn rows; InputError, naming file and row, where one cannot be made."""
+    """The prompts of the drawn rows, or why one is left out; InputError, naming file and row, where one cannot be made."""
     path = data_file(settings.data)
     rows = read_rows(path)
     template: Template | str | None = settings.template
@@ -76,8 +77,9 @@ def encode_shards(prompts: Prompts, tokenizer: Any, settings: CaptureSettings) -
     shards = []
     for start in range(0, len(drawn), size):
         part, need_question = drawn[start : start + size], prompts.maker.has_question
+        made = [(row, prompt) for row, prompt in part if isinstance(prompt, Prompt)]
         outcomes = encode(
-            part,
+            made,
             tokenizer,
             settings.max_length,
             need_question,
@@ -85,7 +87,8 @@ def encode_shards(prompts: Prompts, tokenizer: Any, settings: CaptureSettings) -
             keep_trailing=settings.trailing_special,
         )
         encoded = [outcome for outcome in outcomes if isinstance(outcome, Encoded)]
-        shards.append(EncodedShard(encoded, [outcome for outcome in outcomes if isinstance(outcome, Skipped)]))
+        skipped = [entry for entry in (*(prompt for _, prompt in part), *outcomes) if isinstance(entry, Skipped)]
+        shards.append(EncodedShard(encoded, sorted(skipped, key=lambda entry: entry.row)))
     _require_enough(prompts, [entry for shard in shards for entry in shard.skipped], settings)
     return shards
 

@@ -17,6 +17,10 @@ class ForeignShardError(InputError):
     """A file with a shard's name that is not this cache's shard; unlike a damaged one, it is never replaced unasked."""
 
 
+class UnfitRowError(HeadscoreError):
+    """A row that is to be left out and counted, while the others are used; the message is the reason alone."""
+
+
 class RunError(HeadscoreError):
     """The input was fine but the work failed: out of memory, a failed self-check, a full disk (exit status 1)."""
 

@@ -4,11 +4,15 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from .errors import InputError
+from .errors import InputError, UnfitRowError
+from .paths import holds_lists, is_known, known_paths, some, text_at
 from .rows import Row
-from .styles import INSTRUCTION_PARTS, ROW_STYLES, RowStyle, column_text
-from .templates import ALWAYS_SPANS, BASE_SPANS, MAX_SPANS, Piece, Prompt, Template
+from .styles import ROW_STYLES, RowStyle
+from .templates import ALWAYS_SPANS, ASKED_SPANS, BASE_SPANS, MAX_SPANS, Piece, Placeholder, Prompt, Template
 from .text_rows import TEXT_COLUMNS, TEXT_STYLE, text_prompt, text_span_names
+from .tokens import Skipped
+
+MAX_PATHS = 30  # that a message names
 
 
 class PromptMaker:
@@ -34,20 +38,23 @@ class PromptMaker:
         if isinstance(template, Template):
             self.templates = (template,)
             style = _style_in_use(template, style, columns)
-            derived = style.derived if style else ()
-            _require_columns(template, (*columns, *derived), source)
-            self._prompt = partial(_custom_prompt, template, style, [name for name in derived if name in columns])
+            derived = [name for name in style.derived if name not in columns] if style else []
+            paths = [placeholder.path for placeholder in template.placeholders if placeholder.path not in derived]
+            _require_values(template, paths, rows, source)
+            lists = [path for path in paths if source.suffix.lower() == ".csv" and holds_lists(path, rows)]
+            self._prompt = partial(_custom_prompt, template, style, derived, lists)
         elif style:
             self.templates = style.templates[template] if template else next(iter(style.templates.values()))
             self._prompt = partial(_styled_prompt, style, self.templates)
         elif brings_spans and template:
             raise InputError(f"--template {template}: {source} brings text and spans of its own; leave it out")
         elif not brings_spans:
-            raise _unknown_style(source, columns)
-        filled = list(dict.fromkeys(column for each in self.templates for column in each.columns))
+            raise _unknown_style(source, known_paths(rows))
+        placeholders = [placeholder for each in self.templates for placeholder in each.placeholders]
+        filled = [placeholder.span for placeholder in placeholders]
         found = text_span_names(rows, source) if self._prompt is text_prompt else filled
-        if style and "instruction" in found:
-            found = [*found, *INSTRUCTION_PARTS]
+        if style and Placeholder("instruction", "instruction") in placeholders:
+            found = [*found, *ASKED_SPANS]
         self.has_question = "question" in (filled if isinstance(template, Template) else found)
         self.span_names = tuple(n for n in dict.fromkeys((*BASE_SPANS, *found)) if n in found or n in ALWAYS_SPANS)
         if len(self.span_names) > MAX_SPANS:
@@ -56,12 +63,17 @@ class PromptMaker:
                 f"{where} {len(self.span_names)} spans with {' and '.join(ALWAYS_SPANS)}; a cache holds {MAX_SPANS}"
             )
 
-    def __call__(self, row: Row, number: int) -> Prompt:
-        """The prompt of row `number`; raises InputError, naming file and row, where the row does not fit."""
+    def __call__(self, row: Row, number: int) -> Prompt | Skipped:
+        """The prompt of row `number`, or why it is left out: its answer is none of its choices.
+
+        Raises InputError, naming file and row, where the row does not fit.
+        """
         where = f"{self._source}: row {number}"
-        prompt = self._prompt(row, where)
         try:
+            prompt = self._prompt(row, where)
             prompt.text.encode()
+        except UnfitRowError as error:
+            return Skipped(number, str(error))
         except UnicodeEncodeError as error:
             raise InputError(
                 f"{where}: holds half a surrogate pair ({error.object[error.start]!a}), which is not text"
@@ -74,40 +86,44 @@ def _styled_prompt(style: RowStyle, templates: Sequence[Template], row: Row, whe
     return templates[-1 if "input" in pieces and pieces["input"].text else 0].fill(pieces)
 
 
-def _custom_prompt(template: Template, style: RowStyle | None, own: Sequence[str], row: Row, where: str) -> Prompt:
-    """The user's template filled with the style's pieces and else, as for those in `own`, with the columns as they are."""
+def _custom_prompt(
+    template: Template, style: RowStyle | None, derived: Sequence[str], lists: Sequence[str], row: Row, where: str
+) -> Prompt:
+    """The user's template filled with the style's pieces and else with what stands in the row.
+
+    derived: pieces that are no columns of the file; a column comes before a piece of its name. lists: columns whose texts hold
+    lists.
+    """
     pieces = style.pieces(row, where) if style else {}
-    missing = [column for column in template.columns if column not in pieces or column in own]
-    return template.fill(pieces | {column: Piece(_printable(row, column, where)) for column in missing})
+    for path in (placeholder.path for placeholder in template.placeholders):
+        if path not in pieces or (style and path in style.derived and path not in derived):
+            pieces[path] = Piece(text_at(row, path, where, is_list=path in lists))
+    return template.fill(pieces)
 
 
 def _style_in_use(template: Template, style: RowStyle | None, columns: Sequence[str]) -> RowStyle | None:
-    """The style if the user's template needs what it makes; else the columns are taken as they are."""
+    """The style if the user's template needs what it makes; else the columns are taken as they are.
+
+    They are, too, where the template reaches into the column that must be text: then the rows are of another shape.
+    """
     if style is None:
         return None
     made = {style.made, *(name for name in style.derived if name not in columns)}
-    return style if made & set(template.columns) else None
+    paths = {placeholder.path for placeholder in template.placeholders}
+    other_shape = any(path.startswith(f"{style.columns[0]}.") for path in paths - set(columns))
+    return style if made & paths and not other_shape else None
 
 
-def _require_columns(template: Template, known: Sequence[str], source: Path) -> None:
-    for column in template.columns:
-        if column not in known:
-            raise InputError(f"template {template.name}: {{{column}}} is no column of {source}; it has {', '.join(known)}")
+def _require_values(template: Template, paths: Sequence[str], rows: Sequence[Row], source: Path) -> None:
+    for path in paths:
+        if not is_known(path, rows):
+            what = "path" if "." in path else "column"
+            raise InputError(
+                f"template {template.name}: {{{path}}} is no {what} of {source}; it has {some(known_paths(rows), MAX_PATHS)}"
+            )
 
 
-def _unknown_style(source: Path, columns: Sequence[str]) -> InputError:
+def _unknown_style(source: Path, names: Sequence[str]) -> InputError:
     styles = [*((style.name, style.columns) for style in ROW_STYLES), (TEXT_STYLE, TEXT_COLUMNS)]
     known = " or ".join(f"{name} ({', '.join(marks)})" for name, marks in styles)
-    return InputError(f"{source}: columns {_some(columns)} are of no known style: {known}; give --template FILE for others")
-
-
-def _printable(row: Row, column: str, where: str) -> str:
-    """A value for a user's template: text as it is, numbers and booleans as Python writes them."""
-    value = row.get(column)
-    return str(value) if isinstance(value, int | float) else column_text(row, column, where)
-
-
-def _some(names: Sequence[str], most: int = 12) -> str:
-    """The first names, each cut where it is long, and how many more there are."""
-    shown = ", ".join(f"{name:.40}" for name in names[:most])
-    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+    return InputError(f"{source}: columns {some(names)} are of no known style: {known}; give --template FILE for others")

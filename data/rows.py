@@ -35,6 +35,7 @@ def read_rows(path: Path) -> list[Row]:
 
     JSON and JSONL are told apart by their first character, whatever the file is called. JSON and CSV are parsed by the standard
     library, not by polars, which turns a number in a text column into text, fills short lines and names no row when it fails.
+    NaN and Infinity, which pandas writes into JSON, are numbers here too: who uses one tells.
     Raises InputError, with line or row, for a file that is empty, cut short, of another kind or not UTF-8.
     """
     reader = _READERS.get(path.suffix.lower())
@@ -94,7 +95,7 @@ def _json_lines(path: Path, text: str) -> Iterator[Any]:
 
 def _parsed(path: Path, text: str, line: int) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_object_without_duplicates, parse_constant=_no_constant)
+        return json.loads(text, object_pairs_hook=_object_without_duplicates)
     except json.JSONDecodeError as error:
         where = f"line {line + error.lineno - 1}, column {error.colno}"
         raise InputError(f"{path}: not JSON, or cut short, at {where}: {error.msg}") from error
@@ -108,10 +109,6 @@ def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> Row:
         names = [name for name, _ in pairs]
         raise ValueError(f"the name {next(n for n in names if names.count(n) > 1)!r} stands twice in one object")
     return row
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _read_parquet(path: Path) -> list[Row]:

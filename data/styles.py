@@ -1,13 +1,15 @@
 """The built-in row styles and templates: how a row of a known shape becomes the pieces that every built-in template needs."""
 
-import json
-from collections.abc import Callable, Mapping
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from .errors import InputError
+from .errors import UnfitRowError
+from .paths import some
 from .rows import Row
-from .templates import Piece, Span, Template
+from .templates import ASKED_SPANS, Piece, Span, Template
+from .values import choice_lines, column_text, labelled_choices, shown
 
 ARC = Template("arc", "Question: {question}\nChoices:\n{choices}\nAnswer:")
 
@@ -28,10 +30,8 @@ PLAIN_ARC = Template("plain", "{question}\n{choices}")
 PLAIN = Template("plain", "{instruction}")
 PLAIN_INPUT = Template("plain_input", "{instruction}\n{input}")
 
-INSTRUCTION_PARTS = ("question", "choices")  # the spans inside an instruction
-
-# The wordings of commonsense_170k's eight source tasks: how the instruction begins, and what begins its choices.
-# BoolQ offers its two choices in the answer format alone.
+# The wordings of commonsense_170k's eight source tasks: how the instruction begins, and what begins the line of its choices.
+# BoolQ offers its two choices in the answer format alone; winogrande has the answer format in the line of its choices.
 _ANSWER_FORMAT = "Answer format: "
 _ANSWER_TO_QUESTION = "Please choose the correct answer to the question: "
 _WORDINGS = {
@@ -41,6 +41,8 @@ _WORDINGS = {
     "Please choose the correct ending to complete the given sentence: ": "Ending1:",  # hellaswag
     "Please choose the correct answer to fill in the blank to complete the given sentence: ": "Option1:",  # winogrande
 }
+_LINES = {mark: re.compile(rf"^(?P<blank>[ \t\r]*\n)?[ \t]*{re.escape(mark)}", re.M) for mark in _WORDINGS.values()}
+_WHOLE_FLOAT = re.compile(r"^(\d+)\.0$")
 _ARC_WORDING = Template("instruction", f"{_ANSWER_TO_QUESTION}{{question}}\n\n{{choices}}\n\n{_ANSWER_FORMAT}{{answers}}")
 
 
@@ -48,8 +50,9 @@ _ARC_WORDING = Template("instruction", f"{_ANSWER_TO_QUESTION}{{question}}\n\n{{
 class RowStyle:
     """A known shape of rows.
 
-    columns: what marks it. made: the column that becomes more than its text. derived: pieces that are no columns of it. pieces:
-    makes a row's pieces. templates: by their names, the style's own first; where there are two, the second has an input.
+    columns: what marks it; the first must be text. made: the column that becomes more than its text. derived: pieces that are
+    no columns of it. pieces: makes a row's pieces. templates: by their names, the style's own first; where there are two, the
+    second has an input.
     """
 
     name: str
@@ -65,26 +68,11 @@ def _arc_pieces(row: Row, where: str) -> dict[str, Piece]:
 
     The answer key is checked but not shown.
     """
-    choices = row.get("choices")
-    if isinstance(choices, str):  # a CSV file cannot nest
-        try:
-            choices = json.loads(choices)
-        except ValueError as error:
-            raise InputError(f"{where}: 'choices' is not a JSON object with 'text' and 'label'") from error
-    if not isinstance(choices, dict) or not {"text", "label"} <= choices.keys():
-        raise InputError(f"{where}: 'choices' must hold the lists 'text' and 'label', got {_kind(choices)}")
-    texts, labels = choices["text"], choices["label"]
-    for name, values in (("text", texts), ("label", labels)):
-        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-            raise InputError(f"{where}: 'choices.{name}' must be a list of text, got {_kind(values)}")
-    if len(texts) != len(labels):
-        raise InputError(f"{where}: {len(texts)} choices but {len(labels)} labels")
-    answer = row.get("answerKey")
-    if answer not in (None, "") and answer not in labels:
-        raise InputError(f"{where}: answerKey {answer!r} is none of the labels {', '.join(labels)}")
-    lines = "\n".join(f"{label}. {text}" for label, text in zip(labels, texts, strict=True))
+    choices = labelled_choices(row.get("choices"), "choices", where)
     question = Piece(column_text(row, "question", where))
-    return {"question": question, "choices": Piece(lines), "instruction": _arc_instruction(question, texts)}
+    _check_answer(row, "answerKey", [label for label, _ in choices])
+    instruction = _arc_instruction(question, [text for _, text in choices])
+    return {"question": question, "choices": Piece(choice_lines(choices)), "instruction": instruction}
 
 
 def _arc_instruction(question: Piece, texts: list[str]) -> Piece:
@@ -97,21 +85,33 @@ def _arc_instruction(question: Piece, texts: list[str]) -> Piece:
             "answers": Piece("/".join(f"answer{number}" for number in range(1, len(texts) + 1))),
         }
     )
-    return Piece(made.text, tuple(span for span in made.spans if span.name in INSTRUCTION_PARTS))
+    return Piece(made.text, tuple(span for span in made.spans if span.name in ASKED_SPANS))
 
 
 def _llm_adapters_pieces(row: Row, where: str) -> dict[str, Piece]:
     """`instruction`, with question and choices as its parts where its wording is known, these two, and `input`."""
     instruction = column_text(row, "instruction", where)
-    parts = _instruction_parts(instruction)
-    answer = row.get("answer")
-    if parts and answer not in (None, ""):
-        allowed = instruction[instruction.rfind(_ANSWER_FORMAT) + len(_ANSWER_FORMAT) :].strip().split("/")
-        if answer not in allowed:
-            raise InputError(f"{where}: answer {answer!r} is none of {', '.join(allowed)}")
     given = "" if row.get("input") is None else column_text(row, "input", where)
-    inner = {name: Piece("") for name in INSTRUCTION_PARTS} | {p.name: Piece(instruction[p.start : p.end]) for p in parts}
+    parts = _instruction_parts(instruction)
+    if parts:
+        _check_answer(row, "answer", instruction.rpartition(_ANSWER_FORMAT)[2].split("/"))
+    inner = {name: Piece("") for name in ASKED_SPANS} | {p.name: Piece(instruction[p.start : p.end]) for p in parts}
     return {"instruction": Piece(instruction, parts), "input": Piece(given), **inner}
+
+
+def _check_answer(row: Row, column: str, choices: Sequence[str]) -> None:
+    """Raises UnfitRowError where a row has an answer that is none of the choices."""
+    answer = row.get(column)
+    text = shown(answer) if isinstance(answer, list | dict) else str(answer)
+    if answer is None or not text.strip() or (isinstance(answer, float) and math.isnan(answer)):
+        return  # pandas writes NaN for what is not there
+    if text not in choices and _folded(text) not in map(_folded, choices):
+        raise UnfitRowError(f"{column} {shown(answer):.40} is none of {some(list(map(str.strip, choices)))}")
+
+
+def _folded(answer: str) -> str:
+    """An answer as it is compared: without case and outer blanks, and as 1 where pandas wrote 1.0 for want of another row's."""
+    return _WHOLE_FLOAT.sub(r"\1", answer.strip().casefold())
 
 
 def _instruction_parts(instruction: str) -> tuple[Span, ...]:
@@ -119,15 +119,21 @@ def _instruction_parts(instruction: str) -> tuple[Span, ...]:
     opening = next((opening for opening in _WORDINGS if instruction.startswith(opening)), None)
     if opening is None:
         return ()
-    choices = instruction.find(_WORDINGS[opening], len(opening))
-    answer_format = instruction.rfind(_ANSWER_FORMAT, len(opening))
-    if choices < 0 or answer_format < choices:
+    start, mark = len(opening), _WORDINGS[opening]
+    answer_format = instruction.rfind(_ANSWER_FORMAT, start)
+    in_format = mark == _ANSWER_FORMAT
+    choices = _choices_start(instruction, mark, start, answer_format + in_format * len(mark))
+    if choices < 0 or (in_format and choices < answer_format):
         return ()
-    if choices == answer_format:
-        question, offered = (len(opening), choices), (answer_format + len(_ANSWER_FORMAT), len(instruction))
-    else:
-        question, offered = (len(opening), choices), (choices, answer_format)
-    return (_trimmed("question", instruction, *question), _trimmed("choices", instruction, *offered))
+    offered = (choices + len(mark), len(instruction)) if in_format else (choices, answer_format)
+    return (_trimmed("question", instruction, start, choices), _trimmed("choices", instruction, *offered))
+
+
+def _choices_start(text: str, mark: str, start: int, stop: int) -> int:
+    """Where a mark begins a paragraph for the last time, or else a line, as a question may quote it; -1 if nowhere."""
+    lines = _LINES[mark].finditer(text, start, max(stop, 0))
+    found = ((match["blank"] is not None, match.end() - len(mark)) for match in lines)
+    return max(found, default=(False, -1))[1]
 
 
 def _trimmed(name: str, text: str, start: int, end: int) -> Span:
@@ -140,24 +146,10 @@ def _trimmed(name: str, text: str, start: int, end: int) -> Span:
     )
 
 
-def column_text(row: Row, column: str, where: str) -> str:
-    """The text in a row's column; InputError, saying where, if there is none or it is something else."""
-    value = row.get(column)
-    if value is None:
-        raise InputError(f"{where}: has no '{column}'")
-    if not isinstance(value, str):
-        raise InputError(f"{where}: '{column}' must be text, got {_kind(value)}")
-    return value
-
-
-def _kind(value: Any) -> str:
-    return "nothing" if value is None else f"{type(value).__name__} {value!r}"[:80]
-
-
 ROW_STYLES = (
     RowStyle(
         "arc",
-        ("question", "choices"),
+        ASKED_SPANS,
         "choices",
         ("instruction",),
         _arc_pieces,
@@ -167,7 +159,7 @@ ROW_STYLES = (
         "llm-adapters",
         ("instruction", "output"),
         "instruction",
-        INSTRUCTION_PARTS,
+        ASKED_SPANS,
         _llm_adapters_pieces,
         {"alpaca": (ALPACA, ALPACA_INPUT), "arc": (ARC,), "plain": (PLAIN, PLAIN_INPUT)},
     ),

@@ -1,20 +1,23 @@
 """Templates and what they make: a text whose parts are known as character spans.
 
-A template is a text with `{column}` placeholders. Filling one keeps account of where each value went, so that a span is
-known exactly when the text is made and never searched for afterwards.
+A template is a text with placeholders: `{column}`, a path into one as in `{question.stem}`, or either with the name of its
+span as in `{question=goal}`. Filling one keeps account of where each value went, so that a span is known exactly when the text
+is made and never searched for afterwards.
 """
 
 import re
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from .errors import InputError
 
-BASE_SPANS = ("question", "choices", "template", "special")
+ASKED_SPANS = ("question", "choices")  # give their names to the spans of paths that they stand in
 BUILT_IN_TEMPLATES = ("arc", "alpaca", "plain")
 ALWAYS_SPANS = ("template", "special")  # whatever the template
+BASE_SPANS = (*ASKED_SPANS, *ALWAYS_SPANS)
 MAX_SPANS = 8  # bits in the token mask
 MAX_TEMPLATE_CHARS = 16_384  # the template is kept in an HDF5 attribute, which holds 64 KiB
 
@@ -49,10 +52,19 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Template:
-    """A named prompt text with `{column}` placeholders; `{{` and `}}` are literal braces.
+class Placeholder:
+    """What a template leaves open: the path of a value in a row, and the name of the span that it becomes."""
 
-    Raises InputError when made from a text whose braces do not form plain placeholders.
+    span: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Template:
+    """A named prompt text with placeholders (see above); `{{` and `}}` are literal braces.
+
+    A span without a name of its own has that of the last `question` or `choices` in its path, else of the path's first part.
+    Raises InputError when made from a text whose braces do not form such placeholders.
     """
 
     name: str
@@ -61,41 +73,70 @@ class Template:
     def __post_init__(self) -> None:
         if len(self.text) > MAX_TEMPLATE_CHARS:
             raise InputError(f"template {self.name}: longer than {MAX_TEMPLATE_CHARS} characters")
-        try:
-            pieces = list(string.Formatter().parse(self.text))
-        except ValueError as error:
-            raise InputError(f"template {self.name}: {error}; write {{{{ and }}}} for literal braces") from error
-        for _, column, spec, conversion in pieces:
-            if column is not None and (not re.fullmatch(r"[^\W\d][\w -]*", column) or spec or conversion):
-                raise InputError(f"template {self.name}: {{{column}}} is not a column name; write {{{{ for a literal brace")
-        for reserved in ALWAYS_SPANS:
-            if reserved in self.columns:
-                raise InputError(f"template {self.name}: {{{reserved}}} is the name of a built-in span; rename the column")
-        if not self.columns:
+        for placeholder in self.placeholders:
+            if placeholder.span in ALWAYS_SPANS:
+                raise InputError(
+                    f"template {self.name}: {{{placeholder.span}}} is the name of a built-in span; "
+                    f"give it another, as in {{name={placeholder.path}}}"
+                )
+        if not self.placeholders:
             raise InputError(f"template {self.name}: has no {{column}} placeholder")
 
     @property
-    def columns(self) -> tuple[str, ...]:
-        """The placeholders' names in order of first appearance."""
-        return tuple(dict.fromkeys(c for _, c, _, _ in string.Formatter().parse(self.text) if c is not None))
+    def placeholders(self) -> tuple[Placeholder, ...]:
+        """The distinct placeholders in order of first appearance."""
+        return tuple(dict.fromkeys(placeholder for _, placeholder in self._pieces if placeholder))
+
+    @cached_property
+    def _pieces(self) -> tuple[tuple[str, Placeholder | None], ...]:
+        """The text in pieces: each a literal text and the placeholder after it, if there is one."""
+        try:
+            parsed = list(string.Formatter().parse(self.text))
+        except ValueError as error:
+            raise InputError(f"template {self.name}: {error}; write {{{{ and }}}} for literal braces") from error
+        return tuple(
+            (literal, self._placeholder(field, spec, conversion) if field is not None else None)
+            for literal, field, spec, conversion in parsed
+        )
+
+    def _placeholder(self, field: str, spec: str | None, conversion: str | None) -> Placeholder:
+        match = _PLACEHOLDER.fullmatch(field)
+        if not match or spec or conversion:
+            raise InputError(
+                f"template {self.name}: {{{field}}} is not a column name, nor a path such as question.stem or choices.0; "
+                f"write {{{{ for a literal brace"
+            )
+        return Placeholder(match["span"] or _span_name(match["path"]), match["path"])
 
     def fill(self, pieces: Mapping[str, Piece]) -> Prompt:
-        """The prompt made from one piece per placeholder.
+        """The prompt made from one piece per path.
 
         Every placeholder becomes a span of its name, the parts of a piece become spans too, and `template` is all that
-        is left: the text of the template itself, and of pieces with parts what lies outside these parts.
+        is left: the text of the template itself, and of pieces with parts what lies outside these parts. A piece that is given
+        the name of another span is that span as a whole.
         """
         text, spans = "", []
-        for literal, column, _, _ in string.Formatter().parse(self.text):
+        for literal, placeholder in self._pieces:
             spans.append(Span("template", len(text), len(text) + len(literal)))
             text += literal
-            if column is not None:
-                piece = pieces[column]
-                spans.append(Span(column, len(text), len(text) + len(piece.text)))
+            if placeholder:
+                piece = pieces[placeholder.path]
+                if placeholder.span != placeholder.path:
+                    piece = Piece(piece.text)
+                spans.append(Span(placeholder.span, len(text), len(text) + len(piece.text)))
                 spans.extend(Span(part.name, len(text) + part.start, len(text) + part.end) for part in piece.parts)
                 spans.extend(Span("template", len(text) + start, len(text) + end) for start, end in _outside(piece))
                 text += piece.text
         return Prompt(text, tuple(spans))
+
+
+_NAME = r"[^\W\d][\w -]*"  # of a column, or a span
+_PLACEHOLDER = re.compile(rf"(?:(?P<span>{_NAME}?) *= *)?(?P<path>{_NAME}(?:\.[\w -]+)*)")
+
+
+def _span_name(path: str) -> str:
+    names = path.split(".")
+    return next((name for name in reversed(names) if name in ASKED_SPANS), names[0])
 
 
 def _outside(piece: Piece) -> list[tuple[int, int]]:

@@ -1,14 +1,13 @@
 """Rows that bring their own text and its spans: `text`, and `spans` with objects `name`, `start` and `end`."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from .errors import InputError
 from .rows import Row
-from .styles import column_text
 from .templates import ALWAYS_SPANS, Prompt, Span
+from .values import column_text, from_json, shown
 
 TEXT_STYLE = "text"
 TEXT_COLUMNS = ("text", "spans")
@@ -37,10 +36,7 @@ def text_span_names(rows: Sequence[Row], source: Path) -> list[str]:
 def _listed(row: Row, where: str) -> list[Any]:
     value = row.get("spans")
     if isinstance(value, str):  # a CSV file cannot nest
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{where}: 'spans' is not a JSON list of objects with name, start and end") from error
+        value = from_json(value, "spans", where)
     if not isinstance(value, list):
         raise InputError(f"{where}: 'spans' must be a list of objects with name, start and end, got {type(value).__name__}")
     return value
@@ -48,10 +44,10 @@ def _listed(row: Row, where: str) -> list[Any]:
 
 def _span(value: Any, length: int, where: str) -> Span:
     if not isinstance(value, dict) or value.keys() != _KEYS.keys():
-        raise InputError(f"{where}: must be an object with name, start and end, got {value!r:.80}")
+        raise InputError(f"{where}: must be an object with name, start and end, got {shown(value):.80}")
     for key, kind in _KEYS.items():
         if type(value[key]) is not kind:  # True is no integer here
-            raise InputError(f"{where}: '{key}' must be {'text' if kind is str else 'an integer'}, got {value[key]!r:.40}")
+            raise InputError(f"{where}: '{key}' must be {'text' if kind is str else 'an integer'}, got {shown(value[key]):.40}")
     span = Span(**value)
     if span.name in ALWAYS_SPANS:
         raise InputError(f"{where}: '{span.name}' is the name of a built-in span; choose another")

@@ -352,7 +352,7 @@ BAD_CAPTURES: dict[str, tuple[Callable[[Path], list[object]], str]] = {
         bad_data("d.jsonl", '{"question": "a \\ud800?", "choices": {"text": ["a"], "label": ["A"]}}'),
         "row 0: holds half",
     ),
-    "NaN in JSON": (bad_data("d.jsonl", '{"question": NaN}'), "line 1: cannot be used as JSON: NaN is not JSON"),
+    "NaN for a question": (bad_data("d.jsonl", [row(), row(question=float("nan"))]), "row 1: 'question' must be text, got NaN"),
     "CSV column twice": (bad_data("d.csv", "question,question\na,b\n"), "column 'question' stands twice"),
     "CSV line too short": (bad_data("d.csv", "question,choices\na\n"), "line 2 has 1 fields, the header 2"),
     "reserved placeholder": (template("{question} {special}"), "{special} is the name of a built-in span"),

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -47,7 +48,7 @@ ODD_TEXT = st.sampled_from(
 )
 TEXT = ODD_TEXT | st.text(max_size=30)
 VALUE = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT,
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=6,
 )
@@ -154,6 +155,11 @@ def question(text: str) -> dict[str, Any]:
     return {**tiny.arc_rows()[0], "question": text}
 
 
+def instruction(question: str) -> dict[str, Any]:
+    asked = f"Please choose the correct answer to the question: {question}"
+    return {"instruction": f"{asked}\n\nAnswer1: a Answer2: b\n\nAnswer format: answer1/answer2", "input": "", "output": ""}
+
+
 EXTREMES: dict[str, tuple[Callable[[], bytes], str | tuple[int, int, int]]] = {
     "deep nesting": (lambda: b'[{"question": ' + b"[" * 100_000 + b"]" * 100_000 + b"}]", "cannot be used as JSON"),
     "deep objects": (lambda: b'{"a":' * 50_000 + b"1" + b"}" * 50_000, "cannot be used as JSON"),
@@ -163,6 +169,12 @@ EXTREMES: dict[str, tuple[Callable[[], bytes], str | tuple[int, int, int]]] = {
     "a megabyte of emoji": (lambda: json.dumps([question("👩‍👧" * 80_000), question("why?")]).encode(), (2, 1, 1)),
     "a thousand columns": (lambda: json.dumps([{f"c{i}": i for i in range(1000)}]).encode(), "are of no known style"),
     "a column twice": (lambda: b'[{"question": "a", "question": "b"}]', "stands twice in one object"),
+    "a megabyte of marks": (
+        lambda: json.dumps(
+            [instruction("Answer1: " * 120_000), instruction("\nAnswer1:" * 120_000), instruction("why?")]
+        ).encode(),
+        (3, 1, 2),
+    ),
     "nulls": (lambda: b'[{"question": null, "choices": null}]', "row 0"),
     "nothing but line breaks": (lambda: b"\n" * 1000, "is empty"),
 }
@@ -179,6 +191,16 @@ def test_extreme_files(tmp_path: Path, what: str) -> None:
         assert isinstance(found, str) and expected in found and len(found) < 1500
     else:
         assert found == expected
+
+
+@pytest.mark.parametrize(
+    "row", ['"question": @, "choices": ["a"]', '"question": "a", "choices": ["A"], "answerKey": @', '"text": "", "spans": [@]']
+)
+def test_nesting_near_the_limit_of_what_can_be_parsed_is_told(folder: Path, row: str) -> None:
+    for depth in range(sys.getrecursionlimit() - 150, sys.getrecursionlimit()):
+        (folder / "d.json").write_text("[{" + row.replace("@", "[" * depth + "]" * depth) + "}]")
+        found = outcome(folder / "d.json")
+        assert isinstance(found, str) and len(found) < 1000
 
 
 def test_every_skipped_row_is_listed_in_the_cache(llama: Path, tmp_path: Path) -> None:

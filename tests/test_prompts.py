@@ -1,5 +1,6 @@
 import csv
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ SOURCE = Path("rows.jsonl")
 
 
 def prompt(row: dict[str, Any], template: Template | str | None = None) -> Prompt:
-    return PromptMaker(SOURCE, [row], template)(row, 0)
+    made = PromptMaker(SOURCE, [row], template)(row, 0)
+    assert isinstance(made, Prompt), made
+    return made
 
 
 def adapters_row(instruction: str, **more: str) -> dict[str, str]:
@@ -110,11 +113,43 @@ def test_an_input_gets_its_own_section() -> None:
     assert "### Input" not in prompt(adapters_row(WORDINGS["piqa"][0])).text
 
 
+QUOTING = {
+    "a mark": "A sheet says {mark} yes. ",
+    "a line": "A sheet says\n{mark} yes.\nIs it right? ",
+    "a paragraph": "A sheet says\n\n{mark} yes.\n\nIs it right? ",
+    "an answer format": "It says Answer format: a/b here. ",
+    "a line with an answer format": "It says\nAnswer format: a/b\nhere. ",
+}
+
+
+@pytest.mark.parametrize("quoting", QUOTING)
+@pytest.mark.parametrize("task", WORDINGS)
+def test_a_question_may_quote_what_begins_the_choices(task: str, quoting: str) -> None:
+    instruction, question, choices = WORDINGS[task]
+    mark = "Answer format:" if task == "boolq" else choices.split()[0]
+    longer = QUOTING[quoting].format(mark=mark) + question
+    made = prompt(adapters_row(instruction.replace(question, longer)))
+    assert made.span_text("question") == longer
+    assert made.span_text("choices") == choices
+
+
+@pytest.mark.parametrize("task", [task for task in WORDINGS if task != "boolq"])  # which has no choices of its own
+def test_a_choice_may_quote_what_begins_the_choices(task: str) -> None:
+    instruction, question, choices = WORDINGS[task]
+    longer = f"{choices} as in {choices.split()[0]} x\n{choices.split()[0]} Answer format: a/b"
+    made = prompt(adapters_row(instruction.replace(choices, longer)))
+    assert made.span_text("question") == question
+    assert made.span_text("choices") == longer
+
+
 def test_unknown_wording_has_no_question() -> None:
-    assert prompt(adapters_row("Write a poem.")).span_text("question") == ""
-    assert (
-        prompt(adapters_row("Please choose the correct answer to the question: what? No choices.")).span_text("question") == ""
-    )
+    for instruction in (
+        "Write a poem.",
+        "Please choose the correct answer to the question: what? No choices.",
+        "Please choose the correct answer to the question: A sheet says Answer1: yes.\n\nAnswer format: answer1/answer2",
+        "Please answer the following question with true or false, question: the Answer format: is what?",
+    ):
+        assert prompt(adapters_row(instruction)).span_text("question") == "", instruction
 
 
 def test_shipped_files_hold_the_same_questions_in_both_styles() -> None:
@@ -160,17 +195,25 @@ def test_spans_are_exact_whatever_the_values_hold(question: str, context: str) -
     [
         ({**ARC_ROW, "question": None}, "row 0: has no 'question'"),
         ({**ARC_ROW, "question": 5}, "row 0: 'question' must be text, got int 5"),
-        ({**ARC_ROW, "choices": ["ice"]}, "'choices' must hold the lists"),
-        ({**ARC_ROW, "choices": {"text": ["ice", 2], "label": ["A", "B"]}}, "'choices.text' must be a list of text"),
+        ({**ARC_ROW, "question": math.nan}, "row 0: 'question' must be text, got NaN"),
+        ({**ARC_ROW, "choices": 7}, "'choices' must hold the lists 'text' and 'label', or be a list of choices, got int 7"),
+        ({**ARC_ROW, "choices": {"text": "ice", "label": ["A"]}}, "'choices.text' must be a list, got str 'ice'"),
+        ({**ARC_ROW, "choices": {"text": ["ice", None], "label": ["A", "B"]}}, "row 0: has no 'choices[1]'"),
+        ({**ARC_ROW, "choices": {"text": ["ice", "fire"], "label": ["A", math.inf]}}, "'choices[1]' must be text, a number"),
+        ({**ARC_ROW, "choices": ["ice", ["fire"]]}, "'choices[1]' must be text, a number or a boolean, got list ['fire']"),
         ({**ARC_ROW, "choices": {"text": ["ice"], "label": ["A", "B"]}}, "1 choices but 2 labels"),
-        ({**ARC_ROW, "choices": "ice, fire"}, "is not a JSON object"),
-        ({**ARC_ROW, "answerKey": "E"}, "answerKey 'E' is none of the labels A, B"),
-        (adapters_row(WORDINGS["boolq"][0], answer="maybe"), "answer 'maybe' is none of true, false"),
-        (adapters_row(WORDINGS["piqa"][0], answer="solution3"), "none of solution1, solution2"),
+        ({**ARC_ROW, "choices": "ice, fire"}, "'choices' is not a JSON list or object, got 'ice, fire'; save the rows as JSON"),
+        ({**ARC_ROW, "choices": "['ice', 'fire']"}, "save the rows as JSON or Parquet, which keep lists"),
+        ({**ARC_ROW, "choices": "{'text': array(['ice'], dtype=object)}"}, "save the rows as JSON or Parquet"),
+        ({**ARC_ROW, "choices": "[" * 100_000}, "'choices' is not a JSON list or object"),
+        ({**adapters_row("Write."), "instruction": 5}, "row 0: 'instruction' must be text, got int 5"),
+        ({**adapters_row("Write."), "input": math.nan}, "row 0: 'input' must be text, got NaN"),
         ({"text": "x", "label": 1}, "columns text, label are of no known style"),
         ({"text": "x", "spans": None}, "row 0: 'spans' must be a list of objects with name, start and end, got NoneType"),
         ({"text": "x", "spans": {}}, "row 0: 'spans' must be a list of objects with name, start and end, got dict"),
         ({"text": "x", "spans": "question"}, "row 0: 'spans' is not a JSON list"),
+        ({"text": "x", "spans": "[{'name': 'question', 'start': 0, 'end': 1}]"}, "save the rows as JSON or Parquet"),
+        ({"text": "x", "spans": [{"name": "a", "start": 0, "end": math.nan}]}, "'end' must be an integer, got nan"),
         ({"text": None, "spans": []}, "row 0: has no 'text'"),
         ({"text": 5, "spans": []}, "row 0: 'text' must be text, got int 5"),
         (text_row("abc", (0, 1), (2, 4)), "row 0: spans[1]: 2 to 4 is no range of the text, which has 3 characters"),
@@ -198,10 +241,18 @@ def test_rows_that_do_not_fit_are_named(row: dict[str, Any], message: str) -> No
     assert "rows.jsonl" in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["no placeholder", "{", "}", "{}", "{0}", "{a.b}", "{a[0]}", "{a!r}", "{a:>9}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("no placeholder", "{", "}", "{}", "{0}", "{a[0]}", "{a!r}", "{a:>9}"),
+        *("{.a}", "{a.}", "{a..b}", "{a.b[0]}", "{0.a}", "{=a}", "{a=}", "{a=b=c}", "{a.b=c}", "{a.b!r}"),
+        *("{template}", "{special}", "{template.text}", "{special=a}"),  # the names of built-in spans
+    ],
+)
 def test_braces_that_are_no_placeholders_are_refused(text: str) -> None:
-    with pytest.raises(InputError, match="template t"):
+    with pytest.raises(InputError, match="template t") as error:
         Template("t", text)
+    assert "\n" not in str(error.value)
 
 
 def test_template_against_columns() -> None:

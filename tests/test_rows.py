@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import polars as pl
@@ -29,6 +30,18 @@ def test_csv_keeps_text_as_it_stands(tmp_path: Path) -> None:
         {"question": 'one, "two"\nthree', "answer": "007"},
         {"question": "", "answer": "x"},
     ]
+
+
+def test_nan_and_infinity_are_read_from_every_kind_of_file(tmp_path: Path) -> None:
+    """pandas and json.dumps write them; they are no fault of a row whose prompt does not need them."""
+    rows = [{"question": "a", "score": float("nan")}, {"question": "b", "score": float("-inf")}]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pl.DataFrame(rows).write_parquet(tmp_path / "a.parquet")
+    for name in ("a.json", "a.jsonl", "a.parquet"):
+        read = read_rows(tmp_path / name)
+        assert [row["question"] for row in read] == ["a", "b"]
+        assert math.isnan(read[0]["score"]) and read[1]["score"] == -math.inf
 
 
 def test_line_separators_inside_json_text_do_not_end_a_row(tmp_path: Path) -> None:
