@@ -198,11 +198,13 @@ def _check_whole(
 def _can_share(
     model: PreTrainedModel, recorder: Recorder, prompts: CheckPrompts, rules: LengthRules, compare: Comparison
 ) -> bool:
-    """Whether prompts whose first half is run apart give what they give when they are run whole."""
+    """Whether prompts whose first half is run apart give what they give when they are run whole; False where none can be."""
+    tried = False
     for prompt, expected in zip(prompts.copies, prompts.expected, strict=True):
         half = len(prompt.ids) // 2
         if not half or rules.way(half) != rules.way(len(prompt.ids)):
             continue
+        tried = True
         try:
             compare(prompt, _record(model, recorder, [prompt], [Group(half, [[0]])])[0], expected)
         except NoMemoryError:
@@ -210,7 +212,7 @@ def _can_share(
         except (RunError, InputError) as error:  # whatever comes of a model that cannot
             logger.warning("what prompts share is run again for each of them: %s", one_line(error)[:300])
             return False
-    return True
+    return tried
 
 
 def _by_way(samples: Sequence[Tokens], rules: LengthRules) -> list[Group]:

@@ -316,7 +316,8 @@ against the model's own eager attention, one sample at a time and unpadded. `pyt
   architectures that do not go through transformers' attention interface, or whose self-check fails otherwise; *refused*: no
   cache is made, and the error says why.
 - **shared**: whether what the prompts begin with is run once; models with recurrent layers, or a kv_cache of their own kind, do
-  not go on from a prefix, which the self-check finds, and each prompt is run whole.
+  not go on from a prefix, which the self-check finds, and each prompt is run whole; so is one whose
+  length has a way of its own.
 - **rows, z, result**: the largest difference from eager in fp32, before pattern rows are rounded to half precision for the
   file: of any attention weight (last token and mean over all tokens), and relative of the norms of z and of W_O z.
   "–": the output projection cannot be split by heads, so the cache has no result norms (`--head-output result` says so).

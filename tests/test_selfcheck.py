@@ -288,6 +288,7 @@ def test_ways_differ_exactly_where_the_rules_say(one: int, other: int, switches:
     assert ALL_APART.way(one) != ALL_APART.way(one + 1)
 
 
+@pytest.mark.filterwarnings("ignore:.*rope_scaling.* is deprecated")
 def test_the_rules_are_read_from_every_form_of_a_configuration() -> None:
     plain = LlamaConfig()
     assert (length_rules(plain).switches, length_rules(plain).alone_beyond) == ((), None)
