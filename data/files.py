@@ -133,8 +133,11 @@ def remove_leftovers(folder: Path) -> None:
 
     Where there are no locks to tell by, they are left, and the log says so.
     """
+    found: list[Path] = []
+    with contextlib.suppress(OSError):  # who needs the folder itself finds out
+        found = sorted(folder.glob(f".*{TEMPORARY}"))
     left = []
-    for path in sorted(folder.glob(f".*{TEMPORARY}")):
+    for path in found:
         try:
             with path.open("r+b") as file:
                 _lock(file)

@@ -56,7 +56,7 @@ class PlainFile(io.FileIO):
     def readinto(self, buffer: Any, /) -> int:
         """Fill `buffer` from where the file stands, as HDF5 reads; the number of bytes. Raises OSError."""
         with self._refusals_noted():
-            return super().readinto(buffer)
+            return os.readv(self.fileno(), [buffer])
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         """Go to another place. Raises OSError."""
