@@ -55,31 +55,35 @@ class PlainFile(io.FileIO):
 
     def readinto(self, buffer: Any, /) -> int:
         """Fill `buffer` from where the file stands, as HDF5 reads; the number of bytes. Raises OSError."""
-        with self._refusals_noted():
+        try:
             return os.readv(self.fileno(), [buffer])
+        except OSError as error:
+            self._note(error)
+            raise
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         """Go to another place. Raises OSError."""
-        with self._refusals_noted():
+        try:
             return super().seek(offset, whence)
+        except OSError as error:
+            self._note(error)
+            raise
 
     def read_at(self, place: int, size: int) -> bytes:
         """Up to `size` bytes from `place` on, as many as are there. Raises OSError or, beyond any file, OverflowError."""
-        with self._refusals_noted():
+        try:
             return os.pread(self.fileno(), size, place)
+        except OSError as error:
+            self._note(error)
+            raise
 
     def fault(self, damage: str) -> HeadscoreError:
         """The error to raise where reading has failed: that the system refused a read, or else that the shard is damaged."""
         return unreadable(self._path, self._refused) if self._refused else DamagedShardError(f"{self._path}: {damage}")
 
-    @contextlib.contextmanager
-    def _refusals_noted(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # which is about a place that no file has, so damage
-                self._refused = error
-            raise
+    def _note(self, error: OSError) -> None:
+        if error.errno != errno.EINVAL:  # which is about a place that no file has, so damage
+            self._refused = error
 
 
 def read_plain(path: Path, max_bytes: int) -> bytes | None:
