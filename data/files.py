@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import BinaryIO
 
 from .errors import InputError, RunError, one_line
 
@@ -29,32 +29,30 @@ def _temporary(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=TEMPORARY, dir=path.parent)
-    with os.fdopen(handle, "wb") as file:
-        with contextlib.suppress(OSError):
-            _lock(file)
-        try:
+    try:
+        with os.fdopen(handle, "wb") as file:
+            _locked(file)
             yield file, Path(name)
-        finally:
-            Path(name).unlink(missing_ok=True)
+    finally:  # once it is closed, as NFS keeps an open file under another name
+        Path(name).unlink(missing_ok=True)
 
 
-def _lock(file: IO[bytes]) -> None:
-    """Lock a file without waiting, as some file systems would for ever; OSError where that fails."""
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def _locked(file: BinaryIO) -> bool:
+    """Lock a file without waiting, which might be for ever where locks do not work; whether that succeeded."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def locks_work(folder: Path) -> bool:
     """Whether files in `folder` can be locked, tried with one that nobody else knows; also True where none can be written."""
-    with contextlib.ExitStack() as stack:
-        try:
-            file = stack.enter_context(tempfile.TemporaryFile(dir=folder))
-        except OSError:
-            return True
-        try:
-            _lock(file)
-        except OSError:
-            return False
-    return True
+    try:
+        with _temporary(folder / "lock") as (file, _):
+            return _locked(file)
+    except OSError:
+        return True
 
 
 def write_text(path: Path, text: str, *, keep_existing: bool = False) -> bool:
@@ -138,15 +136,12 @@ def remove_leftovers(folder: Path) -> None:
         found = sorted(folder.glob(f".*{TEMPORARY}"))
     left = []
     for path in found:
-        try:
-            with path.open("r+b") as file:
-                _lock(file)
+        with contextlib.suppress(OSError), path.open("r+b") as file:  # gone in the meantime, or on a read-only disk
+            if _locked(file):
                 path.unlink()
-            logger.info("%s: removed what a killed process left half-written", path)
-        except FileNotFoundError:
-            continue
-        except OSError:
-            left.append(path.name)
+                logger.info("%s: removed what a killed process left half-written", path)
+            else:
+                left.append(path.name)
     if left and not locks_work(folder):
         logger.info(
             "%s: %s may be left by a killed process or be written by a living one, which cannot be told without file locks; "
