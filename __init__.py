@@ -43,15 +43,19 @@ _PUBLIC = {
     "top_heads": _CHARTS,
     "HeadscoreError": "headscore.data.errors",
     "InputError": "headscore.data.errors",
+    "DamagedShardError": "headscore.data.errors",
     "RunError": "headscore.data.errors",
+    "UnreadableFileError": "headscore.data.errors",
 }
 _CALLABLE_PACKAGES = ("capture", "score")  # their folders' names are the names of the calls
 
 __all__ = [
+    "DamagedShardError",
     "HeadscoreError",
     "InputError",
     "RunError",
     "Scores",
+    "UnreadableFileError",
     "__version__",
     "capture",
     "entropy_and_task",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .capture.ranks import this_rank
-from .data.errors import HeadscoreError, InputError, one_line, printable
+from .data.errors import HeadscoreError, InputError, RunError, one_line, printable
 from .data.settings import CaptureSettings, RunSettings, ScoreSettings, WorkSettings
 from .options import DEBUG, OVERWRITE, PARTIAL, with_options
 from .terminal import progress, show_log
@@ -172,6 +172,8 @@ def inspect(
     shards = facts["shards"]
     if facts["damaged"]:
         raise InputError(f"{cache}: {len(facts['damaged'])} of {shards['there']} shards are damaged; {HOW_TO_COMPLETE}")
+    if facts["unreadable"]:
+        raise RunError(f"{cache}: {len(facts['unreadable'])} of {shards['there']} shards cannot be read, and may be whole")
     if verify and shards["missing"]:
         raise InputError(f"{cache}: shards {shards['missing']} of {shards['planned']} are missing; {HOW_TO_COMPLETE}")
 

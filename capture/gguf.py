@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from filelock import FileLock
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from ..data.errors import InputError, one_line, typed_line
+from ..data.files import locks_work
 from ..data.rows import file_sha256
 from ..data.settings import DEFAULT_MODEL
 
@@ -40,7 +42,8 @@ def _models_folder() -> Path:
 def converted(gguf: Path) -> Path:
     """A folder with the GGUF file's model as fp32 safetensors and its tokenizer; made once per content of the file.
 
-    Of several processes one makes it and the others wait. Raises InputError where that folder cannot be written.
+    Of several processes one makes it and the others wait; where files cannot be locked, each makes its own and the first stays.
+    Raises InputError where that folder cannot be written.
     """
     final = _models_folder() / f"{gguf.stem}-{file_sha256(gguf)[:16]}"
     temporary = final.with_name(f".converting-{final.name}")
@@ -48,25 +51,37 @@ def converted(gguf: Path) -> Path:
         if final.is_dir():
             return final
         final.parent.mkdir(parents=True, exist_ok=True)
+        if not locks_work(final.parent):
+            _convert_whole(gguf, temporary.with_name(f"{temporary.name}-{uuid4().hex}"), final)
+            return final
         lock = FileLock(f"{temporary}.lock")
         lock.acquire()
-    except (OSError, NotImplementedError) as error:  # the second of a file system without locks
+    except OSError as error:
         raise InputError(
             f"--model {gguf.name}: is kept as safetensors in {final.parent}, which cannot be written ({one_line(error)}); "
             "set XDG_CACHE_HOME to a folder that can"
         ) from error
     with lock:
         if not final.is_dir():
-            logger.info("converting %s to safetensors in %s (once, about a minute for a small model)", gguf.name, final)
-            try:
-                shutil.rmtree(temporary, ignore_errors=True)  # of a killed process; with the lock, nobody else's
-                _convert(gguf, temporary)
-                temporary.rename(final)
-            except Exception as error:  # as in load_model
-                raise InputError(f"--model {gguf}: cannot be converted: {typed_line(error)}") from error
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+            _convert_whole(gguf, temporary, final)
     return final
+
+
+def _convert_whole(gguf: Path, temporary: Path, final: Path) -> None:
+    """Make `final` whole or not at all, by way of `temporary`, which nobody else uses."""
+    logger.info("converting %s to safetensors in %s (once, about a minute for a small model)", gguf.name, final)
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)  # of a killed process
+        _convert(gguf, temporary)
+        try:
+            temporary.rename(final)
+        except OSError:
+            if not final.is_dir():  # else another process was faster, where there are no locks
+                raise
+    except Exception as error:  # as in load_model
+        raise InputError(f"--model {gguf}: cannot be converted: {typed_line(error)}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _convert(gguf: Path, folder: Path) -> None:

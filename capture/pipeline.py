@@ -65,7 +65,7 @@ def _capture(out: Path, settings: CaptureSettings, overwrite: bool, rank: Rank, 
         return _frame([])
     first = first_samples(prompts, shards, marker, settings)
     metadata = data_metadata(settings, dtype, tokenizer, prompts, len(shards), first)
-    kept = require_same_capture(out, metadata, overwrite)
+    kept = require_same_capture(out, metadata, overwrite, own)
     require_space(out, own, kept, settings, config)
 
     quantised = bool(getattr(config, "quantization_config", None) or source.arguments.get("quantization_config"))
@@ -80,13 +80,15 @@ def _capture(out: Path, settings: CaptureSettings, overwrite: bool, rank: Rank, 
     limit = SkipLimit(settings, len(prompts.drawn), sum(len(shard.skipped) for shard in shards))
     made = capture_shards(cache, own, marker, model, recorder, settings, limit, progress, check)
 
-    lines, skipped, missing = finished_shards(out)
+    finished = finished_shards(out)
+    lines, skipped = finished.lines, finished.skipped
     if skipped:
         limit.check(len(skipped), skipped[0]["row"], skipped[0]["reason"])  # with those of other processes
     seconds = time.monotonic() - started
     logger.info("%d of %d shards made in %.1f s", made, len(own), seconds)
-    if missing:
-        logger.info("%s: %d of %d shards are still to be made by other processes", out, missing, len(shards))
+    finished.require(out, own)
+    if finished.missing:
+        logger.info("%s: %d of %d shards are still to be made by other processes", out, len(finished.missing), len(shards))
     elif write_skipped(out, skipped) or rank.index == 0:  # of several processes, the one that is last
         logger.info(
             "%s: complete: %d samples, %d skipped; next: headscore score %s --out RESULTS", out, len(lines), len(skipped), out

@@ -1,21 +1,24 @@
 """What of an earlier run is kept: the same capture goes on where it stopped, another one is refused or replaced."""
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..data.cache import METADATA_FILE, Cache, open_cache, read_metadata, shard_files, write_metadata
-from ..data.errors import InputError
-from ..data.files import TEMPORARY
+from ..data.cache import METADATA_FILE, Cache, open_cache, read_metadata, shard_files, shard_path, write_metadata
+from ..data.errors import InputError, RunError, UnreadableFileError
+from ..data.files import TEMPORARY, remove
 from ..data.metadata import Metadata, differences
+from ..data.plain import PlainFile, names_in
 from ..data.reader import Shard
 from .ranks import Rank
 
 logger = logging.getLogger("headscore")
 
+MAX_NAMED = 5  # shards in an error message
 NOT_OURS_TO_MIND = ("lost+found",)  # what a fresh disk may have in it
 
 
@@ -28,13 +31,17 @@ class _Earlier:
     whole: bool
 
 
-def require_same_capture(out: Path, metadata: Metadata, overwrite: bool) -> set[int]:
+def require_same_capture(out: Path, metadata: Metadata, overwrite: bool, own: Collection[int]) -> set[int]:
     """The numbers of the shards that are there already and may be kept.
 
-    metadata: of this capture, as far as it is known. Raises InputError, listing every difference, where the folder holds
-    another capture and `overwrite` is False, and where it holds something that is no cache or cannot be read.
+    metadata: of this capture, as far as it is known. own: the shards of this process. Raises InputError, listing every
+    difference, where the folder holds another capture and `overwrite` is False, and where it holds something that is no cache
+    or is damaged; UnreadableFileError where the system refuses to read it, or to open one of this process's shards.
     """
-    return _kept(out, _earlier(out, overwrite), metadata, overwrite)
+    kept = _kept(out, _earlier(out, overwrite), metadata, overwrite)
+    for number in sorted(kept.intersection(own)):
+        PlainFile(shard_path(out, number)).close()
+    return kept
 
 
 def start_cache(out: Path, metadata: Metadata, overwrite: bool, rank: Rank) -> Cache:
@@ -48,7 +55,7 @@ def start_cache(out: Path, metadata: Metadata, overwrite: bool, rank: Rank) -> C
     for path in shard_files(out) if overwrite else ():
         number = int(path.stem)
         if (number in rank.share(number + 1) or number >= metadata["plan"]["shards"]) and not _belongs(path, metadata):
-            path.unlink(missing_ok=True)
+            remove(path)
     if earlier.metadata and not earlier.whole and not overwrite:
         logger.warning("%s: is written again from what the shards say", out / METADATA_FILE)
     if not earlier.whole or differences(earlier.metadata or metadata, metadata):
@@ -59,10 +66,30 @@ def start_cache(out: Path, metadata: Metadata, overwrite: bool, rank: Rank) -> C
     return cache
 
 
-def finished_shards(out: Path) -> tuple[list[tuple[int, int, int]], list[dict[str, Any]], int]:
-    """(row, tokens, shard) of every sample in the cache by now, its skipped rows, and how many shards are not there whole."""
+@dataclass(frozen=True)
+class Finished:
+    """What is in a cache by now: row, tokens and shard of each sample, skipped rows, and why a shard is missing, by number."""
+
+    lines: list[tuple[int, int, int]]
+    skipped: list[dict[str, Any]]
+    missing: dict[int, str]
+
+    def require(self, out: Path, own: Collection[int]) -> None:
+        """Raises RunError, naming them, unless all of this process's `own` shards are there."""
+        if not (lost := sorted(self.missing.keys() & set(own))):
+            return
+        named = ", ".join(shard_path(out, number).name for number in lost[:MAX_NAMED])
+        more = f" and {len(lost) - MAX_NAMED} more" if len(lost) > MAX_NAMED else ""
+        raise RunError(
+            f"{out}: of this process's {len(own)} shards {len(lost)} are not there whole at the end: {named}{more} "
+            f"({self.missing[lost[0]]}); when nothing else changes that folder, run the same command again"
+        )
+
+
+def finished_shards(out: Path) -> Finished:
+    """What is in the cache by now, whichever process made it. Raises UnreadableFileError where the folder cannot be read."""
     cache = open_cache(out)
-    missing = cache.missing
+    missing = dict.fromkeys(range(cache.planned), "there is no such file")
     lines, skipped = [], []
     for path in cache.shards:
         try:
@@ -71,9 +98,11 @@ def finished_shards(out: Path) -> tuple[list[tuple[int, int, int]], list[dict[st
                 rows, lengths = shard.read("samples/row").tolist(), np.diff(shard.offsets()).tolist()
                 lines += [(row, length, shard.number) for row, length in zip(rows, lengths, strict=True)]
                 skipped += shard.skipped
-        except InputError:  # damaged before; the process whose shard it is makes it again
-            missing += 1
-    return lines, skipped, missing
+                del missing[shard.number]
+        except (InputError, UnreadableFileError) as error:
+            missing[int(path.stem)] = str(error)
+            logger.warning("%s", error)
+    return Finished(lines, skipped, missing)
 
 
 def _kept(out: Path, earlier: _Earlier, metadata: Metadata, overwrite: bool) -> set[int]:
@@ -90,13 +119,13 @@ def _kept(out: Path, earlier: _Earlier, metadata: Metadata, overwrite: bool) -> 
 def _earlier(out: Path, overwrite: bool) -> _Earlier:
     """What cache.json says, or where it is damaged or gone, what the first readable shard says, as that is the same.
 
-    With `overwrite`, what cannot be read counts as nothing; else InputError.
+    With `overwrite`, what is damaged counts as nothing; else InputError. Raises UnreadableFileError in any case.
     """
     shards = shard_files(out)
-    there = (out / METADATA_FILE).exists()
-    others = (path for path in out.iterdir() if not path.name.endswith(TEMPORARY) and path.name not in NOT_OURS_TO_MIND)
+    names = names_in(out)
+    there = METADATA_FILE in names
     if not there and not shards:
-        if any(others):
+        if any(not name.endswith(TEMPORARY) and name not in NOT_OURS_TO_MIND for name in names):
             raise InputError(f"--out {out}: is not empty and holds no cache; give a new folder")
         return _Earlier(None, there=False, whole=False)
     try:
@@ -120,12 +149,18 @@ def _belongs(path: Path, metadata: Metadata) -> bool:
 
 
 def _first_readable(shards: list[Path]) -> Metadata | None:
+    """What the first shard says that is whole; UnreadableFileError where none is but one might be."""
+    refused: UnreadableFileError | None = None
     for path in shards:
         try:
             with Shard(path) as shard:
                 return shard.metadata
         except InputError:
             continue
+        except UnreadableFileError as error:
+            refused = refused or error
+    if refused:
+        raise refused
     return None
 
 

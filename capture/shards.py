@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from ..data.cache import SKIPPED_FILE, Cache, shard_path
 from ..data.errors import InputError, RunError
+from ..data.files import remove
 from ..data.settings import CaptureSettings
 from ..data.shard import Array, write_shard
 from ..data.tokens import Skipped
@@ -148,7 +149,7 @@ def _faulty_before(shard: ShardSamples, stored: Sequence[Skipped], on_nan: str, 
 def _write(
     cache: Cache, number: int, arrays: Mapping[str, Array], skipped: Sequence[Skipped], checked: list[dict[str, Any]]
 ) -> None:
-    (cache.path / SKIPPED_FILE).unlink(missing_ok=True)  # written again once the cache is complete
+    remove(cache.path / SKIPPED_FILE)  # written again once the cache is complete
     entries = [{"row": entry.row, "reason": entry.reason} for entry in skipped]
     write_shard(shard_path(cache.path, number), number, arrays, {**cache.metadata, "spot_checks": checked}, entries)
 

@@ -3,16 +3,17 @@
 import itertools
 import json
 import logging
-import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import ForeignShardError, InputError, RunError, one_line
-from .files import require_plain_file, write_text
+from .errors import DamagedShardError, ForeignShardError, InputError, RunError, one_line
+from .files import write_text
 from .metadata import Metadata, check_metadata, identity
+from .plain import kind_of, names_in, read_plain, refusals_told
 
 if TYPE_CHECKING:
     from .reader import Shard
@@ -64,15 +65,16 @@ class Cache:
     def open_shard(self, path: Path) -> "Shard":
         """One of the cache's shards.
 
-        Raises InputError where it is damaged (of an array: when it is read), and ForeignShardError where it belongs to another
-        capture or another place, or is no file of this folder.
+        Raises DamagedShardError where it is damaged and UnreadableFileError where the system refuses to read it (of an array:
+        when it is read), and ForeignShardError where it belongs to another capture or another place, or is no file of this
+        folder.
         """
         from .reader import Shard  # here, as scores that are kept need no HDF5
 
-        in_folder = self.path.is_dir()
-        if not path.is_file() or (in_folder and (path.is_symlink() or path.parent.is_symlink())):
+        in_folder = path != self.path
+        if in_folder and (kind_of(path.parent) == stat.S_IFLNK or kind_of(path) not in (stat.S_IFREG, 0)):
             raise ForeignShardError(f"{path}: is not a file of this folder; remove it, or put the shard itself there")
-        shard = Shard(path)
+        shard = Shard(path, follow_links=not in_folder)
         if different := [name for name, value in identity(shard.metadata).items() if self._identity.get(name) != value]:
             problem = f"belongs to another capture (other {', '.join(different)})"
         elif in_folder and shard_path(self.path, shard.number) != path:
@@ -91,20 +93,18 @@ class Cache:
     def skipped_in_whole(self, number: int) -> list[dict[str, Any]] | None:
         """The skipped rows of a shard that is there undamaged, else None; one that is there damaged is named in the log.
 
-        Raises ForeignShardError for one that is not this cache's.
+        Raises ForeignShardError for one that is not this cache's, and UnreadableFileError for one that may be whole.
         """
         from .reader import verify_shard
 
         path = shard_path(self.path, number)
-        if not os.path.lexists(path):
+        if not kind_of(path):
             return None
         try:
             with self.open_shard(path) as shard:
                 verify_shard(shard)
                 return shard.skipped
-        except ForeignShardError:
-            raise
-        except InputError as error:
+        except DamagedShardError as error:
             logger.warning("%s; it is made again", error)
             return None
 
@@ -123,14 +123,16 @@ def require_known_spans(asked: Sequence[str], known: Sequence[str], where: str) 
 def open_cache(path: Path) -> Cache:
     """Open a cache folder, or a single shard file as a cache of its own.
 
-    Raises InputError where there is none, where it is of a newer format, or where its metadata cannot be used.
+    Raises InputError where there is none, where it is of a newer format, or where its metadata cannot be used, and
+    UnreadableFileError where the system refuses to read it.
     """
-    if path.is_file():
+    kind = kind_of(path, follow_links=True)
+    if kind == stat.S_IFREG:
         from .reader import Shard
 
-        with Shard(path) as shard:
+        with Shard(path, follow_links=True) as shard:
             return Cache(path, shard.metadata, (path,), 1)
-    if not path.is_dir():
+    if kind != stat.S_IFDIR:
         raise InputError(f"{path}: cache not found; make one with `headscore capture --out {path}`")
     metadata = read_metadata(path)
     if metadata is None:
@@ -145,26 +147,24 @@ def shard_path(folder: Path, number: int) -> Path:
 
 
 def shard_files(folder: Path) -> list[Path]:
-    """The files in a cache folder that have a shard's name, in the order of their numbers."""
-    numbers = (int(path.stem) for path in (folder / SHARDS_FOLDER).glob("*.h5") if path.stem.isdecimal())
-    return [path for path in (shard_path(folder, number) for number in sorted(set(numbers))) if os.path.lexists(path)]
+    """What in a cache folder has a shard's name, in the order of their numbers. Raises UnreadableFileError."""
+    names = set(names_in(folder / SHARDS_FOLDER))
+    numbers = {int(name[:-3]) for name in names if name.endswith(".h5") and name[:-3].isdecimal()}
+    return [path for path in (shard_path(folder, number) for number in sorted(numbers)) if path.name in names]
 
 
 def read_metadata(folder: Path) -> Metadata | None:
-    """The checked content of a cache folder's `cache.json`, or None where there is none."""
+    """The checked content of a cache folder's `cache.json`, or None where there is none.
+
+    Raises InputError where it cannot be used, and UnreadableFileError where the system refuses to read it.
+    """
     path = folder / METADATA_FILE
-    if not os.path.lexists(path):
+    content = read_plain(path, MAX_METADATA_BYTES)
+    if content is None:
         return None
-    require_plain_file(path)
-    if path.is_symlink():
-        raise InputError(f"{path}: is a link; a cache holds the file itself")
     try:
-        if path.stat().st_size > MAX_METADATA_BYTES:
-            raise InputError(f"{path}: is larger than {MAX_METADATA_BYTES} bytes, so it is not cache metadata")
-        metadata = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as error:
+        metadata = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as JSON: {one_line(error)[:160]}") from error
     check_metadata(metadata, str(path))
     return dict(metadata)
@@ -181,9 +181,10 @@ def write_metadata(folder: Path, metadata: Metadata, *, keep_existing: bool) -> 
 def write_skipped(folder: Path, skipped: Sequence[Mapping[str, Any]]) -> bool:
     """Write `skipped.jsonl`, unless it is there: an object with `row` and `reason` per skipped row, in row order, or nothing.
 
-    It says that the cache is complete. Returns whether this call wrote it; of several processes one does.
+    It says that the cache is complete. Returns whether this call wrote it; of several processes one does. Raises RunError.
     """
     lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in sorted(skipped, key=lambda entry: entry["row"]))
     text, path = "".join(lines), folder / SKIPPED_FILE
-    changed = path.exists() and path.read_bytes() != text.encode()
+    with refusals_told(path):
+        changed = kind_of(path, follow_links=True) and path.read_bytes() != text.encode()
     return write_text(path, text, keep_existing=not changed)

@@ -13,6 +13,10 @@ class InputError(HeadscoreError):
     exit_status = 2
 
 
+class DamagedShardError(InputError):
+    """A shard file that could be read and is not whole; the capture that it belongs to makes it again."""
+
+
 class ForeignShardError(InputError):
     """A file with a shard's name that is not this cache's shard; unlike a damaged one, it is never replaced unasked."""
 
@@ -23,6 +27,13 @@ class UnfitRowError(HeadscoreError):
 
 class RunError(HeadscoreError):
     """The input was fine but the work failed: out of memory, a failed self-check, a full disk (exit status 1)."""
+
+
+class UnreadableFileError(RunError):
+    """A file that the system does not let us read: no permission, a disk error, a stale handle, too many open files.
+
+    It may be whole, so it is neither called damaged nor replaced.
+    """
 
 
 def one_line(error: BaseException) -> str:

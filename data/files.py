@@ -15,6 +15,7 @@ from .errors import InputError, RunError, one_line
 logger = logging.getLogger("headscore")
 
 TEMPORARY = ".headscore-tmp"  # how the names of unfinished files end
+TRIES = 3
 _UMASK = os.umask(0)  # reading it means setting it, so it is read once and not from a thread
 os.umask(_UMASK)
 
@@ -23,21 +24,35 @@ os.umask(_UMASK)
 def _temporary(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
     """An open file beside `path`, removed in the end if it is still there.
 
-    It is locked while it is open, which is how another process tells it from one that a killed process left behind.
+    It is locked while it is open, which is how another process tells it from one that a killed process left behind. Where it
+    cannot be locked that is no harm, see `write_bytes`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=TEMPORARY, dir=path.parent)
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        if os.fstat(handle).st_nlink:  # else it was taken for a leftover before it was locked
-            break
-        os.close(handle)
-    with os.fdopen(handle, "wb") as file:
-        try:
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=TEMPORARY, dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            _locked(file)
             yield file, Path(name)
-        finally:
-            Path(name).unlink(missing_ok=True)
+    finally:  # once it is closed, as NFS keeps an open file under another name
+        Path(name).unlink(missing_ok=True)
+
+
+def _locked(file: BinaryIO) -> bool:
+    """Lock a file without waiting, which might be for ever where locks do not work; whether that succeeded."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def locks_work(folder: Path) -> bool:
+    """Whether files in `folder` can be locked, tried with one that nobody else knows; also True where none can be written."""
+    try:
+        with _temporary(folder / "lock") as (file, _):
+            return _locked(file)
+    except OSError:
+        return True
 
 
 def write_text(path: Path, text: str, *, keep_existing: bool = False) -> bool:
@@ -49,31 +64,42 @@ def write_bytes(path: Path, content: bytes | memoryview, *, keep_existing: bool 
     """Write a file whole or not at all: under another name, flushed to disk, then renamed.
 
     keep_existing: where a file is there already, of whatever process, leave it and return False. durable: False saves the time
-    of flushing, for a file with checksums that may be lost in a power cut. Raises RunError where the disk refuses.
+    of flushing, for a file with checksums that may be lost in a power cut. An unfinished file that vanishes is written again:
+    without locks that all processes see, one of them may take it for a leftover. Raises RunError where the disk refuses.
     """
+    tries = TRIES
+    while True:
+        try:
+            return _write(path, content, keep_existing, durable)
+        except OSError as error:
+            tries -= 1
+            if not tries or error.errno not in (errno.ENOENT, errno.ESTALE):
+                raise RunError(f"{path}: cannot be written: {error.strerror or one_line(error)}") from error
+
+
+def _write(path: Path, content: bytes | memoryview, keep_existing: bool, durable: bool) -> bool:
     written = True
-    try:
-        with _temporary(path) as (file, temporary):
-            file.write(content)
-            file.flush()
-            os.fchmod(file.fileno(), 0o666 & ~_UMASK)
-            if durable:
-                os.fsync(file.fileno())
-            if keep_existing:
-                written = _link(temporary, path)
-            else:
-                temporary.replace(path)
+    with _temporary(path) as (file, temporary):
+        file.write(content)
+        file.flush()
+        os.fchmod(file.fileno(), 0o666 & ~_UMASK)
         if durable:
-            _flush_folder(path.parent)
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written: {error.strerror or one_line(error)}") from error
+            os.fsync(file.fileno())
+        if keep_existing:
+            written = _link(temporary, path)
+        else:
+            temporary.replace(path)
+    if durable:
+        _flush_folder(path.parent)
     return written
 
 
-def require_plain_file(path: Path) -> None:
-    """Raises InputError for what is there but is no regular file: reading a pipe or a device might never end."""
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path}: is not a regular file")
+def remove(path: Path) -> None:
+    """Remove a file if it is there. Raises RunError where the disk refuses."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be removed: {error.strerror or one_line(error)}") from error
 
 
 def _link(temporary: Path, path: Path) -> bool:
@@ -101,12 +127,28 @@ def _flush_folder(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files in `folder` that no living process is writing, naming each in the log."""
-    for path in sorted(folder.glob(f".*{TEMPORARY}")):
-        with contextlib.suppress(OSError), path.open("r+b") as file:  # locked, or gone in the meantime
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
-            logger.info("%s: removed what a killed process left half-written", path)
+    """Remove the temporary files in `folder` that no living process is writing, naming each in the log.
+
+    Where there are no locks to tell by, they are left, and the log says so.
+    """
+    found: list[Path] = []
+    with contextlib.suppress(OSError):  # who needs the folder itself finds out
+        found = sorted(folder.glob(f".*{TEMPORARY}"))
+    left = []
+    for path in found:
+        with contextlib.suppress(OSError), path.open("r+b") as file:  # gone in the meantime, or on a read-only disk
+            if _locked(file):
+                path.unlink()
+                logger.info("%s: removed what a killed process left half-written", path)
+            else:
+                left.append(path.name)
+    if left and not locks_work(folder):
+        logger.info(
+            "%s: %s may be left by a killed process or be written by a living one, which cannot be told without file locks; "
+            "remove them when no headscore is running",
+            folder,
+            ", ".join(left),
+        )
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from .cache import open_cache
-from .errors import InputError, printable
+from .errors import InputError, UnreadableFileError, printable
 from .metadata import model_name
 from .reader import verify_shard
 
@@ -15,12 +15,12 @@ HOW_TO_COMPLETE = "the same `headscore capture` command makes them"
 def inspect(cache: str | Path, *, verify: bool = False) -> dict[str, Any]:
     """Facts about a cache: model, data, templates, dims, samples, tokens, size, skipped rows and a marked example.
 
-    With `verify` every array of every shard is read back and checked, and `damaged` lists what is wrong, one line per shard.
-    Raises InputError for what is not a cache. A damaged shard is reported, not raised.
+    With `verify` every array of every shard is read back and checked. `damaged` lists what is wrong, one line per shard, and
+    `unreadable` the shards that the system refuses to read, which may be whole. Raises InputError for what is not a cache.
     """
     opened = open_cache(Path(cache))
     samples = tokens = 0
-    damaged, skipped, spot_checks = [], [], []
+    damaged, unreadable, skipped, spot_checks = [], [], [], []
     for path in opened.shards:
         try:
             with opened.open_shard(path) as shard:
@@ -33,6 +33,8 @@ def inspect(cache: str | Path, *, verify: bool = False) -> dict[str, Any]:
                 spot_checks += [entry | {"shard": shard.number} for entry in shard.metadata.get("spot_checks", [])]
         except InputError as error:
             damaged.append(str(error))
+        except UnreadableFileError as error:
+            unreadable.append(str(error))
     metadata = opened.metadata
     keys = (
         "format_version",
@@ -52,14 +54,22 @@ def inspect(cache: str | Path, *, verify: bool = False) -> dict[str, Any]:
         **{key: metadata.get(key) for key in keys},
         "samples": samples,
         "tokens": tokens,
-        "bytes": sum(path.stat().st_size for path in opened.shards),
+        "bytes": sum(map(_size, opened.shards)),
         "shards": {"there": len(opened.shards), "planned": opened.planned, "missing": opened.missing_ranges()},
         "skipped": skipped,
         "spot_checks": _spot_check_facts(spot_checks),
         "example": metadata.get("example"),
         "verified": verify,
         "damaged": damaged,
+        "unreadable": unreadable,
     }
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # then it is among the unreadable ones, or gone
+        return 0
 
 
 def report(facts: dict[str, Any]) -> str:
@@ -92,8 +102,10 @@ def report(facts: dict[str, Any]) -> str:
             *marked_lines(facts["example"]["pieces"]),
         ]
     if facts["verified"]:
-        lines += ["", f"verified  {shards['there'] - len(facts['damaged'])} shards are whole, {len(facts['damaged'])} damaged"]
-    lines += [f"damaged   {line}" for line in facts["damaged"]]
+        whole = shards["there"] - len(facts["damaged"]) - len(facts["unreadable"])
+        refused = f", {len(facts['unreadable'])} cannot be read" if facts["unreadable"] else ""
+        lines += ["", f"verified  {whole} shards are whole, {len(facts['damaged'])} damaged{refused}"]
+    lines += [f"damaged   {line}" for line in facts["damaged"]] + [f"refused   {line}" for line in facts["unreadable"]]
     return "\n".join(printable(line) for line in lines)
 
 

@@ -10,7 +10,8 @@ import h5py
 import numpy as np
 
 from .chunks import CHECKSUM_BYTES, PlainChunks
-from .errors import InputError
+from .errors import DamagedShardError
+from .plain import PlainFile
 from .shard import ARRAYS
 
 # What a stranger's file may ask of a reader's memory.
@@ -27,29 +28,29 @@ def linked(path: Path, place: Any, part: str, name: str) -> Any:
     links, link = getattr(place, "links", None), part.encode()  # only groups have links
     if links and links.exists(link) and links.get_info(link).type == h5py.h5l.TYPE_HARD:
         return h5py.h5o.open(place, link)
-    raise InputError(f"{path}: '{name}' is missing or is not a plain array of this file")
+    raise DamagedShardError(f"{path}: '{name}' is missing or is not a plain array of this file")
 
 
-def checked_layout(path: Path, file: h5py.h5f.FileID, name: str, array: Any) -> tuple[tuple[int, ...], PlainChunks | None]:
+def checked_layout(path: Path, file: PlainFile, name: str, array: Any) -> tuple[tuple[int, ...], PlainChunks | None]:
     """An array's dims, and its chunks where they can be read past HDF5.
 
-    Raises InputError where it is not stored as the format says, or in pieces that are not safe to read.
+    Raises DamagedShardError where it is not stored as the format says, or in pieces that are not safe to read.
     """
     expected, axes = ARRAYS[name]
     layout = array.get_create_plist() if isinstance(array, h5py.h5d.DatasetID) else None
     if layout is None or layout.get_external_count() or layout.get_layout() == h5py.h5d.VIRTUAL:
-        raise InputError(f"{path}: '{name}' is not a plain array of this file")
+        raise DamagedShardError(f"{path}: '{name}' is not a plain array of this file")
     dtype, shape = array.dtype, array.shape
     if dtype != np.dtype(expected) or shape is None or len(shape) != len(axes):
-        raise InputError(f"{path}: '{name}' is {dtype} with {len(shape or ())} axes, not {expected} with {len(axes)}")
+        raise DamagedShardError(f"{path}: '{name}' is {dtype} with {len(shape or ())} axes, not {expected} with {len(axes)}")
     filters = [layout.get_filter(i)[0] for i in range(layout.get_nfilters())]
     if prod(shape) and h5py.h5z.FILTER_FLETCHER32 not in filters:
-        raise InputError(f"{path}: '{name}' has no checksums")
+        raise DamagedShardError(f"{path}: '{name}' has no checksums")
     if not set(filters) <= set(_FILTERS) or len(set(filters)) < len(filters):
-        raise InputError(f"{path}: '{name}' is stored through other filters than shuffle, gzip, fletcher32, once each")
+        raise DamagedShardError(f"{path}: '{name}' is stored through other filters than shuffle, gzip, fletcher32, once each")
     size = prod(shape) * dtype.itemsize
     if size > array.get_storage_size() * MAX_GZIP_RATIO:
-        raise InputError(f"{path}: '{name}' declares more data than the file holds")
+        raise DamagedShardError(f"{path}: '{name}' declares more data than the file holds")
     if not size:
         return tuple(shape), None
     stored = _checked_chunks(path, name, array, shape, layout.get_chunk())
@@ -58,25 +59,25 @@ def checked_layout(path: Path, file: h5py.h5f.FileID, name: str, array: Any) -> 
 
 
 def _checked_chunks(path: Path, name: str, array: Any, shape: Sequence[int], chunk: Sequence[int]) -> list[Any]:
-    """The pieces that an array is stored in; InputError where they are too large or too many, or inflate too far."""
+    """The pieces that an array is stored in; DamagedShardError where they are too large or too many, or inflate too far."""
     item = np.dtype(ARRAYS[name][0]).itemsize
     size, chunk_bytes = prod(shape) * item, prod(chunk) * item
     across_layers = len(shape) == 3 and chunk[0] != 1  # would be read again for each layer
     if (len(shape) == 1 and size > MAX_READ_BYTES) or chunk_bytes > MAX_CHUNK_BYTES or across_layers:
-        raise InputError(f"{path}: '{name}' would have to be read in pieces too large for a reader's memory")
+        raise DamagedShardError(f"{path}: '{name}' would have to be read in pieces too large for a reader's memory")
     count = prod(ceil(length / part) for length, part in zip(shape, chunk, strict=True))
     if count > (shape[0] if len(shape) == 3 else 1) + size // LEAST_CHUNK_BYTES:
-        raise InputError(f"{path}: '{name}' is stored in {count} pieces, too small to be read in reasonable time")
+        raise DamagedShardError(f"{path}: '{name}' is stored in {count} pieces, too small to be read in reasonable time")
     stored: list[Any] = []
     array.chunk_iter(stored.append)
     # Inflating does not stop at the chunk's size, so what is stored must not be larger than it could be.
     if len(stored) != count or any(c.filter_mask or c.size > chunk_bytes + chunk_bytes // 100 + 64 for c in stored):
-        raise InputError(f"{path}: '{name}' has pieces that are missing, or are not stored as they should be")
+        raise DamagedShardError(f"{path}: '{name}' has pieces that are missing, or are not stored as they should be")
     return stored
 
 
 def _plain_chunks(
-    file: h5py.h5f.FileID, name: str, shape: Sequence[int], chunk: Sequence[int], stored: list[Any]
+    file: PlainFile, name: str, shape: Sequence[int], chunk: Sequence[int], stored: list[Any]
 ) -> PlainChunks | None:
     """An array's chunks if they can be read past HDF5: pattern rows stored as they are in memory, checksums apart."""
     size = prod(chunk) * np.dtype(ARRAYS[name][0]).itemsize + CHECKSUM_BYTES
@@ -85,4 +86,4 @@ def _plain_chunks(
     places = {(c.chunk_offset[0], c.chunk_offset[2]): c.byte_offset for c in stored}
     if places.keys() != set(itertools.product(range(shape[0]), range(0, shape[2], chunk[2]))):
         return None
-    return PlainChunks(file.get_vfd_handle(), ARRAYS[name][0], chunk, places)
+    return PlainChunks(file, ARRAYS[name][0], chunk, places)

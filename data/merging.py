@@ -8,8 +8,9 @@ import numpy as np
 
 from .cache import METADATA_FILE, Cache, open_cache, shard_path, write_metadata, write_skipped
 from .errors import InputError
-from .files import output_folder, remove_leftovers, write_bytes
+from .files import TEMPORARY, output_folder, remove_leftovers, write_bytes
 from .metadata import differences
+from .plain import names_in, refusals_told
 from .reader import Shard, verify_shard
 from .shard import ARRAYS
 
@@ -24,7 +25,7 @@ def merge(caches: Sequence[str | Path], out: str | Path) -> Cache:
     still miss shards; `missing` says how many.
 
     Raises InputError, before anything is copied, where a cache is of another capture (listing every difference), is damaged, or
-    holds a shard that another one has with other values; RunError where the disk refuses.
+    holds a shard that another one has with other values; RunError where a disk refuses.
     """
     out = Path(out)
     opened = [open_cache(Path(cache)) for cache in caches]
@@ -33,9 +34,10 @@ def merge(caches: Sequence[str | Path], out: str | Path) -> Cache:
     found: dict[int, Path] = {}
     with output_folder(out):
         remove_leftovers(shard_path(out, 0).parent)
-        if (out / METADATA_FILE).exists():
+        names = names_in(out)
+        if METADATA_FILE in names:
             opened.insert(0, open_cache(out))
-        elif any(out.iterdir()):
+        elif any(not name.endswith(TEMPORARY) for name in names):
             raise InputError(f"--out {out}: is not empty and holds no cache; give a new folder")
         first = opened[0]
         for cache in opened:
@@ -47,7 +49,9 @@ def merge(caches: Sequence[str | Path], out: str | Path) -> Cache:
         for number, path in sorted(found.items()):
             target = shard_path(out, number)
             if path != target:
-                write_bytes(target, path.read_bytes())
+                with refusals_told(path):
+                    content = path.read_bytes()
+                write_bytes(target, content)
         merged = open_cache(out)
         if not merged.missing:
             write_skipped(out, [entry for shard in merged.open_shards() for entry in shard.skipped])
@@ -63,7 +67,7 @@ def _add(found: dict[int, Path], cache: Cache, path: Path) -> None:
             raise InputError(f"{path}: is shard {number}, but its capture plans {planned}")
         verify_shard(shard)
         if number in found:
-            with Shard(found[number]) as other:
+            with Shard(found[number], follow_links=True) as other:
                 if not _same(shard, other):
                     raise InputError(
                         f"{path}: is shard {number} as is {other.path}, but with other values (made on another device?); "

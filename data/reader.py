@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,19 +11,16 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from .chunks import PlainChunks
-from .errors import InputError, one_line
-from .files import require_plain_file
+from .attributes import shard_metadata
+from .chunks import ChunkError, PlainChunks
+from .errors import DamagedShardError, HeadscoreError, InputError, one_line
 from .layout import MAX_READ_BYTES, checked_layout, linked
-from .metadata import FORMAT, MAX_HEADS, Metadata, check_metadata
+from .metadata import MAX_HEADS
+from .plain import PlainFile
 from .shard import ARRAYS, Array, stored_arrays
 
 BLOCK_ITEMS = 1 << 22  # values of one array that are read at once, unless a single sample has more
 ROW_SUM_TOLERANCE = 0.01  # what rounding many small weights to half precision can add up to
-
-# As in layout.py: what a stranger's file may ask of a reader's memory.
-MAX_ATTRIBUTES = 256
-MAX_ATTRIBUTE_BYTES = 16 << 20
 
 # Freed memory goes back to the system, and fetching it again page by page takes longer than reading a chunk into it. Once the C
 # library has seen a block of this size freed, it keeps as much for itself.
@@ -43,21 +39,24 @@ class Block:
 class Shard:
     """One open shard file: its metadata, its dims, and its arrays read on demand.
 
-    `samples`, `tokens`, `layers`, `heads` are its dims. Use it as a context manager. Raises InputError for a file that is not
-    a shard of this format, or that is damaged or unsafe to read; of the arrays, when they are asked for.
+    `samples`, `tokens`, `layers`, `heads` are its dims. Use it as a context manager. It takes no lock. follow_links: whether a
+    symbolic link may stand for the file.
+
+    Raises DamagedShardError for a file that is not a shard, or that is damaged or unsafe to read, UnreadableFileError where the
+    system refuses to read it; of the arrays, when they are asked for. Raises InputError as PlainFile, and for another version
+    of the format.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, *, follow_links: bool = False):
         self.path = path
-        require_plain_file(path)
-        try:
-            self._file = h5py.File(path, "r")
-        except OSError as error:
-            raise InputError(f"{path}: is not a readable shard, or is damaged: {one_line(error)[:160]}") from error
-        try:
-            with self._damage_told():
-                self.metadata = self._read_attributes()
-                check_metadata(self.metadata, str(path), of_shard=True)
+        self._plain_file = PlainFile(path, follow_links=follow_links)
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(self._plain_file.close)
+            with self._faults_told("is not a readable shard, or is damaged"):
+                self._file = h5py.File(self._plain_file, "r")
+            on_failure.callback(self._file.close)
+            with self._faults_told():
+                self.metadata = shard_metadata(path, self._file.id)
                 self.number: int = self.metadata.pop("shard")
                 self.skipped: list[dict[str, Any]] = self.metadata.pop("skipped")
                 self.names = stored_arrays(self.metadata)
@@ -68,20 +67,20 @@ class Shard:
                 self._require_layers()
                 self.layers, self.heads = self._dims["L"], self._dims["H"]
                 self.samples, self.tokens = self._shape("samples/offset")[0] - 1, self._shape("tokens/span")[0]
-        except InputError:
-            self._file.close()
-            raise
+            on_failure.pop_all()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+        self._plain_file.close()
 
     def read(self, name: str, layer: int | None = None, block: Block | None = None) -> Array:
         """An array of ARRAYS by its name, whole, for one layer, or for the samples of a block; checksums are verified.
 
-        Raises InputError where the shard has no such array or its data is damaged.
+        Raises InputError where the shard has no such array, DamagedShardError where its data is damaged, and
+        UnreadableFileError where the system refuses to read it.
         """
         shape = self._shape(name)
         dtype, axes = ARRAYS[name]
@@ -99,8 +98,8 @@ class Shard:
                 place = self._places[name].get_space()
                 place.select_hyperslab(start, count)
                 self._places[name].read(h5py.h5s.create_simple(count), place, values)
-        except (OSError, OverflowError) as error:
-            raise self._unreadable(name) from error
+        except (OSError, OverflowError, ChunkError) as error:
+            raise self._fault(name) from error
         return values[0] if layer is not None and axes[0] == "L" else values
 
     def parts(self, name: str, layer: int, block: Block) -> Iterator[tuple[slice, Array]]:
@@ -114,16 +113,16 @@ class Shard:
             return
         try:
             yield from self._plain[name].parts(layer, block.tokens)
-        except (OSError, OverflowError) as error:
-            raise self._unreadable(name) from error
+        except (OSError, OverflowError, ChunkError) as error:
+            raise self._fault(name) from error
 
     def offsets(self) -> npt.NDArray[np.int64]:
         """Where each sample's tokens start, int64 [n+1]; checked to begin at 0, to rise, and to end at `tokens`."""
         offsets = self.read("samples/offset")
         if offsets[0] != 0 or offsets[-1] != self.tokens or (offsets[1:] <= offsets[:-1]).any():
-            raise InputError(f"{self.path}: 'samples/offset' does not divide the {self.tokens} tokens into samples")
+            raise DamagedShardError(f"{self.path}: 'samples/offset' does not divide the {self.tokens} tokens into samples")
         if np.diff(offsets).max(initial=0) * self.heads * 2 > MAX_READ_BYTES:
-            raise InputError(f"{self.path}: 'samples/offset' has a sample of more tokens than can be read at once")
+            raise DamagedShardError(f"{self.path}: 'samples/offset' has a sample of more tokens than can be read at once")
         return offsets
 
     def blocks(self) -> Iterator[Block]:
@@ -139,44 +138,20 @@ class Shard:
             start = stop
 
     def require_arrays(self) -> None:
-        """Raises InputError where an array is stored in a way that `read` would refuse."""
+        """Raises DamagedShardError where an array is stored in a way that `read` would refuse."""
         for name in self.names:
             self._shape(name)
 
     @contextlib.contextmanager
-    def _damage_told(self) -> Iterator[None]:
-        """Whatever HDF5 or Python finds wrong about a file becomes an InputError."""
+    def _faults_told(self, what: str = "is damaged, or not a shard") -> Iterator[None]:
+        """What HDF5 or Python finds wrong about a file becomes a DamagedShardError, unless the system refused to read it."""
         try:
             yield
-        except InputError:
-            raise
         except (ArithmeticError, LookupError, ValueError, TypeError, OSError, RuntimeError) as error:
-            raise InputError(f"{self.path}: is damaged, or not a shard: {one_line(error)[:160]}") from error
+            raise self._plain_file.fault(f"{what}: {one_line(error)[:160]}") from error
 
-    def _unreadable(self, name: str) -> InputError:
-        return InputError(f"{self.path}: '{name}' cannot be read, most likely as its checksum does not match")
-
-    def _read_attributes(self) -> Metadata:
-        attributes: Metadata = {}
-        root = h5py.h5g.open(self._file.id, b"/")
-        if h5py.h5a.get_num_attrs(root) > MAX_ATTRIBUTES:
-            raise InputError(f"{self.path}: has more than {MAX_ATTRIBUTES} attributes")
-        names: list[bytes] = []
-        h5py.h5a.iterate(root, names.append)
-        for name in names:
-            attribute = h5py.h5a.open(root, name)
-            if attribute.get_storage_size() > MAX_ATTRIBUTE_BYTES:
-                raise InputError(f"{self.path}: has an attribute of more than {MAX_ATTRIBUTE_BYTES} bytes")
-            if attribute.dtype.kind not in "Siu":  # others would be read from an unchecked heap
-                continue
-            value = np.zeros(attribute.shape, attribute.dtype)  # of its own shape, as HDF5 writes all of it there
-            attribute.read(value)
-            key, content = name.decode(), value.item()
-            text = content.decode() if isinstance(content, bytes) else content
-            attributes[key] = json.loads(text) if isinstance(text, str) and key != "format" else text
-        if attributes.get("format") != FORMAT:
-            raise InputError(f"{self.path}: is not a shard of a headscore cache")
-        return attributes
+    def _fault(self, name: str) -> HeadscoreError:
+        return self._plain_file.fault(f"'{name}' cannot be read, most likely as its checksum does not match")
 
     def _shape(self, name: str) -> tuple[int, ...]:
         """The dims of an array. When it is first asked for, its links and layout are checked to stay inside this file.
@@ -187,10 +162,10 @@ class Shard:
             raise InputError(f"{self.path}: has no '{name}': {_why_absent(name)}")
         if name not in self._shapes:
             group, array = name.split("/")
-            with self._damage_told():
+            with self._faults_told():
                 self._places[group] = self._places.get(group) or linked(self.path, self._file.id, group, name)
                 self._places[name] = linked(self.path, self._places[group], array, name)
-                shape, plain = checked_layout(self.path, self._file.id, name, self._places[name])
+                shape, plain = checked_layout(self.path, self._plain_file, name, self._places[name])
                 self._require_dims(name, shape)
                 if plain:
                     self._plain[name] = plain
@@ -201,46 +176,46 @@ class Shard:
         """The dims by their axis, as far as the metadata has them."""
         layers, heads = self.metadata["dims"]["layers"], self.metadata["dims"]["heads"]
         if min(layers, heads) < 1 or layers * heads > MAX_HEADS:
-            raise InputError(f"{self.path}: has {layers} layers of {heads} heads, none or more than {MAX_HEADS} in all")
+            raise DamagedShardError(f"{self.path}: has {layers} layers of {heads} heads, none or more than {MAX_HEADS} in all")
         return {"L": layers, "H": heads}
 
     def _require_dims(self, name: str, shape: tuple[int, ...]) -> None:
-        """Raises InputError for an array whose dims are not those of the metadata and of the arrays before it."""
+        """Raises DamagedShardError for an array whose dims are not those of the metadata and of the arrays before it."""
         for axis, length in zip(ARRAYS[name][1], shape, strict=True):
             key, length = ("n", length - 1) if axis == "n+1" else (axis, length)
             if length < 0 or self._dims.setdefault(key, length) != length:
                 why = f", not {self._dims[key]} as its metadata says or another array has" if key in self._dims else ""
-                raise InputError(f"{self.path}: '{name}' has {length} along {key}{why}")
+                raise DamagedShardError(f"{self.path}: '{name}' has {length} along {key}{why}")
 
     def _require_layers(self) -> None:
         layers = self.read("layers/index").tolist()
         if layers != self.metadata["layers"] or layers != sorted(set(layers)):
-            raise InputError(f"{self.path}: 'layers/index' is not as its metadata says")
+            raise DamagedShardError(f"{self.path}: 'layers/index' is not as its metadata says")
 
 
 def verify_shard(shard: Shard) -> None:
     """Read every array of a shard and check it: checksums, offsets, finite values, and pattern rows that sum to 1.
 
-    Raises InputError for the first thing that is wrong.
+    Raises DamagedShardError for the first thing that is wrong.
     """
     shard.require_arrays()  # those of a shard without samples are not read
     rows = shard.read("samples/row")
     if (np.diff(rows) <= 0).any() or rows.min(initial=0) < 0:
-        raise InputError(f"{shard.path}: 'samples/row' does not rise from 0 or more")
+        raise DamagedShardError(f"{shard.path}: 'samples/row' does not rise from 0 or more")
     if shard.read("tokens/id").min(initial=0) < 0:
-        raise InputError(f"{shard.path}: 'tokens/id' holds negative ids")
+        raise DamagedShardError(f"{shard.path}: 'tokens/id' holds negative ids")
     if shard.read("tokens/span").max(initial=0) >> len(shard.metadata["span_names"]):
-        raise InputError(f"{shard.path}: 'tokens/span' marks spans that have no name")
+        raise DamagedShardError(f"{shard.path}: 'tokens/span' marks spans that have no name")
     per_head = [name for name in shard.names if ARRAYS[name][1][:2] == ("L", "H")]
     for block, name, layer in itertools.product(shard.blocks(), per_head, range(shard.layers)):
         values = shard.read(name, layer, block)
         if not np.isfinite(values).all() or values.min(initial=0) < 0:
-            raise InputError(f"{shard.path}: '{name}' holds values that are negative or not finite")
+            raise DamagedShardError(f"{shard.path}: '{name}' holds values that are negative or not finite")
         if name.endswith("attention"):
             sums = np.add.reduceat(values, block.offsets[:-1], axis=1, dtype=np.float32)
             least = 1 if shard.metadata["attention"]["full_rows"] else 0
             if sums.max() > 1 + ROW_SUM_TOLERANCE or sums.min() < least - ROW_SUM_TOLERANCE:
-                raise InputError(f"{shard.path}: '{name}' holds rows that do not sum to {'' if least else 'at most '}1")
+                raise DamagedShardError(f"{shard.path}: '{name}' holds rows that do not sum to {'' if least else 'at most '}1")
 
 
 def _why_absent(name: str) -> str:

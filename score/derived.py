@@ -9,6 +9,7 @@ Nothing depends on these files: what does not fit is made again, and where they 
 
 import contextlib
 import hashlib
+import io
 import json
 import logging
 import os
@@ -19,14 +20,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from ..data.cache import Cache
+from ..data.errors import HeadscoreError, UnreadableFileError
 from ..data.files import remove_leftovers, write_bytes
 from ..data.metadata import MAX_HEADS, identity
+from ..data.plain import PlainFile, kind_of
 
 logger = logging.getLogger("headscore")
 
@@ -53,9 +55,13 @@ def open_derived(cache: Cache) -> "Derived | None":
     """Where the signals of `cache` are kept; None for a single shard file, which has no folder of its own."""
     folder, dims = cache.path / DERIVED_FOLDER, cache.metadata["dims"]
     shape = (dims["layers"], dims["heads"])
-    if not cache.path.is_dir() or not 0 < prod(shape) <= MAX_HEADS or shape[0] != len(cache.metadata["layers"]):
+    if cache.shards == (cache.path,) or not 0 < prod(shape) <= MAX_HEADS or shape[0] != len(cache.metadata["layers"]):
         return None
-    if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
+    try:
+        foreign = kind_of(folder) not in (stat.S_IFDIR, 0)
+    except UnreadableFileError:
+        foreign = True
+    if foreign:
         logger.info("%s: is not a folder of this cache; signals are not kept for another time", folder)
         return None
     capture = json.dumps(identity(cache.metadata), sort_keys=True, ensure_ascii=False)
@@ -74,11 +80,11 @@ class Derived:
     def key(self, shard: Path, name: str) -> bytes | None:
         """The first line of the file that keeps a pass over a shard as that is now; None where it cannot have one."""
         try:
-            found = shard.lstat()
+            found, folder = shard.lstat(), shard.parent.lstat()
         except OSError:
             return None
         settled = time.time_ns() - found.st_ctime_ns >= self.settled_ns
-        if not settled or not stat.S_ISREG(found.st_mode) or shard.parent.is_symlink():
+        if not settled or not stat.S_ISREG(found.st_mode) or stat.S_ISLNK(folder.st_mode):
             return None
         times = {"bytes": found.st_size, "inode": found.st_ino, "changed": found.st_ctime_ns, "modified": found.st_mtime_ns}
         key = {"headscore-derived": VERSION, "pass": name, "capture": self.capture, "shard": shard.name, **times}
@@ -120,7 +126,7 @@ class Derived:
         key, shape = self.key(shard, name), (len(measures), *self.shape)
         if key is None:
             return None
-        with contextlib.suppress(OSError), _open_plain(self._path(shard, name)) as file:
+        with contextlib.suppress(OSError, HeadscoreError), io.BufferedReader(PlainFile(self._path(shard, name))) as file:
             head = file.read(len(key) + 8 + prod(shape) * _SUMS.itemsize)
             if not head.startswith(key) or file.read(_CHECK_BYTES) != _checksum(head):
                 return None
@@ -139,15 +145,6 @@ class Derived:
             if file.read(_CHECK_BYTES) == _checksum(body):
                 return kept, dict(zip(measures, np.frombuffer(body, _VALUES).reshape(*shape, samples), strict=True))
         return None
-
-
-def _open_plain(path: Path) -> BinaryIO:
-    """A file opened for reading; OSError for a link, a pipe or a device, which might lead elsewhere or never end."""
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise OSError(f"{path} is not a regular file")
-    return os.fdopen(handle, "rb")
 
 
 def _checksum(*pieces: bytes | memoryview) -> bytes:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data.cache import Cache
-from ..data.errors import InputError
+from ..data.errors import DamagedShardError, InputError
 from ..data.settings import ScoreSettings
 from .rows import RowSums
 
@@ -75,7 +75,7 @@ def block_signals(shard: "Shard", choice: SignalChoice, block: "Block", names: S
         found |= {name: values for name, values in _row_signals(shard, choice, block).items() if name in of_rows}
     for name, values in found.items():
         if not np.isfinite(values).all():
-            raise InputError(f"{shard.path}: gives a '{name}' that is not finite: the shard is damaged")
+            raise DamagedShardError(f"{shard.path}: gives a '{name}' that is not finite: the shard is damaged")
     return {name: found[name] for name in names}
 
 
@@ -89,6 +89,6 @@ def _row_signals(shard: "Shard", choice: SignalChoice, block: "Block") -> dict[s
             try:
                 sums.add(layer, tokens, patterns)
             except ValueError as error:
-                raise InputError(f"{shard.path}: '{array}' holds {error}: the shard is damaged") from error
+                raise DamagedShardError(f"{shard.path}: '{array}' holds {error}: the shard is damaged") from error
     found = {"ent": sums.negative_entropy(), "task": sums.mass(), SINK: sums.first_mass()}
     return {name: values.astype(np.float32) for name, values in found.items()}

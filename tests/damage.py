@@ -90,7 +90,7 @@ def flipped(content: bytes, bit: int) -> bytes:
 
 def data_places(path: Path) -> list[range]:
     """The bytes of a shard file that hold array values, checksums included."""
-    with h5py.File(path) as file:
+    with path.open("rb") as content, h5py.File(content) as file:  # HDF5 would lock a file that it opens by itself
         arrays = [file[name].id for name in ARRAYS if name in file]
         chunks = [array.get_chunk_info(i) for array in arrays for i in range(array.get_num_chunks())]
         return [range(chunk.byte_offset, chunk.byte_offset + chunk.size) for chunk in chunks]

@@ -29,7 +29,7 @@ ROW_0, ROW_1 = ({"row": row, "tokens": texts} for row, texts in enumerate(TEXTS)
 def with_examples(folder: Path, examples: Any, changes: dict[str, Any] | None = None) -> Path:
     """The cache worked by hand, with other metadata in both places."""
     write_cache(folder, **BY_HAND)
-    with h5py.File(shard_path(folder, 0)) as file:
+    with h5py.File(shard_path(folder, 0), locking=False) as file:
         arrays = {name: file[name][()] for name in ARRAYS}
     made = metadata(1, 2, {"examples": examples} | (changes or {}))
     (folder / cache_format.METADATA_FILE).unlink()

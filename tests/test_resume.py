@@ -347,19 +347,20 @@ def test_a_resumed_capture_needs_space_for_the_rest_only(
     assert_same(arrays_of(cache), arrays_of(copy), exactly=True)
 
 
-def test_a_disk_that_fills_up_keeps_whole_shards(
-    llama: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("refusal", ["ENOSPC", "EDQUOT", "EIO", "ESTALE"])
+def test_a_disk_that_fills_up_or_fails_keeps_whole_shards(
+    llama: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: str
 ) -> None:
-    real, flushed = os.fsync, []
+    real, flushed, why = os.fsync, [], os.strerror(getattr(errno, refusal))
 
     def fsync(handle: int) -> None:
         flushed.append(handle)
         if len(flushed) > 4:  # cache.json and its folder, shard 0 and its folder, …
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise OSError(getattr(errno, refusal), why)
         real(handle)
 
     monkeypatch.setattr(files.os, "fsync", fsync)
-    with pytest.raises(RunError, match=r"No space left on device; whole shards are kept: make room, then run the same command"):
+    with pytest.raises(RunError, match=f"{why}; whole shards are kept: make room, then run the same command"):
         again(llama, tmp_path / "c")
     monkeypatch.undo()
     left = sorted(path.name for path in (tmp_path / "c" / "shards").iterdir())

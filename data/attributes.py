@@ -1,0 +1,53 @@
+"""Reads what a shard says about itself, the attributes of its root group, as untrusted input."""
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from .errors import DamagedShardError, InputError
+from .metadata import FORMAT, FORMAT_VERSION, Metadata, check_metadata
+
+# As in layout.py: what a stranger's file may ask of a reader's memory.
+MAX_ATTRIBUTES = 256
+MAX_ATTRIBUTE_BYTES = 16 << 20
+
+
+def shard_metadata(path: Path, file: h5py.h5f.FileID) -> Metadata:
+    """The checked metadata of the shard in `path`, opened as `file`.
+
+    Raises DamagedShardError where it cannot be used, InputError where it is of another version of the format, and what HDF5 and
+    Python raise for attributes that make no sense.
+    """
+    metadata = _attributes(path, file)
+    if metadata.get("format") != FORMAT:
+        raise DamagedShardError(f"{path}: is not a shard of a headscore cache")
+    try:
+        check_metadata(metadata, str(path), of_shard=True)
+    except InputError as error:
+        if metadata.get("format_version") != FORMAT_VERSION:
+            raise
+        raise DamagedShardError(str(error)) from error
+    return metadata
+
+
+def _attributes(path: Path, file: h5py.h5f.FileID) -> Metadata:
+    attributes: Metadata = {}
+    root = h5py.h5g.open(file, b"/")
+    if h5py.h5a.get_num_attrs(root) > MAX_ATTRIBUTES:
+        raise DamagedShardError(f"{path}: has more than {MAX_ATTRIBUTES} attributes")
+    names: list[bytes] = []
+    h5py.h5a.iterate(root, names.append)
+    for name in names:
+        attribute = h5py.h5a.open(root, name)
+        if attribute.get_storage_size() > MAX_ATTRIBUTE_BYTES:
+            raise DamagedShardError(f"{path}: has an attribute of more than {MAX_ATTRIBUTE_BYTES} bytes")
+        if attribute.dtype.kind not in "Siu":  # others would be read from an unchecked heap
+            continue
+        value = np.zeros(attribute.shape, attribute.dtype)  # of its own shape, as HDF5 writes all of it there
+        attribute.read(value)
+        key, content = name.decode(), value.item()
+        text = content.decode() if isinstance(content, bytes) else content
+        attributes[key] = json.loads(text) if isinstance(text, str) and key != "format" else text
+    return attributes

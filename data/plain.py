@@ -1,0 +1,137 @@
+"""Opens the files of a cache, which may be a stranger's, and tells what the system refuses from what is damaged.
+
+HDF5 reads through the files opened here. Those that it opens by itself it locks, which some file systems cannot and which a
+variable of the environment may demand, and it does not always pass on why a read failed. No lock is needed: a file of a cache
+appears whole under its name and never changes.
+"""
+
+import contextlib
+import errno
+import io
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .errors import DamagedShardError, HeadscoreError, InputError, UnreadableFileError, one_line
+
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
+_OTHER_KIND = {
+    errno.ELOOP: "a link; a cache holds the file itself",
+    errno.EISDIR: "a folder, not a file",
+    errno.ENXIO: "not a regular file",  # a socket
+}
+
+
+class PlainFile(io.FileIO):
+    """A regular file open for reading, which remembers whether the system refused a read.
+
+    Args:
+        path: of the file.
+        follow_links: whether a symbolic link may stand for it.
+
+    Raises InputError where there is none, and for a link, a pipe or a device, which might lead elsewhere or never end;
+    UnreadableFileError where the system refuses to open it.
+    """
+
+    _refused: OSError | None = None
+
+    def __init__(self, path: Path, *, follow_links: bool = False):
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow_links else os.O_NOFOLLOW)
+        try:
+            super().__init__(path, opener=lambda name, _: os.open(name, flags))
+            regular = stat.S_ISREG(os.fstat(self.fileno()).st_mode)
+        except OSError as error:
+            if error.errno in _NOT_THERE:
+                raise InputError(f"{path}: is not there") from error
+            if error.errno in _OTHER_KIND:
+                raise InputError(f"{path}: is {_OTHER_KIND[error.errno]}") from error
+            raise unreadable(path, error) from error
+        self._path = path
+        if not regular:
+            self.close()
+            raise InputError(f"{path}: is not a regular file")
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Fill `buffer` from where the file stands, as HDF5 reads; the number of bytes. Raises OSError."""
+        try:
+            return os.readv(self.fileno(), [buffer])
+        except OSError as error:
+            self._note(error)
+            raise
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """Go to another place. Raises OSError."""
+        try:
+            return super().seek(offset, whence)
+        except OSError as error:
+            self._note(error)
+            raise
+
+    def read_at(self, place: int, size: int) -> bytes:
+        """Up to `size` bytes from `place` on, as many as are there. Raises OSError or, beyond any file, OverflowError."""
+        try:
+            return os.pread(self.fileno(), size, place)
+        except OSError as error:
+            self._note(error)
+            raise
+
+    def fault(self, damage: str) -> HeadscoreError:
+        """The error to raise where reading has failed: that the system refused a read, or else that the shard is damaged."""
+        return unreadable(self._path, self._refused) if self._refused else DamagedShardError(f"{self._path}: {damage}")
+
+    def _note(self, error: OSError) -> None:
+        if error.errno != errno.EINVAL:  # which is about a place that no file has, so damage
+            self._refused = error
+
+
+def read_plain(path: Path, max_bytes: int) -> bytes | None:
+    """The content of a regular file, None where there is none; raises as PlainFile, and InputError beyond `max_bytes`."""
+    if not kind_of(path):
+        return None
+    with PlainFile(path) as file, refusals_told(path):
+        if os.fstat(file.fileno()).st_size > max_bytes:
+            raise InputError(f"{path}: is larger than {max_bytes} bytes")
+        return file.readall()
+
+
+def kind_of(path: Path, *, follow_links: bool = False) -> int:
+    """What is at `path`, as S_IFREG, S_IFDIR and so on; 0 where there is nothing.
+
+    The tests of pathlib and os.path take whatever the system refuses to tell for nothing. Here it is an UnreadableFileError.
+    """
+    with refusals_told(path):
+        try:
+            return stat.S_IFMT(path.stat(follow_symlinks=follow_links).st_mode)
+        except ValueError:  # no path can have a null byte
+            return 0
+        except OSError as error:
+            if error.errno in _NOT_THERE:
+                return 0
+            raise
+
+
+def names_in(folder: Path) -> list[str]:
+    """The names of what is in a folder; none where there is no such folder. Raises UnreadableFileError."""
+    if kind_of(folder, follow_links=True) != stat.S_IFDIR:
+        return []
+    with refusals_told(folder):
+        return [path.name for path in folder.iterdir()]
+
+
+@contextlib.contextmanager
+def refusals_told(path: Path) -> Iterator[None]:
+    """Within this context an OSError becomes an UnreadableFileError about `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: OSError) -> UnreadableFileError:
+    """The error to raise about a file that the system refuses."""
+    return UnreadableFileError(
+        f"{path}: cannot be read: {error.strerror or one_line(error)[:160]}; it may be whole, so it is left as it is: "
+        "mend what is in the way (permissions, disk, mount) or remove the file"
+    )
