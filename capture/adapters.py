@@ -151,7 +151,7 @@ def _untie(model: PreTrainedModel) -> None:
 
     head = model.get_output_embeddings()
     if isinstance(head, BaseTunerLayer):
-        layer = head.get_base_layer()
+        layer = cast(Any, head.get_base_layer())
         layer.weight = torch.nn.Parameter(layer.weight.detach().clone())
 
 
