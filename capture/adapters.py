@@ -114,6 +114,7 @@ def merged(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
             renamed = getattr(model, "_checkpoint_conversion_mapping", {})
             loaded = adapted.load_adapter(str(adapter.folder), "default", torch_device="cpu", key_mapping=renamed)
             _require_all(adapter, loaded)
+            _untie(model)
             plain = cast(PreTrainedModel, cast(Any, adapted).merge_and_unload())
     except (InputError, torch.OutOfMemoryError):
         raise
@@ -142,6 +143,16 @@ def _fit_embeddings(model: PreTrainedModel, adapter: Adapter) -> None:
     if rows and rows != {before}:
         logger.info("%s: has embeddings of %d tokens, the model of %d: it gets the adapter's", adapter.told, min(rows), before)
         model.resize_token_embeddings(min(rows), mean_resizing=False)  # the new ones are overwritten
+
+
+def _untie(model: PreTrainedModel) -> None:
+    """Give an adapted language-modelling head weights of its own: what is merged into it would change the embeddings too."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    head = model.get_output_embeddings()
+    if isinstance(head, BaseTunerLayer):
+        layer = cast(Any, head.get_base_layer())
+        layer.weight = torch.nn.Parameter(layer.weight.detach().clone())
 
 
 def _require_all(adapter: Adapter, loaded: Any) -> None:

@@ -12,15 +12,20 @@ import torch
 from torch import Tensor, nn
 
 _MAX_COPIED_BYTES = 1 << 20  # a larger buffer (a causal mask, say) is put back if it was replaced, but not if it was written to
-_PLAIN = (int, float, str, tuple, type(None), Tensor)  # bool is an int
+_CONTAINERS = (list, dict, set)
+_PLAIN = (int, float, str, tuple, type(None), Tensor, *_CONTAINERS)  # bool is an int
+_OF_TORCH = vars(nn.Module()).keys()  # hooks, parameters and the like
 
 
 class ModelState:
-    """Everything in a model that a pass may change but its parameters: buffers, and plain attributes of its modules."""
+    """What a pass may change in a model: buffers, and plain attributes of its modules with what lists, dicts and sets hold."""
 
     def __init__(self, model: nn.Module):
         remembering = (module for module in model.modules() if not type(module).__module__.startswith("torch.nn"))
         self._modules = [(module, _attributes(module)) for module in remembering]
+        self._contents = [
+            (value, value.copy()) for _, before in self._modules for value in before.values() if isinstance(value, _CONTAINERS)
+        ]
         buffers = [(module, name) for module in model.modules() for name in module._buffers]
         self._buffers = [(module, name, module._buffers[name]) for module, name in buffers]
         small = (b for *_, b in self._buffers if b is not None and b.numel() * b.element_size() <= _MAX_COPIED_BYTES)
@@ -40,6 +45,12 @@ class ModelState:
             for name, value in before.items():
                 if module.__dict__.get(name, before) is not value:
                     module.__dict__[name] = value
+        for container, contents in self._contents:
+            if isinstance(container, list):
+                container[:] = contents
+            else:
+                container.clear()
+                container.update(contents)
 
 
 @contextlib.contextmanager
@@ -53,4 +64,5 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
-    return {name: value for name, value in module.__dict__.items() if isinstance(value, _PLAIN)}
+    own = module.__dict__.items()
+    return {name: value for name, value in own if isinstance(value, _PLAIN) and name not in _OF_TORCH}

@@ -111,7 +111,10 @@ class OwnOutput:
         self._projections = projections
 
     def __call__(self, ids: npt.NDArray[np.int32], heads: int) -> LayerValues:
-        """By layer the norm of z at the last token of a prompt [T]; nothing where memory runs out."""
+        """By layer the norm of z at the last token of a prompt [T]; nothing where memory runs out.
+
+        Raises CannotRecordError where the model fails.
+        """
         found: LayerValues = {}
 
         def enters(layer: int, z: Tensor) -> None:
@@ -123,7 +126,12 @@ class OwnOutput:
                 hook = projection.register_forward_pre_hook(lambda _, inputs, layer=layer: enters(layer, inputs[0]))
                 hooks.callback(hook.remove)
             tokens = torch.from_numpy(ids.astype(np.int64))[None].to(self._model.device)
-            self._model(input_ids=tokens, use_cache=False)
+            try:
+                self._model(input_ids=tokens, use_cache=False)
+            except Exception as error:  # as above
+                if is_out_of_memory(error):
+                    return {}
+                raise CannotRecordError(f"{self._model.config.model_type}: fails: {typed_line(error)}") from error
         return found
 
 

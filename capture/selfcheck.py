@@ -36,7 +36,7 @@ LATER_TOLERANCE = 1e-4  # attention to later tokens that is rounding
 
 
 class RefusedModelError(InputError):
-    """A model that no way of recording could serve: it is not causal, or its weights are not numbers."""
+    """A model that no way of recording could serve: it is not causal, its weights are not numbers, or it remembers."""
 
 
 class MixedLengthsError(CannotRecordError):
@@ -131,20 +131,36 @@ def _finite_ends(
 ) -> tuple[Tokens, Tokens]:
     """The shortest and the longest sample whose values are finite; RunError for one that is not, if `--on-nan` says stop."""
     found: list[Tokens] = []
+    first: Recorded | None = None
     fault = ""
     for candidates in (by_length, by_length[::-1]):
         for sample in candidates[:MAX_TRIED]:
             alone, position = _record(model, recorder, [sample])[0]
             if alone.finite[position]:
                 found.append(sample)
+                first = first or alone
                 break
             _require_finite_weights(model, dtype)
             fault = f"self-check: row {sample.row}: {alone.first_fault(position)}; the model overflows in {dtype}"
             if on_nan == "stop":
                 raise RunError(f"{fault}: {wider_dtype(dtype)}leave such rows out with --on-nan skip")
-    if not found:
+    if not found or first is None:
         raise RunError(f"{fault}, as in every other prompt that was tried: {wider_dtype(dtype)}use another model")
+    _require_no_memory(model, recorder, found[0], first, dtype)
     return found[0], found[-1]
+
+
+def _require_no_memory(model: PreTrainedModel, recorder: Recorder, sample: Tokens, first: Recorded, dtype: str) -> None:
+    """Raises RefusedModelError where a sample has other values now than when it was `first` run, before any longer one."""
+    expected = {layer: {name: v[entry, 0] for name, v in first.arrays.items()} for entry, layer in enumerate(first.layers)}
+    kind = model.config.model_type
+    try:
+        Comparison(kind, checked_dtype(model, dtype))(sample, _record(model, recorder, [sample])[0], expected)
+    except CannotRecordError as error:
+        raise RefusedModelError(
+            f"{kind}: gives row {sample.row} other values once another prompt was run: its code keeps something from one pass "
+            "to the next, or draws at random; no value of it could be relied on"
+        ) from error
 
 
 def _require_finite_weights(model: PreTrainedModel, dtype: str) -> None:

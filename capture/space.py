@@ -28,7 +28,10 @@ def require_space(
     nothing is checked.
     """
     text = config.get_text_config()
-    layers, heads = (getattr(text, name, None) for name in ("num_hidden_layers", "num_attention_heads"))
+    try:
+        layers, heads = (getattr(text, name, None) for name in ("num_hidden_layers", "num_attention_heads"))
+    except RuntimeError:  # transformers refuses to name one number where layers differ in it
+        layers, heads = None, None
     missing = [shard for number, shard in shards.items() if number not in kept]
     free = shutil.disk_usage(out).free
     if type(layers) is not int or type(heads) is not int:

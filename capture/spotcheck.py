@@ -84,6 +84,7 @@ class SpotChecks:
                         "--batch-size 1 may avoid it)"
                     )
                 worst[name] = max(worst.get(name, 0.0), difference)
+        way = way if worst else "none"
         return {"row": sample.row, "tokens": len(sample.ids), "way": way, "largest_difference": dict(sorted(worst.items()))}
 
     def _expected(self, sample: Tokens) -> tuple[str, LayerValues]:

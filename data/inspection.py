@@ -141,6 +141,7 @@ def _spot_checked(facts: dict[str, Any]) -> str:
     if not checks["samples"]:
         return "no spot checks"
     ways = {"eager": "with its own eager attention", "own": "with the attention that it comes with (output norms only)"}
+    ways["none"] = "without a comparison (no memory for eager attention, no output norms to compare)"
     how = " or ".join(ways.get(way, way) for way in checks["ways"])
     largest = "" if checks["largest_difference"] is None else f"; largest difference {checks['largest_difference']:.1g}"
     return f"{checks['samples']} samples of {checks['shards']} of {shards} shards run again, alone, {how}{largest}"

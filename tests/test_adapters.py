@@ -16,6 +16,7 @@ from eager import EagerModel
 from parity import assert_parity
 from safetensors.torch import load_file, save_file
 from test_capture import arrays_of, assert_same
+from transformers import LlamaConfig
 
 import headscore
 from headscore.capture import models
@@ -164,6 +165,24 @@ def test_a_capture_of_an_adapter_does_not_go_on_in_the_cache_of_its_base(llama: 
     captured(tmp_path / "c", model=str(llama))
     with pytest.raises(InputError, match="holds another capture: model was"):
         captured(tmp_path / "c", model=str(llama), adapter=str(adapter))
+
+
+TIED: list[dict[str, Any]] = [
+    {"target_modules": ["lm_head"]},
+    {"target_modules": ["lm_head", "embed_tokens"]},
+    {"target_modules": ["lm_head"], "ensure_weight_tying": True},
+    {"target_modules": ["embed_tokens"], "ensure_weight_tying": True},
+    {"modules_to_save": ["lm_head"]},
+]
+
+
+@pytest.mark.parametrize("options", TIED)
+def test_what_is_merged_into_a_tied_head_leaves_the_embeddings_alone(options: dict[str, Any], tmp_path: Path) -> None:
+    config = LlamaConfig(**tiny.LLAMA_SIZES, tie_word_embeddings=True)
+    model = tiny.save(tiny.build(config), tmp_path / "model")
+    adapter = adapters.save(tmp_path / "adapter", model, adapters.lora(**options))
+    captured(tmp_path / "c", model=str(model), adapter=str(adapter))
+    assert_parity(tmp_path / "c", EagerModel(adapters.unmerged(model, adapter)))
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])

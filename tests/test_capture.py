@@ -1,5 +1,6 @@
 import itertools
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +14,17 @@ from eager import EagerModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from parity import assert_parity
+from transformers import LlamaConfig
 
 import headscore
 from headscore.capture import attention, prefixes, recorder, reductions, runner, shards
 from headscore.capture.batches import batch_counts, longest_first
+from headscore.capture.samples import EncodedShard
+from headscore.capture.space import require_space
 from headscore.data.cache import open_cache
 from headscore.data.errors import InputError, RunError
 from headscore.data.reader import Shard
+from headscore.data.settings import CaptureSettings
 from headscore.data.shard import ARRAYS
 
 
@@ -185,7 +190,7 @@ def test_running_out_of_memory_halves_the_batch(
     assert_same(arrays_of(cache), arrays_of(tmp_path / "c"), exactly=False)
 
 
-SELF_CHECK_BATCHES = 5  # without shared prefixes: the shortest and the longest twice alone, and once together
+SELF_CHECK_BATCHES = 6  # without shared prefixes: alone the shortest three times, the longest twice; and once together
 
 
 def test_out_of_memory_with_one_sample_says_what_to_lower(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -386,3 +391,22 @@ def test_no_batches_within_the_budget_cost_less(lengths: list[int], tokens: int,
     )
     costs = [cost(np.diff([0, *split, len(lengths)]).tolist()) for split in ways]
     assert cost(counts) == min(value for value in costs if value is not None)
+
+
+class Heterogeneous(LlamaConfig):
+    """A configuration of which a number differs between layers: transformers refuses to tell one of them."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "num_attention_heads" and super().__getattribute__("__dict__").get("refuses"):
+            raise RuntimeError("'num_attention_heads' is a per-layer attribute")
+        return super().__getattribute__(name)
+
+
+def test_a_configuration_that_tells_no_number_of_heads_leaves_the_space_unchecked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = Heterogeneous()
+    config.refuses = True
+    with caplog.at_level(logging.INFO, "headscore"):
+        require_space(tmp_path, {0: EncodedShard([], [])}, set(), CaptureSettings(model="m"), config)
+    assert "1 shards to make" in caplog.text and "does not tell their size" in caplog.text

@@ -3,6 +3,7 @@
 import ast
 import inspect
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -218,6 +219,53 @@ def test_a_kind_of_rope_that_nobody_knows_is_run_apart(
     assert_parity(tmp_path / "c", EagerModel(llama, fresh=True))
 
 
+class Longest:
+    """Something that is no module, and keeps the longest pass so far."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+
+
+MEMORIES: dict[str, Callable[[Any], Any]] = {
+    "list": lambda rotary: rotary.__dict__.setdefault("memory", [0]),
+    "dict": lambda rotary: rotary.__dict__.setdefault("memory", {0: 0}),
+    "object": lambda rotary: vars(rotary.__dict__.setdefault("memory", Longest())),
+    "class": lambda rotary: vars(CLASS_MEMORY),
+    "config": lambda rotary: rotary.config.__dict__.setdefault("memory", {0: 0}),
+}
+CLASS_MEMORY = Longest()
+
+
+@pytest.mark.parametrize("place", MEMORIES)
+def test_what_a_model_remembers_is_undone_or_the_model_refused(
+    place: str, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frequencies that depend on the longest pass so far, which is kept where plain attributes and buffers are not."""
+    real, init = LlamaRotaryEmbedding.forward, LlamaRotaryEmbedding.__init__
+
+    def made(self: Any, *of: Any, **more: Any) -> None:
+        init(self, *of, **more)
+        MEMORIES[place](self)
+
+    def forward(self: Any, x: torch.Tensor, position_ids: torch.Tensor) -> Any:
+        memory = MEMORIES[place](self)
+        key = next(iter(memory)) if isinstance(memory, dict) else 0
+        memory[key] = max(memory[key], int(position_ids.max()))
+        return real(self, x, position_ids * (1 + memory[key] / 100))
+
+    monkeypatch.setattr(LlamaRotaryEmbedding, "__init__", made)
+    monkeypatch.setattr(LlamaRotaryEmbedding, "forward", forward)
+    monkeypatch.setattr(CLASS_MEMORY, "tokens", 0)
+    try:
+        headscore.capture(tmp_path / "c", model=str(llama), max_samples=12, queries="all_tokens")
+    except InputError as error:
+        assert place in ("object", "class", "config")
+        assert re.search(r"llama: gives row \d+ other values once another prompt was run", str(error))
+    else:
+        assert place in ("list", "dict")
+        assert_parity(tmp_path / "c", EagerModel(llama, fresh=True))
+
+
 def test_where_memory_runs_out_shorter_copies_are_checked(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -315,17 +363,23 @@ class Remembering(nn.Module):
         self.register_buffer("written", torch.ones(3))
         self.register_buffer("emptied", torch.ones(3), persistent=False)
         self.count, self.table, self.flag = 0, torch.zeros(2), False
+        self.listed, self.named, self.seen = [0], {"a": 1}, {1}
 
     def forward(self) -> None:
         self.replaced = self.replaced * 2
         self.written.mul_(2)
         self.emptied = None
         self.count, self.table, self.flag, self.new = self.count + 1, self.table + 1, True, torch.ones(1)
+        self.listed[0] += 1
+        self.listed.append(self.count)
+        self.named |= {"a": self.count, "b": 2}
+        self.seen = {*self.seen, self.count + 5}
 
 
 def state(module: Remembering) -> list[Any]:
     buffers = [None if buffer is None else buffer.tolist() for _, buffer in module._buffers.items()]
-    return [buffers, module.count, module.table.tolist(), module.flag, hasattr(module, "new")]
+    held = [list(module.listed), dict(module.named), set(module.seen)]
+    return [buffers, module.count, module.table.tolist(), module.flag, hasattr(module, "new"), *held]
 
 
 @pytest.mark.parametrize("inference", [True, False])

@@ -16,6 +16,8 @@ from architectures import ARCHITECTURES
 from hypothesis import given
 from hypothesis import strategies as st
 from test_right_numbers import prompts
+from test_selfcheck import BERT_SIZES
+from transformers import BertConfig
 
 import headscore
 from headscore.capture import attention, pipeline, reductions, reference
@@ -25,6 +27,7 @@ from headscore.capture.spotcheck import SpotChecks
 from headscore.capture.unfinished import UnfinishedShard
 from headscore.data.cache import open_cache
 from headscore.data.errors import RunError
+from headscore.data.inspection import report
 from headscore.data.reader import Shard
 from headscore.data.tokens import Tokens
 
@@ -163,6 +166,33 @@ def test_where_memory_does_not_hold_eager_attention_the_models_own_output_is_com
     break_function(monkeypatch, reductions, "output_norms", lambda real: lambda z: real(z) * (1 if z.shape[1] <= 40 else 1.1))
     with pytest.raises(RunError, match=r"spot check failed: .* last_token/output_norm differs by 0\.1"):
         headscore.capture(tmp_path / "d", model=str(llama), max_samples=6)
+
+
+def test_a_spot_check_that_compared_nothing_says_so(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where memory holds neither eager attention nor the model's own, and where there is no output projection to listen to."""
+    monkeypatch.setattr(reference, "free_bytes", lambda device: 2 * 16 * 4 * 16**2)
+    real, error = reference.OwnOutput.__call__, torch.OutOfMemoryError("out of memory")
+
+    def call(self: reference.OwnOutput, ids: np.ndarray, heads: int) -> Any:
+        def fail(*_: Any, **__: Any) -> None:
+            raise error
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(self._model, "forward", fail)
+            return real(self, ids, heads)
+
+    bert = BertConfig(**BERT_SIZES, num_attention_heads=4, max_position_embeddings=600, is_decoder=True)
+    without = tiny.save(tiny.build(bert), tmp_path / "bert")
+    headscore.capture(tmp_path / "a", model=str(without), max_samples=4)
+    monkeypatch.setattr(reference.OwnOutput, "__call__", call)
+    headscore.capture(tmp_path / "b", model=str(llama), max_samples=4)
+    for cache in (tmp_path / "a", tmp_path / "b"):
+        facts = headscore.inspect(cache)
+        assert facts["spot_checks"]["ways"] == ["none"] and facts["spot_checks"]["largest_difference"] is None
+        assert "alone, without a comparison" in report(facts)
+    error = RuntimeError("no such kernel")
+    with pytest.raises(RunError, match="llama: fails: RuntimeError: no such kernel"):
+        headscore.capture(tmp_path / "c", model=str(llama), max_samples=4)
 
 
 CHECK = SelfCheck([0], 1, 1, "recorded", True, True, True, NO_RULES, [0], [1], 1)
