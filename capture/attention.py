@@ -34,6 +34,10 @@ class CannotRecordError(RunError):
     """What was recorded of this model is not what its own attention does, or nothing can be recorded at all."""
 
 
+class UnsupportedModelError(CannotRecordError):
+    """The model's attention is of a kind that cannot be recorded in this way."""
+
+
 @dataclass(frozen=True)
 class AttentionCall:
     """One attention layer's forward pass: query [B,H,T,D], key [B,G,P+T,D], value [B,G,P+T,D'].
@@ -70,7 +74,7 @@ def recording(model: PreTrainedModel, listener: Listener) -> Iterator[None]:
     Raises CannotRecordError where the architecture does not go through transformers' attention interface.
     """
     if not model._can_set_attn_implementation():
-        raise CannotRecordError(f"{model.config.model_type}: does not use transformers' attention interface")
+        raise UnsupportedModelError(f"{model.config.model_type}: does not use transformers' attention interface")
     projections: dict[nn.Module, nn.Module | None] = {}
     hooks: list[Any] = []
 
@@ -115,7 +119,7 @@ def _require_understood(module: nn.Module, key: Tensor, mask: Tensor | None, opt
     """Raises CannotRecordError for arguments whose effect on the attention would be missed."""
 
     def refuse(reason: str) -> None:
-        raise CannotRecordError(f"{module.config.model_type}: {reason}")  # type: ignore[union-attr]
+        raise UnsupportedModelError(f"{module.config.model_type}: {reason}")  # type: ignore[union-attr]
 
     unknown = [name for name, value in options.items() if value is not None and name not in (*UNDERSTOOD, *WITHOUT_EFFECT)]
     if unknown:

@@ -21,19 +21,23 @@ class CheckPrompts:
     """Prompts to check, and what the model's own eager attention gives for them.
 
     Args:
-        pairs: of prompts of different lengths, or a single one.
-        expected: the values of each of `copies`.
+        pairs: of two different prompts, or a single one.
         reference: what has run them.
+        values: what it gave, by row and number of tokens.
     """
 
     pairs: list[list[Tokens]]
-    expected: list[LayerValues]
     reference: Reference
+    values: dict[tuple[int, int], LayerValues]
+
+    def expected(self, prompt: Tokens) -> LayerValues:
+        """What is expected of one of the prompts."""
+        return self.values[_key(prompt)]
 
     @property
-    def copies(self) -> list[Tokens]:
-        """The prompts of all pairs, one after the other."""
-        return [copy for pair in self.pairs for copy in pair]
+    def prompts(self) -> list[Tokens]:
+        """The prompts of all pairs, each once."""
+        return list({_key(prompt): prompt for pair in self.pairs for prompt in pair}.values())
 
 
 def check_prompts(
@@ -48,9 +52,11 @@ def check_prompts(
         pairs = prompt_pairs(shortest, longest, limits, max(most, MIN_CHECKED))
         reference = Reference(model, recorder, thorough=True)
         try:
-            return CheckPrompts(pairs, [reference(copy.ids) for pair in pairs for copy in pair], reference)
+            found = CheckPrompts(pairs, reference, {})
+            found.values.update({_key(prompt): reference(prompt.ids) for prompt in found.prompts})
+            return found
         except MemoryError:
-            tried = max(len(copy.ids) for pair in pairs for copy in pair)
+            tried = max(len(prompt.ids) for prompt in found.prompts)
         if tried <= MIN_CHECKED:
             raise RunError(
                 f"out of memory on {model.device} in the self-check's eager attention over {tried} tokens; "
@@ -60,10 +66,12 @@ def check_prompts(
 
 
 def prompt_pairs(shortest: Tokens, longest: Tokens, limits: Sequence[int], most: int) -> list[list[Tokens]]:
-    """The shortest and the longest prompt, and copies of the longest from either side of every limit between their lengths.
+    """Pairs of prompts to run alone and in one batch.
 
-    The two of a pair differ in length, so that one of them is padded in their batch. A single prompt is paired with its first
-    half, and one of a single token stays alone.
+    The shortest is paired with the longest, with a copy of it of middle length, and with one of its own length; each limit
+    between them, with copies of the longest from either side of it. So one of most pairs is padded, and what changes between
+    two lengths only, or with the company alone, shows too. A single prompt is paired with its first half, and one of a single
+    token stays alone.
 
     Args:
         shortest: may be the longest.
@@ -73,11 +81,19 @@ def prompt_pairs(shortest: Tokens, longest: Tokens, limits: Sequence[int], most:
     """
     top, bottom = min(len(longest.ids), most), min(len(shortest.ids), most)
     if bottom == top:
-        shortest, bottom = longest, top // 2
-    pairs = [[_cut(shortest, bottom), _cut(longest, top)]] if bottom else [[_cut(longest, top)]]
+        shortest, bottom = (shortest, bottom) if shortest.row != longest.row else (longest, top // 2)
+    if not bottom:
+        return [[_cut(longest, top)]]
+    first = _cut(shortest, bottom)
+    others = [_cut(longest, length) for length in dict.fromkeys((top, (top + bottom) // 2, bottom))]
+    pairs = [[first, other] for other in others if _key(other) != _key(first)]
     between = [limit for limit in limits if bottom <= limit < top]
     return pairs + [[_cut(longest, limit), _cut(longest, limit + 1)] for limit in between]
 
 
 def _cut(sample: Tokens, tokens: int) -> Tokens:
     return Tokens(sample.row, sample.ids[:tokens])
+
+
+def _key(prompt: Tokens) -> tuple[int, int]:
+    return prompt.row, len(prompt.ids)

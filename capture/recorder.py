@@ -11,7 +11,7 @@ from transformers.cache_utils import Cache
 
 from ..data.errors import InputError
 from . import reductions
-from .attention import AttentionCall, CannotRecordError, recording
+from .attention import AttentionCall, CannotRecordError, UnsupportedModelError, recording
 from .eager import eager, eager_options
 from .exact import exact_differences
 from .model_state import ModelState
@@ -192,8 +192,8 @@ class Recorder:
         else:
             self.projections[layer] = projection
 
-    def _refusal(self, reason: str) -> CannotRecordError:
-        return CannotRecordError(f"{self._kind}: {reason}")
+    def _refusal(self, reason: str) -> UnsupportedModelError:
+        return UnsupportedModelError(f"{self._kind}: {reason}")
 
     def _keep(self, name: str, values: Tensor) -> None:
         """Put the latest layer's values beside those of the layers before.

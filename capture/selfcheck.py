@@ -17,7 +17,7 @@ from ..data.errors import InputError, RunError, one_line
 from ..data.reader import ROW_SUM_TOLERANCE
 from ..data.settings import CaptureSettings
 from ..data.tokens import Tokens
-from .attention import CannotRecordError
+from .attention import CannotRecordError, UnsupportedModelError
 from .check_prompts import CheckPrompts, check_prompts
 from .check_result import SelfCheck
 from .comparison import Comparison, checked_dtype, tolerance
@@ -74,6 +74,8 @@ def checked_recorder(
             check = self_check(model, recorder, samples, dtype, settings, dataclasses.replace(ALL_APART, limits=rules.limits))
             _warn(failure, "prompts of different lengths are run apart, and each whole, which is slower")
             return recorder, check
+    if isinstance(failures[-1], UnsupportedModelError):
+        raise RefusedModelError(str(failures[-1])) from failures[-1]
     raise failures[-1]
 
 
@@ -108,7 +110,7 @@ def self_check(
         shared = settings.share_prefixes and _can_share(model, recorder, prompts, rules, compare)
     finally:
         exact, recorder.exact = recorder.exact, None
-    rows_of = [layer["last_token/attention"] for values in prompts.expected for layer in values.values()]
+    rows_of = [layer["last_token/attention"] for values in prompts.values.values() for layer in values.values()]
     return SelfCheck(
         layers=sorted(recorder.modules),
         heads=recorder.heads,
@@ -118,8 +120,8 @@ def self_check(
         result_norms=recorder.results,
         shared_prefixes=shared,
         rules=rules,
-        rows=sorted({copy.row for copy in prompts.copies}),
-        lengths=sorted({len(copy.ids) for copy in prompts.copies}),
+        rows=sorted({copy.row for copy in prompts.prompts}),
+        lengths=sorted({len(copy.ids) for copy in prompts.prompts}),
         longest=len(by_length[-1].ids),
         largest_difference=dict(sorted(compare.worst.items())),
         exact_difference=dict(sorted((exact or {}).items())),
@@ -198,15 +200,13 @@ def _check_whole(
     model: PreTrainedModel, recorder: Recorder, prompts: CheckPrompts, rules: LengthRules, compare: Comparison
 ) -> None:
     """Hold each prompt, run alone and beside the other of its pair, against what is expected of it."""
-    expected = iter(prompts.expected)
+    for prompt in prompts.prompts:
+        compare(prompt, _record(model, recorder, [prompt])[0], prompts.expected(prompt))
     for pair in prompts.pairs:
-        wanted = [next(expected) for _ in pair]
-        for prompt, values in zip(pair, wanted, strict=True):
-            compare(prompt, _record(model, recorder, [prompt])[0], values)
         groups = _by_way(pair, rules)
         try:
-            for prompt, recorded, values in zip(pair, _record(model, recorder, pair, groups), wanted, strict=True):
-                compare(prompt, recorded, values)
+            for prompt, recorded in zip(pair, _record(model, recorder, pair, groups), strict=True):
+                compare(prompt, recorded, prompts.expected(prompt))
         except CannotRecordError as error:
             raise (MixedLengthsError(str(error)) if len(groups) < len(pair) else error) from error
 
@@ -215,18 +215,19 @@ def _can_share(
     model: PreTrainedModel, recorder: Recorder, prompts: CheckPrompts, rules: LengthRules, compare: Comparison
 ) -> bool:
     """Whether prompts whose first half is run apart give what they give when they are run whole; False where none can be."""
-    tried = False
-    for prompt, expected in zip(prompts.copies, prompts.expected, strict=True):
+    tried, kind = False, model.config.model_type
+    for prompt in prompts.prompts:
         half = len(prompt.ids) // 2
         if not half or rules.way(half) != rules.way(len(prompt.ids)):
             continue
         tried = True
         try:
-            compare(prompt, _record(model, recorder, [prompt], [Group(half, [[0]])])[0], expected)
+            compare(prompt, _record(model, recorder, [prompt], [Group(half, [[0]])])[0], prompts.expected(prompt))
         except NoMemoryError:
             raise
         except (RunError, InputError) as error:  # whatever comes of a model that cannot
-            logger.warning("what prompts share is run again for each of them: %s", one_line(error)[:300])
+            reason = one_line(error.__cause__ or error)[:200]
+            logger.warning("what prompts share is run again for each of them, as %s cannot go on from it: %s", kind, reason)
             return False
     return tried
 

@@ -266,6 +266,20 @@ def test_what_a_model_remembers_is_undone_or_the_model_refused(
         assert_parity(tmp_path / "c", EagerModel(llama, fresh=True))
 
 
+def test_what_changes_between_two_lengths_only_is_found(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = LlamaRotaryEmbedding.forward
+
+    def forward(self: Any, x: torch.Tensor, position_ids: torch.Tensor) -> Any:
+        return real(self, x, position_ids * (2 if 75 < int(position_ids.max()) <= 110 else 1))
+
+    monkeypatch.setattr(LlamaRotaryEmbedding, "forward", forward)
+    headscore.capture(tmp_path / "c", model=str(llama), max_samples=12)
+    assert "prompts of different lengths are run apart" in caplog.text
+    assert_parity(tmp_path / "c", EagerModel(llama))
+
+
 def test_where_memory_runs_out_shorter_copies_are_checked(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -292,18 +306,26 @@ def test_where_memory_runs_out_shorter_copies_are_checked(
 lengths = st.integers(1, 60)
 
 
-@given(lengths, lengths, st.sets(st.integers(1, 80)), st.integers(1, 80))
-def test_prompts_from_both_sides_of_every_limit_are_checked(one: int, other: int, limits: set[int], most: int) -> None:
+@given(lengths, lengths, st.sets(st.integers(1, 80)), st.integers(1, 80), st.booleans())
+def test_prompts_from_both_sides_of_every_limit_are_checked(
+    one: int, other: int, limits: set[int], most: int, single: bool
+) -> None:
     ids = np.arange(60, dtype=np.int32)
     shortest, longest = Tokens(0, ids[: min(one, other)]), Tokens(1, ids[: max(one, other)])
+    shortest = longest if single else shortest
     pairs = prompt_pairs(shortest, longest, sorted(limits), most)
-    found = {len(copy.ids) for pair in pairs for copy in pair}
-    top = min(len(longest.ids), most)
-    assert max(found) == top and all(np.array_equal(copy.ids, ids[: len(copy.ids)]) for pair in pairs for copy in pair)
+    found = {len(prompt.ids) for pair in pairs for prompt in pair}
+    top, bottom = min(len(longest.ids), most), min(len(shortest.ids), most)
+    assert max(found) == top and all(np.array_equal(prompt.ids, ids[: len(prompt.ids)]) for pair in pairs for prompt in pair)
     for limit in limits:
-        if len(shortest.ids) <= limit < top:
+        if bottom <= limit < top:
             assert {limit, limit + 1} <= found
-    assert all(len({len(copy.ids) for copy in pair}) == 2 for pair in pairs) or top == 1, "one of each pair is padded"
+    keys = [[(prompt.row, len(prompt.ids)) for prompt in pair] for pair in pairs]
+    assert all(len(set(pair)) == len(pair) for pair in keys), "a prompt is no company for itself"
+    if not single:
+        assert [(0, bottom), (1, bottom)] in keys, "two prompts of one length"
+    if top > bottom or (single and top > 1):
+        assert any(len({length for _, length in pair}) == 2 for pair in keys), "one is padded"
 
 
 @given(

@@ -195,6 +195,40 @@ def test_a_spot_check_that_compared_nothing_says_so(llama: Path, tmp_path: Path,
         headscore.capture(tmp_path / "c", model=str(llama), max_samples=4)
 
 
+def noisy_eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eager attention whose norms are far from what is recorded, once the self-check has passed."""
+
+    def noisy(real: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda self, ids: {
+            layer: {name: value * 1.9 if name.endswith("output_norm") else value for name, value in values.items()}
+            for layer, values in real(self, ids).items()
+        }
+
+    def then(check: SelfCheck) -> SelfCheck:
+        break_function(monkeypatch, reference.Reference, "__call__", noisy)
+        return check
+
+    after_the_self_check(monkeypatch, then)
+
+
+def test_what_rounding_alone_does_in_half_precision_ends_no_capture(
+    llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where eager attention is far from what is stored, which is what is recorded of the prompt alone."""
+    for dtype in ("bf16", "fp32"):
+        options = {"model": str(llama), "max_samples": 6, "dtype": dtype}
+        if dtype == "bf16":
+            with pytest.MonkeyPatch.context() as patch:
+                noisy_eager(patch)
+                headscore.capture(tmp_path / dtype, **options)
+            assert "bf16 rounds so much" in caplog.text
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(RunError, match="spot check failed"):
+            noisy_eager(patch)
+            if dtype == "bf16":  # what is stored is not what the prompt gives alone
+                break_function(patch, UnfinishedShard, "_put", lambda real: lambda self, i, *of: real(self, i ^ 1, *of))
+            headscore.capture(tmp_path / f"{dtype}, wrong", **options)
+
+
 CHECK = SelfCheck([0], 1, 1, "recorded", True, True, True, NO_RULES, [0], [1], 1)
 
 
