@@ -36,6 +36,7 @@ class PlainFile(io.FileIO):
     """
 
     _refused: OSError | None = None
+    _lost = False  # stands at a place that no file has
 
     def __init__(self, path: Path, *, follow_links: bool = False):
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow_links else os.O_NOFOLLOW)
@@ -54,20 +55,30 @@ class PlainFile(io.FileIO):
             raise InputError(f"{path}: is not a regular file")
 
     def readinto(self, buffer: Any, /) -> int:
-        """Fill `buffer` from where the file stands, as HDF5 reads; the number of bytes. Raises OSError."""
+        """Fill `buffer` from where the file stands, as HDF5 reads; the number of bytes.
+
+        Nothing is raised: whoever keeps an error keeps its frames, and with them the buffer, which is HDF5's own memory, and the
+        program would crash as it ends. What could not be read is 0, and `require_read` raises.
+        """
         try:
-            return os.readv(self.fileno(), [buffer])
+            if not self._lost:
+                return os.readv(self.fileno(), [buffer])
         except OSError as error:
             self._note(error)
-            raise
+        with memoryview(buffer).cast("B") as view:
+            view[:] = bytes(len(view))
+            return len(view)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """Go to another place. Raises OSError."""
+        """Go to another place; what is read from one that no file has is 0. Nothing is raised, as in `readinto`."""
         try:
+            self._lost = False
             return super().seek(offset, whence)
-        except OSError as error:
-            self._note(error)
-            raise
+        except (OSError, OverflowError, ValueError) as error:
+            self._lost = True
+            if isinstance(error, OSError):
+                self._note(error)
+            return 0
 
     def read_at(self, place: int, size: int) -> bytes:
         """Up to `size` bytes from `place` on, as many as are there. Raises OSError or, beyond any file, OverflowError."""
@@ -77,13 +88,19 @@ class PlainFile(io.FileIO):
             self._note(error)
             raise
 
+    def require_read(self) -> None:
+        """Raises UnreadableFileError if the system has refused a read, so that what was taken for the file's content is not."""
+        if self._refused:
+            raise unreadable(self._path, self._refused)
+
     def fault(self, damage: str) -> HeadscoreError:
         """The error to raise where reading has failed: that the system refused a read, or else that the shard is damaged."""
         return unreadable(self._path, self._refused) if self._refused else DamagedShardError(f"{self._path}: {damage}")
 
     def _note(self, error: OSError) -> None:
+        """Remember that a read was refused, but not the error's frames: they hold HDF5's memory, which is gone before them."""
         if error.errno != errno.EINVAL:  # which is about a place that no file has, so damage
-            self._refused = error
+            self._refused = OSError(error.errno, error.strerror)
 
 
 def read_plain(path: Path, max_bytes: int) -> bytes | None:

@@ -100,6 +100,7 @@ class Shard:
                 self._places[name].read(h5py.h5s.create_simple(count), place, values)
         except (OSError, OverflowError, ChunkError) as error:
             raise self._fault(name) from error
+        self._plain_file.require_read()
         return values[0] if layer is not None and axes[0] == "L" else values
 
     def parts(self, name: str, layer: int, block: Block) -> Iterator[tuple[slice, Array]]:
@@ -147,8 +148,12 @@ class Shard:
         """What HDF5 or Python finds wrong about a file becomes a DamagedShardError, unless the system refused to read it."""
         try:
             yield
+        except HeadscoreError:
+            self._plain_file.require_read()  # else it would be told of what is only not read
+            raise
         except (ArithmeticError, LookupError, ValueError, TypeError, OSError, RuntimeError) as error:
             raise self._plain_file.fault(f"{what}: {one_line(error)[:160]}") from error
+        self._plain_file.require_read()
 
     def _fault(self, name: str) -> HeadscoreError:
         return self._plain_file.fault(f"'{name}' cannot be read, most likely as its checksum does not match")

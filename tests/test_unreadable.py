@@ -4,6 +4,8 @@ import errno
 import os
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -244,6 +246,34 @@ def test_a_refused_read_is_remembered() -> None:
     """The first page of a process's memory, which is never there."""
     with PlainFile(Path("/proc/self/mem")) as file:
         assert isinstance(file.fault("no shard"), DamagedShardError)
-        with pytest.raises(OSError):
-            file.readinto(bytearray(8))
+        file.require_read()
+        buffer = bytearray(b"12345678")
+        assert file.readinto(buffer) == 8 and buffer == bytes(8)
+        with pytest.raises(UnreadableFileError):
+            file.require_read()
         assert isinstance(file.fault("no shard"), UnreadableFileError) and isinstance(file.fault(""), RunError)
+
+
+@pytest.mark.parametrize("after", [0, 3, 12])
+def test_a_program_that_keeps_the_error_of_a_refused_read_ends_well(copy: Path, after: int) -> None:
+    """An error keeps the frames that it came through; none of them may hold memory of HDF5's, which is gone by then."""
+    program = (
+        "import os, sys\n"
+        "import headscore\n"
+        "from headscore.data import plain\n"
+        "real, calls, kept = os.readv, [], []\n"
+        "def readv(*of):\n"
+        "    calls.append(1)\n"
+        f"    if len(calls) > {after}:\n"
+        "        raise OSError(5, 'Input/output error')\n"
+        "    return real(*of)\n"
+        "plain.os.readv = readv\n"
+        "try:\n"
+        "    headscore.score(sys.argv[1])\n"
+        "except headscore.HeadscoreError as error:\n"
+        "    kept.append(error)\n"
+        "    sys.last_value = error\n"
+        "    print(type(error).__name__)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(copy)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "UnreadableFileError\n"), done.stderr
