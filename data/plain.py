@@ -57,8 +57,8 @@ class PlainFile(io.FileIO):
     def readinto(self, buffer: Any, /) -> int:
         """Fill `buffer` from where the file stands, as HDF5 reads; the number of bytes.
 
-        Nothing is raised: whoever keeps an error keeps its frames, and with them the buffer, which is HDF5's own memory, and the
-        program would crash as it ends. What could not be read is 0, and `require_read` raises.
+        Nothing is raised: whoever keeps an error keeps its frames, and with them the buffer, which is HDF5's own memory, and
+        the program would crash as it ends. What could not be read is 0, and `require_read` raises.
         """
         try:
             if not self._lost:
