@@ -53,7 +53,7 @@ def capture_shards(
     prompts = [prompt for shard in shards.values() for prompt in shard.prompts]
     longest = max(prompts, key=lambda prompt: len(prompt.ids), default=None)
     dtype, seed = cache.metadata["settings"]["dtype"], settings.seed
-    spot_checks = SpotChecks(model, recorder, check, dtype, seed, longest.row if longest else -1)
+    spot_checks = SpotChecks(model, recorder, check, dtype, seed, prompts)
     done, made, stopped = 0, 0, False
     unfinished: dict[int, UnfinishedShard] = {}
     writing: Future[None] | None = None

@@ -27,6 +27,10 @@ logger = logging.getLogger("headscore")
 # In half precision one head of many may be further off by rounding alone, so many times the tolerance of the self-check.
 _LOW_PRECISION = 3
 
+# A checked token costs about three of those that are captured, as each sample is run alone and whole by eager attention.
+SHARE_OF_TOKENS = 0.009
+FEW_PROMPTS = 32  # a capture of fewer takes so little time that its share does not matter
+
 
 class SpotChecks:
     """Chooses samples of a shard, runs them again and compares.
@@ -37,31 +41,46 @@ class SpotChecks:
         check: what the self-check found.
         dtype: fp32, fp16 or bf16.
         seed: of the choice.
-        longest: row of the longest prompt, which is checked in any case.
+        prompts: all that this process captures.
     """
 
-    def __init__(self, model: PreTrainedModel, recorder: Recorder, check: SelfCheck, dtype: str, seed: int, longest: int):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        recorder: Recorder,
+        check: SelfCheck,
+        dtype: str,
+        seed: int,
+        prompts: Sequence[Tokens],
+    ):
         self._model = model
         self._recorder = recorder
         self._check = check
         self._dtype = checked_dtype(model, dtype)
         self._seed = seed
-        self._longest = longest
+        self._longest = max(prompts, key=lambda prompt: len(prompt.ids)).row if prompts else None
+        self._share = SHARE_OF_TOKENS if len(prompts) >= FEW_PROMPTS else 1
 
     def choose(self, shard: int, samples: Sequence[Tokens], padding: Sequence[int]) -> list[int]:
         """Numbers of the samples of a shard to check, rising; none of a shard without samples.
 
-        One is drawn by the seed and the shard's number, and one more for each limit of the model between which others lie.
-        Two are taken in any case: the one with the most `padding` tokens in its batch, which longer prompts beside it would
-        show in first, and the longest prompt of the capture.
+        One is drawn by the seed and the shard's number, and one more from either side of each length at which passes begin to
+        be computed in another way. These follow as far as all together stay within SHARE_OF_TOKENS of the shard's tokens
+        (always, where a capture has only FEW_PROMPTS): the one with the most `padding` tokens in its batch, in which longer
+        prompts beside it would show first; the longest prompt of the capture; and one between any two limits of the model.
         """
         order = np.random.RandomState([self._seed, shard]).permutation(len(samples)).tolist()
-        between: dict[int, int] = {}
-        for number in order:
-            between.setdefault(bisect_left(self._check.rules.limits, len(samples[number].ids)), number)
-        longest = [number for number in order if samples[number].row == self._longest]
+        rules = self._check.rules
+        switches = sorted({*rules.switches, *([rules.alone_beyond] if rules.alone_beyond else [])})
+        chosen = {*order[:1], *_one_between(switches, order, samples)}
         most_padded = sorted(order, key=lambda number: -padding[number])[:1]
-        return sorted({*between.values(), *longest, *most_padded})
+        longest = [number for number in order if samples[number].row == self._longest]
+        left = self._share * sum(len(sample.ids) for sample in samples) - sum(len(samples[i].ids) for i in chosen)
+        for number in (*most_padded, *longest, *_one_between(rules.limits, order, samples)):
+            if number not in chosen and len(samples[number].ids) <= left:
+                chosen.add(number)
+                left -= len(samples[number].ids)
+        return sorted(chosen)
 
     def __call__(self, shard: int, sample: Tokens, stored: Mapping[str, Values]) -> dict[str, Any]:
         """Run a sample again and compare it with what its shard holds; what is to be said of it in the shard's metadata.
@@ -148,3 +167,11 @@ class SpotChecks:
 
     def _tolerance(self, name: str) -> float:
         return tolerance(name, self._dtype) * (1 if self._dtype == "fp32" else _LOW_PRECISION)
+
+
+def _one_between(limits: Sequence[int], order: Sequence[int], samples: Sequence[Tokens]) -> list[int]:
+    """The first sample in order of those whose lengths lie between the same two of some rising limits, for any two."""
+    found: dict[int, int] = {}
+    for number in order:
+        found.setdefault(bisect_left(limits, len(samples[number].ids)), number)
+    return list(found.values())

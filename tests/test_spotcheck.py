@@ -23,7 +23,7 @@ import headscore
 from headscore.capture import attention, pipeline, reductions, reference
 from headscore.capture.check_result import SelfCheck
 from headscore.capture.lengths import NO_RULES, LengthRules
-from headscore.capture.spotcheck import SpotChecks
+from headscore.capture.spotcheck import FEW_PROMPTS, SHARE_OF_TOKENS, SpotChecks
 from headscore.capture.unfinished import UnfinishedShard
 from headscore.data.cache import open_cache
 from headscore.data.errors import RunError
@@ -232,17 +232,36 @@ def test_what_rounding_alone_does_in_half_precision_ends_no_capture(
 CHECK = SelfCheck([0], 1, 1, "recorded", True, True, True, NO_RULES, [0], [1], 1)
 
 
-@given(st.lists(st.integers(1, 90), min_size=1, max_size=40), st.sets(st.integers(1, 90)), st.integers(0, 5), st.randoms())
-def test_samples_are_chosen_between_all_limits(lengths: list[int], limits: set[int], seed: int, random: Random) -> None:
-    rising = tuple(sorted(limits))
-    check = replace(CHECK, rules=LengthRules(limits=rising))
+@given(
+    st.lists(st.integers(1, 90), min_size=1, max_size=60),
+    st.sets(st.integers(1, 90)),
+    st.sets(st.integers(1, 90), max_size=2),
+    st.integers(0, 5),
+    st.randoms(),
+)
+def test_samples_are_chosen_by_the_seed_and_by_what_is_likely_to_go_wrong(
+    lengths: list[int], limits: set[int], switches: set[int], seed: int, random: Random
+) -> None:
+    rising = tuple(sorted(limits | switches))
+    check = replace(CHECK, rules=LengthRules(tuple(sorted(switches)), None, rising))
     samples = [Tokens(row, np.zeros(length, np.int32)) for row, length in enumerate(lengths)]
-    longest = int(np.argmax(lengths))
-    checks = SpotChecks(torch.nn.Linear(1, 1), None, check, "fp32", seed, longest)  # type: ignore[arg-type]
+    checks = SpotChecks(torch.nn.Linear(1, 1), None, check, "fp32", seed, samples)  # type: ignore[arg-type]
     padding = [random.randrange(9) for _ in samples]
     chosen = checks.choose(0, samples, padding)
-    assert chosen == sorted(set(chosen)) == checks.choose(0, samples, padding) and longest in chosen
-    assert max(padding[i] for i in chosen) == max(padding)
-    between = {int(np.searchsorted(rising, length)) for length in lengths}
-    assert {int(np.searchsorted(rising, lengths[i])) for i in chosen} == between
-    assert len(chosen) <= len(between) + 2
+    assert chosen and chosen == sorted(set(chosen)) == checks.choose(0, samples, padding)
+
+    def between(bounds: tuple[int, ...], numbers: Sequence[int]) -> set[int]:
+        return {int(np.searchsorted(bounds, lengths[number])) for number in numbers}
+
+    everything = range(len(lengths))
+    assert between(tuple(sorted(switches)), chosen) == between(tuple(sorted(switches)), everything)
+    if len(lengths) < FEW_PROMPTS:
+        assert between(rising, chosen) == between(rising, everything) and int(np.argmax(lengths)) in chosen
+        assert max(padding[i] for i in chosen) == max(padding)
+    elif sum(lengths[i] for i in chosen) > SHARE_OF_TOKENS * sum(lengths):
+        assert len(chosen) <= 1 + len(switches) + 1, "no more than what is checked in any case"
+
+
+def test_a_shard_without_samples_has_nothing_to_check() -> None:
+    checks = SpotChecks(torch.nn.Linear(1, 1), None, CHECK, "fp32", 0, [])  # type: ignore[arg-type]
+    assert checks.choose(0, [], []) == []
