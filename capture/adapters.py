@@ -132,8 +132,9 @@ def merged(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
 def _fit_embeddings(model: PreTrainedModel, adapter: Adapter) -> None:
     """Give the model as many embeddings as the adapter has, where tokens were added before it was trained."""
     embeddings = model.get_input_embeddings()
-    name = next(name for name, module in model.named_modules() if module is embeddings)
-    whole = {f"base_model.model.{name}.{part}weight" for part in ("", "base_layer.", "modules_to_save.")}
+    holding = [name for name, module in model.named_modules() if getattr(module, "weight", None) is embeddings.weight]  # tied
+    parts = ("", "base_layer.", "modules_to_save.")
+    whole = {f"base_model.model.{name}.{part}weight" for name in holding for part in parts}
     try:
         with safe_open(adapter.folder / WEIGHTS, "pt") as weights:
             rows = {weights.get_slice(key).get_shape()[0] for key in whole.intersection(weights.keys())}

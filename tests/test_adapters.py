@@ -12,6 +12,7 @@ import peft
 import pytest
 import tiny
 import torch
+from architectures import ARCHITECTURES
 from eager import EagerModel
 from parity import assert_parity
 from safetensors.torch import load_file, save_file
@@ -210,6 +211,21 @@ def test_tokens_that_were_added_before_training_are_captured(targets: list[str],
     wanted = adapted.merge_and_unload()
     wanted.set_attn_implementation("eager")
     assert_parity(cache, EagerModel(wanted))
+
+
+def test_tokens_that_were_added_to_a_tied_head_are_captured(tmp_path: Path) -> None:
+    """The file then has the head's weights alone, which are the embeddings too."""
+    folder = tiny.save(tiny.build(ARCHITECTURES["llama, tied"].config()), tmp_path / "model")
+    model = adapters.base(folder)
+    model.resize_token_embeddings(610)
+    adapted = adapters.trained(model, adapters.lora(target_modules=["lm_head", "up_proj"]))
+    adapted.save_pretrained(tmp_path / "adapter")
+    cache = captured(tmp_path / "c", model=str(folder), adapter=str(tmp_path / "adapter"))
+    plain = adapters.base(folder)
+    plain.resize_token_embeddings(610)
+    whole = peft.PeftModel.from_pretrained(plain, tmp_path / "adapter").eval().get_base_model()
+    whole.set_attn_implementation("eager")
+    assert_parity(cache, EagerModel(whole))
 
 
 def test_a_base_of_a_relative_path_is_found_from_here(
