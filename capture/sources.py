@@ -76,13 +76,21 @@ def resolve(
     source = replace(source, trust_remote_code=trust_remote_code, arguments=arguments or {})
     own = _own_adapter(source)
     if own is None:
-        return replace(source, adapter=_given_adapter(adapter)) if adapter else source
+        return replace(source, adapter=_of_base(_given_adapter(adapter), name)) if adapter else source
     if adapter and _given_adapter(adapter).folder.resolve() != own.folder.resolve():
         raise InputError(f"--adapter {adapter}: --model {name} holds an adapter already; give the model without it")
     if _holds_model(source):
         logger.info("--model %s: the adapter beside its weights is merged into them", name)
         return replace(source, adapter=own)
     return _with_base(source, own)
+
+
+def _of_base(adapter: Adapter, model: str) -> Adapter:
+    """The adapter, after saying so where it names another base; the same model has other names on other machines."""
+    named = adapter.config.base_model_name_or_path
+    if named and named != model:
+        logger.info("%s: was trained on %s, and is merged into %s", adapter.told, named, model)
+    return adapter
 
 
 def _with_base(source: Source, adapter: Adapter) -> Source:

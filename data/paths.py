@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .errors import InputError, printable
+from .errors import InputError, UnfitRowError, printable
 from .values import choice_lines, from_json, labelled_choices, scalar_text
 
 MAX_DEPTH = 4  # of the paths that a message names
@@ -52,21 +52,23 @@ def _ways(value: Any, path: str) -> Iterator[tuple[Any, str]]:
 def text_at(row: dict[str, Any], path: str, where: str, *, is_list: bool = False) -> str:
     """The text of what a path leads to: of choices one line `A. text` each, else as `scalar_text` makes it.
 
-    is_list: whether a text is the JSON of a list. Raises InputError, saying where and which paths there are.
+    is_list: whether a text is the JSON of a list. Raises InputError, saying where and which paths there are, and UnfitRowError
+    for a list of no choices.
     """
     try:
         value = value_at(row, path, where)
-    except LookupError:
-        value = None
-    if value is None:
-        raise InputError(f"{where}: has no '{path}'; it has {some(known_paths([row]))}")
+    except LookupError as error:
+        raise InputError(f"{where}: has no '{path}'; it has {some(known_paths([row]))}") from error
     if not isinstance(value, list | dict) and not (is_list and isinstance(value, str) and value.strip()):
         return scalar_text(value, path, where)
     try:
-        return choice_lines(labelled_choices(value, path, where))
+        choices = labelled_choices(value, path, where)
     except InputError as error:
         inner = list(_inner_paths(path, value))
         raise InputError(f"{error}; it has {some(inner)}" if inner else str(error)) from error
+    if not choices:
+        raise UnfitRowError(f"'{path}' has no choices")
+    return choice_lines(choices)
 
 
 def is_known(path: str, rows: Sequence[dict[str, Any]]) -> bool:

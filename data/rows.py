@@ -77,6 +77,7 @@ def _read_json(path: Path) -> list[Row]:
         rows = _parsed(path, text, 1)
     elif first == "{":
         rows = list(_json_lines(path, text))
+        _require_one_object_a_row(path, rows)
     elif first:
         raise InputError(f"{path}: not JSON: starts with {first!r}; expected a JSON array or one JSON object a line")
     else:
@@ -87,8 +88,18 @@ def _read_json(path: Path) -> list[Row]:
     return rows
 
 
+def _require_one_object_a_row(path: Path, rows: list[Any]) -> None:
+    """Raises InputError for a single object of columns, which is what pandas writes unless it is told otherwise."""
+    columns = list(rows[0].values()) if len(rows) == 1 else []
+    if columns and all(isinstance(column, dict) and list(column) == list(map(str, range(len(column)))) for column in columns):
+        raise InputError(f'{path}: holds columns, not rows: save it with to_json(orient="records"), or with lines=True, too')
+
+
 def _json_lines(path: Path, text: str) -> Iterator[Any]:
-    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines(): JSON text may hold U+2028
+    lines = text.split("\n")  # not splitlines(): JSON text may hold U+2028
+    if lines[0].strip() == "{":
+        raise InputError(f"{path}: has an object over several lines: write an array of objects, or one object a line")
+    for number, line in enumerate(lines, start=1):
         if line.strip():
             yield _parsed(path, line, number)
 

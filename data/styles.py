@@ -69,6 +69,8 @@ def _arc_pieces(row: Row, where: str) -> dict[str, Piece]:
     The answer key is checked but not shown.
     """
     choices = labelled_choices(row.get("choices"), "choices", where)
+    if not choices:
+        raise UnfitRowError("it has no choices")
     question = Piece(column_text(row, "question", where))
     _check_answer(row, "answerKey", [label for label, _ in choices])
     instruction = _arc_instruction(question, [text for _, text in choices])

@@ -30,7 +30,7 @@ def scalar_text(value: Any, name: str, where: str) -> str:
     if isinstance(value, int) or (isinstance(value, float | Decimal) and math.isfinite(value)):
         return str(value)
     if value is None:
-        raise InputError(f"{where}: has no '{name}'")
+        raise InputError(f"{where}: has no '{name}': it is null")
     raise InputError(f"{where}: '{name}' must be text, a number or a boolean, got {kind(value)}")
 
 
@@ -38,7 +38,7 @@ def column_text(row: dict[str, Any], column: str, where: str) -> str:
     """The text in a row's column; InputError, saying where, if there is none or it is something else."""
     value = row.get(column)
     if value is None:
-        raise InputError(f"{where}: has no '{column}'")
+        raise InputError(f"{where}: has no '{column}'" + (": it is null" if column in row else ""))
     if not isinstance(value, str):
         raise InputError(f"{where}: '{column}' must be text, got {kind(value)}")
     return value

@@ -17,7 +17,7 @@ from headscore.capture.samples import encode_shards, read_prompts
 from headscore.data.errors import InputError
 from headscore.data.prompts import PromptMaker
 from headscore.data.settings import CaptureSettings
-from headscore.data.templates import Prompt
+from headscore.data.templates import Prompt, Template
 from headscore.data.tokens import Skipped
 
 SOURCE = Path("rows.jsonl")
@@ -78,6 +78,14 @@ def test_a_row_is_left_out_only_for_an_answer_that_no_label_is(labels: list[str]
     row = {"question": "Hot?", "choices": [{"text": "x", "label": label} for label in labels], "answerKey": answer}
     same = answer.strip().casefold() in {label.strip().casefold() for label in labels} or not answer.strip()
     assert isinstance(made(row), Prompt) or not same
+
+
+@pytest.mark.parametrize("choices", [[], {"A": None, "B": None}, {"text": [], "label": []}])
+def test_a_row_without_choices_is_left_out_like_one_without_a_question(choices: Any) -> None:
+    row = {"question": "Hot?", "choices": choices, "answerKey": "A"}
+    template = Template("own", "{question}\n{options}")
+    for outcome in (made(row), PromptMaker(SOURCE, [{**row, "options": choices}], template)({**row, "options": choices}, 0)):
+        assert isinstance(outcome, Skipped) and "no choices" in outcome.reason
 
 
 def write(path: Path, wrong: tuple[int, ...] = WRONG) -> Path:

@@ -89,3 +89,22 @@ def test_a_sample_is_sorted_distinct_seeded_and_nested(rows: int, most: int, see
 def test_the_sample_of_a_seed_never_changes() -> None:
     assert sample_rows(1000, 5, 42) == [411, 521, 660, 737, 740]
     assert sample_rows(1000, 5, 43) != sample_rows(1000, 5, 42)
+
+
+COLUMNS = '{"q": {"0": "Is tea hot?", "1": "Is ice cold?"}, "a": {"0": 1, "1": 0}}'  # as pandas writes by default
+SPREAD = '{\n  "question": "Is tea hot?"\n}'
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(COLUMNS, "holds columns, not rows"), (SPREAD, "has an object over several lines: write an array")]
+)
+def test_json_that_is_neither_an_array_nor_one_object_a_line_is_told(content: str, said: str, tmp_path: Path) -> None:
+    for name in ("d.json", "d.jsonl"):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(InputError, match=said):
+            read_rows(tmp_path / name)
+
+
+def test_a_single_row_of_objects_is_a_row(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text('{"options": {"A": "ice", "B": "fire"}, "question": {"stem": "Which is hot?"}}')
+    assert len(read_rows(tmp_path / "d.jsonl")) == 1
