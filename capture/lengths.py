@@ -52,12 +52,13 @@ def length_rules(config: Any) -> LengthRules:
     """
     text = config.get_text_config()
     values = text.to_dict()
-    switches, alone = set(), set()
+    switches: set[int] = set()
+    alone: set[int] = set()
     for rope in _ropes(values):
         kind = rope.get("rope_type", rope.get("type"))
         original = _original_length(rope, text)
         if "long_factor" in rope or kind in ("longrope", "su"):
-            switches.add(original)
+            (switches if original else alone).add(original)  # where it switches may be left unsaid
         elif kind not in _STATIC_ROPE:
             alone.add(min(original, _original_length({}, text)))
     alone |= {value for value in _values(values, _CHOICE_NAMES) if value > 0}

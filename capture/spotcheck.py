@@ -113,6 +113,9 @@ class SpotChecks:
                 "row %d: %s rounds so much that its own eager attention differs by up to %.2g from what is recorded; "
                 "--dtype fp32 would not", sample.row, self._dtype, max(worst.values()),
             )  # fmt: skip
+        if not worst:
+            reason = "memory does not hold its eager attention, nor is there an output of its own attention to compare"
+            logger.warning("row %d: its spot check compared nothing: %s", sample.row, reason)
         return {
             "row": sample.row,
             "tokens": len(sample.ids),

@@ -215,7 +215,7 @@ def test_a_kind_of_rope_that_nobody_knows_is_run_apart(
     assert "prompts of different lengths are run apart" in caplog.text
     metadata = open_cache(tmp_path / "c").metadata
     assert metadata["attention"]["way"] == "recorded" and metadata["self_check"]["length_rules"]["alone_beyond"] == 0
-    assert metadata["self_check"]["shared_prefixes"] is False or not metadata["self_check"]["length_rules"]["switches"]
+    assert metadata["self_check"]["shared_prefixes"] is False
     assert_parity(tmp_path / "c", EagerModel(llama, fresh=True))
 
 
@@ -368,6 +368,9 @@ def test_the_rules_are_read_from_every_form_of_a_configuration() -> None:
     assert length_rules(old).alone_beyond == 700
     old.rope_scaling = {"type": "su", "long_factor": [1.0], "short_factor": [1.0], "original_max_position_embeddings": 300}
     assert length_rules(old).switches == (300,) and length_rules(old).alone_beyond is None
+    unsaid = LlamaConfig(max_position_embeddings=0)
+    unsaid.rope_parameters = {"rope_type": "longrope", "long_factor": [1.0], "short_factor": [1.0]}
+    assert length_rules(unsaid).alone_beyond == 0, "where it switches is not said"
     old.rope_scaling = {"type": "made-up", "factor": 2.0}
     assert length_rules(old).alone_beyond == 700, "what is not known to be static is taken to depend on the length"
     layered = ARCHITECTURES["gemma3_text"].config()

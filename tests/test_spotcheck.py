@@ -168,7 +168,9 @@ def test_where_memory_does_not_hold_eager_attention_the_models_own_output_is_com
         headscore.capture(tmp_path / "d", model=str(llama), max_samples=6)
 
 
-def test_a_spot_check_that_compared_nothing_says_so(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_spot_check_that_compared_nothing_says_so(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """Where memory holds neither eager attention nor the model's own, and where there is no output projection to listen to."""
     monkeypatch.setattr(reference, "free_bytes", lambda device: 2 * 16 * 4 * 16**2)
     real, error = reference.OwnOutput.__call__, torch.OutOfMemoryError("out of memory")
@@ -190,6 +192,7 @@ def test_a_spot_check_that_compared_nothing_says_so(llama: Path, tmp_path: Path,
         facts = headscore.inspect(cache)
         assert facts["spot_checks"]["ways"] == ["none"] and facts["spot_checks"]["largest_difference"] is None
         assert "alone, without a comparison" in report(facts)
+    assert caplog.text.count("its spot check compared nothing") >= 2
     error = RuntimeError("no such kernel")
     with pytest.raises(RunError, match="llama: fails: RuntimeError: no such kernel"):
         headscore.capture(tmp_path / "c", model=str(llama), max_samples=4)
