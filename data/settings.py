@@ -8,7 +8,9 @@ import dataclasses
 import json
 import math
 import os
+import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -18,6 +20,7 @@ from .errors import InputError
 RECORD_KEY = "record"  # of config.yaml; what it says about the past is no option
 SAMPLE_DATA = "samples"
 DEFAULT_MODEL = "smollm2-135m"
+DEFAULT_WEIGHTS = {"out": 1.0, "ent": 0.5, "task": 1.0}  # the seed's ranking
 
 _JSON_OPTIONS = ("model_kwargs",)
 _OWN_ARGUMENTS = {  # of from_pretrained, that are not for --model-kwargs
@@ -32,8 +35,13 @@ _OWN_ARGUMENTS = {  # of from_pretrained, that are not for --model-kwargs
 }
 
 QueryMode = Literal["last_token", "all_tokens"]
-NormMode = Literal["zscore", "percentile"]
+NormMode = Literal["zscore", "percentile", "ratio", "none"]
 HeadOutput = Literal["z", "result"]
+Fusion = Literal["rank", "rrf", "sum"]
+Within = Literal["layer", "model"]
+Unit = Literal["head", "kv_head"]
+
+_ASSIGNMENT = re.compile(r"\s*([A-Za-z_]\w*)\s*(?:=(?!=)\s*(.*\S)\s*)?", re.DOTALL)  # NAME=VALUE, or NAME alone
 
 
 def _option(
@@ -70,7 +78,7 @@ def checked_option(settings: type, name: str, value: Any) -> Any:
 def _coerced(name: str, value: Any, hint: Any) -> Any:
     """`value` as its declared type; only lossless changes (int to float, str to Path, list to tuple) are made."""
     flag = option_flag(name)
-    kinds = get_args(hint) if get_origin(hint) not in (Literal, tuple) else (hint,)
+    kinds = get_args(hint) if get_origin(hint) not in (Literal, tuple, Mapping) else (hint,)
     kinds = kinds or (hint,)
     if value is None and type(None) in kinds:
         return None
@@ -81,6 +89,8 @@ def _coerced(name: str, value: Any, hint: Any) -> Any:
         if value not in get_args(kind):
             raise InputError(f"{flag}: {value!r} is not one of {', '.join(map(str, get_args(kind)))}")
         return value
+    if get_origin(kind) is Mapping:
+        return _assignments(flag, value, number=get_args(kind)[1] is float)
     if get_origin(kind) is tuple:
         values = (value,) if isinstance(value, str) else value
         if not isinstance(values, list | tuple) or not values or not all(isinstance(v, str) and v for v in values):
@@ -96,6 +106,40 @@ def _coerced(name: str, value: Any, hint: Any) -> Any:
         return str(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)) or value == "":
         raise InputError(f"{flag}: expected {kind.__name__}, got {value!r:.80}")
+    return value
+
+
+def _assignments(flag: str, value: Any, number: bool) -> dict[str, Any]:
+    """A mapping, or texts NAME=VALUE, as a dict; a NAME alone has the value None, and numbers must be finite."""
+    pairs: list[tuple[Any, Any]] = []
+    if isinstance(value, Mapping):
+        pairs = list(value.items())
+    else:
+        texts = (value,) if isinstance(value, str) else value
+        if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+            raise InputError(f"{flag}: expected NAME=VALUE, got {value!r:.80}")
+        for text in texts:
+            found = _ASSIGNMENT.fullmatch(text)
+            if not found or (number and found[2] is None):
+                raise InputError(f"{flag}: expected NAME=VALUE, got {text!r:.80}")
+            pairs.append((found[1], found[2]))
+    made: dict[str, Any] = {}
+    for name, given in pairs:
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_]\w*", name):
+            raise InputError(f"{flag}: {name!r:.80} is not a name; use letters, digits and _")
+        if name in made:
+            raise InputError(f"{flag}: '{name}' stands twice")
+        made[name] = _number(flag, name, given) if number else given
+    return made
+
+
+def _number(flag: str, name: str, given: Any) -> float:
+    try:
+        value = math.nan if isinstance(given, bool) else float(given)
+    except (TypeError, ValueError, OverflowError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise InputError(f"{flag} {name}: {given!r:.80} is not a finite number")
     return value
 
 
@@ -207,13 +251,55 @@ class ScoreSettings(_Checked):
     )
     head_output: HeadOutput = _option("z", "Strength of a head: norm of z, or of its result W_O z.")
     task_span: tuple[str, ...] = _option(("question",), "Span that counts as the task's tokens; repeat for several.")
-    norm_mode: NormMode = _option("zscore", "Normalisation within each layer.")
-    lambda_ent: float = _option(0.5, "Weight of the entropy rank.", least=0.0)
-    lambda_task: float = _option(1.0, "Weight of the task-attention rank.", least=0.0)
+    measure: Mapping[str, Any] = _option(
+        (), "NAME='SQL over the token table': one more sum over each pattern row, such as 'recent = position >= tokens - 10'."
+    )
+    signal: Mapping[str, Any] = _option((), "NAME='SQL over the measures': one more signal; repeat for several.")
+    signals: Path | None = _option(None, "Python file whose functions are further signals; it is run.")
+    weight: Mapping[str, float] = _option(
+        (), "NAME=NUMBER: weight of a signal in the combined score, beside those of out, ent and task; may be negative."
+    )
+    lambda_ent: float = _option(DEFAULT_WEIGHTS["ent"], "Weight of ent; the same as --weight ent=NUMBER.")
+    lambda_task: float = _option(DEFAULT_WEIGHTS["task"], "Weight of task; the same as --weight task=NUMBER.")
+    fusion: Fusion = _option(
+        "rank", "Combined score: the weighted sum of ranks, of reciprocal ranks (rrf), or of normalised values (sum)."
+    )
+    norm_mode: NormMode = _option(
+        "zscore", "How values are normalised; with --fusion rank or rrf this only breaks ties between heads."
+    )
+    within: Within = _option("layer", "Rank and normalise heads among those of their layer, or of the whole model.")
+    by: Unit = _option("head", "Rank query heads, or the groups of them that share a key-value head.")
     top_k: int | None = _option(None, "Heads in topk_global.json; 20, or all if there are fewer.", least=1)
     top_k_per_layer: int | None = _option(
         None, "Heads per layer in topk_per_layer.json; 3, or all if there are fewer.", least=1
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("lambda_ent", "lambda_task"):
+            if not math.isfinite(getattr(self, name)):
+                raise InputError(f"{option_flag(name)}: {getattr(self, name)} is not a finite number")
+        self._fold_weights()
+        if not any(self.weights.values()):
+            raise InputError("--weight: every weight is 0, so there is nothing to rank by")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of every signal in the combined score by its name: first out, ent and task, then those given."""
+        seed = {"out": self.weight.get("out", DEFAULT_WEIGHTS["out"]), "ent": self.lambda_ent, "task": self.lambda_task}
+        return {**seed, **self.weight}
+
+    def _fold_weights(self) -> None:
+        """Give `--weight ent` and `task` their older names, so that a weight stands in one place only."""
+        weight = dict(self.weight)
+        for name in ("ent", "task"):
+            if name not in weight:
+                continue
+            given, older = weight.pop(name), f"lambda_{name}"
+            if getattr(self, older) not in (given, DEFAULT_WEIGHTS[name]):
+                raise InputError(f"--weight {name}={given:g}: {option_flag(older)} says {getattr(self, older):g}; give one")
+            object.__setattr__(self, older, given)
+        object.__setattr__(self, "weight", weight)
 
 
 @dataclass(frozen=True, kw_only=True)
