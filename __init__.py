@@ -14,28 +14,32 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .capture.pipeline import capture as capture
     from .data.inspection import inspect as inspect
+    from .pipeline import report as report
     from .pipeline import run as run
-    from .score.frame import scan_cache as scan_cache
-    from .score.pipeline import Scores as Scores
-    from .score.pipeline import report as report
-    from .score.pipeline import score as score
+    from .pipeline import score as score
+    from .score.ranking import rank as rank
     from .score.report.charts import entropy_and_task as entropy_and_task
     from .score.report.charts import heatmap as heatmap
     from .score.report.charts import layer_profiles as layer_profiles
     from .score.report.charts import signal_maps as signal_maps
     from .score.report.charts import top_heads as top_heads
+    from .score.scan import rows as rows
+    from .score.scan import scan_cache as scan_cache
+    from .score.scores import Scores as Scores
 
 __version__ = "0.1.0"
 
 # Loaded on first use, by full path: importing headscore costs nothing, and scoring never imports torch.
 _CHARTS = "headscore.score.report.charts"
 _PUBLIC = {
-    "scan_cache": "headscore.score.frame",
-    "Scores": "headscore.score.pipeline",
+    "rank": "headscore.score.ranking",
+    "rows": "headscore.score.scan",
+    "scan_cache": "headscore.score.scan",
+    "Scores": "headscore.score.scores",
     "run": "headscore.pipeline",
     "inspect": "headscore.data.inspection",
     "merge": "headscore.data.merging",
-    "report": "headscore.score.pipeline",
+    "report": "headscore.pipeline",
     "heatmap": _CHARTS,
     "signal_maps": _CHARTS,
     "entropy_and_task": _CHARTS,
@@ -63,7 +67,9 @@ __all__ = [
     "inspect",
     "layer_profiles",
     "merge",
+    "rank",
     "report",
+    "rows",
     "run",
     "scan_cache",
     "score",

@@ -71,7 +71,7 @@ def with_options(
         values = dict(defaults)
         hints = {name: hint for each in settings for name, hint in get_type_hints(each).items()}
         for field in [field for each in settings for field in dataclasses.fields(each)]:
-            hint = list[str] if field.name == "task_span" else hints[field.name]
+            hint = list[str] if isinstance(field.default, tuple) else hints[field.name]
             flag = option_flag(field.name)
             if field.default is True:
                 flag += f"/--no-{flag.removeprefix('--')}"

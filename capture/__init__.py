@@ -5,4 +5,4 @@ The package is also the library call: `headscore.capture(out=..., model=..., dat
 
 from ..data.callable_package import make_callable
 
-make_callable(__name__, "capture")
+make_callable(__name__, "headscore.capture.pipeline:capture")

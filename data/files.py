@@ -151,6 +151,11 @@ def remove_leftovers(folder: Path) -> None:
         )
 
 
+def user_cache() -> Path:
+    """The user's folder for what can be made again: `~/.cache/headscore`, which XDG_CACHE_HOME moves."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headscore"
+
+
 @contextlib.contextmanager
 def output_folder(folder: Path) -> Iterator[None]:
     """Makes `folder` if need be, and on failure removes it again if it was made here and is still empty.

@@ -128,15 +128,7 @@ class Shard:
 
     def blocks(self) -> Iterator[Block]:
         """The samples in blocks of bounded size, so that a reader's memory is bounded however large the shard is."""
-        offsets = self.offsets()
-        start = 0
-        while start < self.samples:
-            most_samples = max(1, BLOCK_ITEMS // (8 * self.layers * self.heads))
-            end = int(np.searchsorted(offsets, offsets[start] + BLOCK_ITEMS // self.heads, side="right")) - 1
-            stop = min(max(start + 1, end), start + most_samples, self.samples)
-            tokens = slice(int(offsets[start]), int(offsets[stop]))
-            yield Block(slice(start, stop), tokens, offsets[start : stop + 1] - offsets[start])
-            start = stop
+        yield from sample_blocks(self.offsets(), self.layers, self.heads)
 
     def require_arrays(self) -> None:
         """Raises DamagedShardError where an array is stored in a way that `read` would refuse."""
@@ -196,6 +188,18 @@ class Shard:
         layers = self.read("layers/index").tolist()
         if layers != self.metadata["layers"] or layers != sorted(set(layers)):
             raise DamagedShardError(f"{self.path}: 'layers/index' is not as its metadata says")
+
+
+def sample_blocks(offsets: npt.NDArray[np.int64], layers: int, heads: int) -> Iterator[Block]:
+    """Samples whose tokens start at `offsets` [n+1], in blocks of bounded size for so many layers and heads."""
+    samples, start = len(offsets) - 1, 0
+    most_samples = max(1, BLOCK_ITEMS // (8 * layers * heads))
+    while start < samples:
+        end = int(np.searchsorted(offsets, offsets[start] + BLOCK_ITEMS // heads, side="right")) - 1
+        stop = min(max(start + 1, end), start + most_samples, samples)
+        tokens = slice(int(offsets[start]), int(offsets[stop]))
+        yield Block(slice(start, stop), tokens, offsets[start : stop + 1] - offsets[start])
+        start = stop
 
 
 def verify_shard(shard: Shard) -> None:
