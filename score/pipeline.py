@@ -144,12 +144,9 @@ def report(cache: str | Path, out: str | Path, **options: Any) -> Scores:
 
 def write_report(folder: Path, cache: Cache, scores: Scores) -> None:
     """Write the report of scores; `report.page.write_report`, loaded when it is needed, as scoring alone needs no charts."""
-    from .report.vega import vega_bundle
+    from .report.page import write_report as write
 
-    with vega_bundle() as bundle:  # begun before Altair is loaded, which takes half a second
-        from .report.page import write_report as write
-
-        write(folder, cache, scores, bundle)
+    write(folder, cache, scores)
 
 
 def compute_scores(cache: Cache, settings: ScoreSettings, work: WorkSettings | None = None, partial: bool = False) -> Scores:
