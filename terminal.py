@@ -95,7 +95,7 @@ def table_lines(scores: "Scores", shown: int) -> Iterator[str]:
 
 
 def table_cells(scores: "Scores", shown: int) -> list[tuple[str, ...]]:
-    """The same as cells, the titles first: rank, with `=` where others have the same combined score, head, combined, signals."""
+    """The same as cells, titles first: rank, with `=` where others have the same combined score, head, combined, signals."""
     from .score.scores import head_name, shown_rank
 
     names = list(scores.weights)

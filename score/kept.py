@@ -1,10 +1,11 @@
 """Keeps what a pass over a shard gave, so that scoring it again reads no row.
 
 There are two files for each shard and query mode: the measures as Parquet, with a row group per layer, and a JSON file that
-says what they are: of which shard, with its size, inode and times, and with a CRC-32 of the Parquet file, which has no checksums
-of its own. The JSON file has one of itself, too. It also keeps the sums of signals. They lie in `derived/` in the cache folder,
-or where that cannot be written, in the user's cache folder. A shard that was replaced, damaged or copied since has other times, so
-what a cache brings along from elsewhere is never believed. Nothing depends on these files: what does not fit is made again.
+says what they are: of which shard, with its size, inode and times, and with a CRC-32 of the Parquet file, which has none of
+its own. The JSON file has one of itself, too. It also keeps the sums of signals. They lie in `derived/` in the cache folder,
+or where that cannot be written, in the user's cache folder. A shard that was replaced, damaged or copied since
+has other times, so what a cache brings along from elsewhere is never believed. Nothing depends on these files: what does not
+fit is made again.
 """
 
 import base64

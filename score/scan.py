@@ -33,9 +33,9 @@ def scan_cache(
 ) -> pl.LazyFrame:
     """The measures and signals of a cache as a LazyFrame with one line per layer, head and sample.
 
-    Lines come shard by shard, in blocks of samples, so memory is bounded; within a block they are ordered by layer, head, sample.
-    A measure is computed only where a query asks for it, or for a signal that is made of it, and a layer that a query's filter
-    leaves out is not read.
+    Lines come shard by shard, in blocks of samples, so memory is bounded; a block is ordered by layer, head, sample.
+    A measure is computed only where a query asks for it or for a signal made of it; layers that a filter leaves out are not
+    read.
 
     Args:
         cache: a cache folder or a shard file.
@@ -97,7 +97,7 @@ def _lines(
 
 
 def layers_asked(predicate: pl.Expr | None, layers: Sequence[int]) -> list[int]:
-    """The places of the layers that may have lines for which `predicate` holds: those parts of it that ask for `layer` alone."""
+    """The places of the layers that a predicate may let pass, as far as parts of it ask for `layer` alone."""
     frame = pl.DataFrame({"layer": layers, "place": range(len(layers))}, schema={"layer": pl.Int32, "place": pl.Int64})
     for part in _conjuncts(predicate) if predicate is not None else ():
         if set(part.meta.root_names()) == {"layer"}:

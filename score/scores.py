@@ -28,7 +28,7 @@ class Scores:
             `by="kv_head"` one line per group of heads: `layer`, `kv_head`.
         samples: how many samples the means are over.
         undefined: for how many samples each signal is undefined and left out of its mean, in the head that has most of them.
-        missing_shards: the numbers of those that an unfinished capture has not made, as in '0-2, 7'; empty where it is complete.
+        missing_shards: the numbers of those that an unfinished capture has not made, as in '0-2, 7'; empty if none.
         settings: what the ranking is made of.
         metadata: what the cache says about itself.
     """

@@ -5,10 +5,10 @@ a sample, which its mean then leaves out. A public function of this file without
 an expression over the measures; where that gives several columns, each is a signal of its own name. Nothing else need be
 changed for a new one: the command line, the report, the documentation's test and the laws find it here.
 
-The measures (docs/signals.md): `tokens`, `tokens_<span>`, `output_norm`, `result_norm`, `all_output_norm`, `all_result_norm`,
-`entropy`, `entropy_free`, `largest`, `sink`, `rest`, `distance`, `mass_<span>`. As the settings choose them: `norm`, of the query
-mode and `--head-output`, `last_norm` and `all_norm`, at the last token and over all positions; `task_mass`, `task_rest` (without
-the first token) and `task_tokens`, of `--task-span`.
+The measures (docs/signals.md): `tokens`, `tokens_<span>`, `output_norm`, `result_norm`, `all_output_norm`,
+`all_result_norm`, `entropy`, `entropy_free`, `largest`, `sink`, `rest`, `distance`, `mass_<span>`. As the settings choose them:
+`norm`, of the query mode and `--head-output`; `last_norm` and `all_norm`, at the last token and over all positions;
+`task_mass`, `task_rest` (without the first token) and `task_tokens`, of `--task-span`.
 """
 
 import polars as pl
