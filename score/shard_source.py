@@ -156,6 +156,4 @@ def _sums(table: MeasureTable, names: Sequence[str], heads: int) -> dict[str, Su
 
 
 def _stacked(parts: Sequence[Sums]) -> Sums:
-    return Sums(
-        *(np.concatenate(arrays) for arrays in zip(*((part.high, part.low, part.counts) for part in parts), strict=True))
-    )
+    return Sums(np.concatenate([part.parts for part in parts], axis=1), np.concatenate([part.counts for part in parts]))
