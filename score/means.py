@@ -9,7 +9,6 @@ import numpy.typing as npt
 
 Float = npt.NDArray[np.float64]
 PARTS = 3
-AT_ONCE = 1 << 15  # values that fit in a core's cache with all that is made of them
 
 
 @dataclass(frozen=True)
@@ -40,15 +39,10 @@ class Sums:
 
 def sums(values: npt.NDArray[Any]) -> Sums:
     """The sums over the last axis, which are the samples, of any other shape; NaN stands for a value that is not defined."""
-    shape, samples = values.shape[:-1], values.shape[-1]
-    rows, step = values.reshape(math.prod(shape), samples), max(1, AT_ONCE // max(1, samples))
-    parts, counts = np.empty((PARTS, len(rows))), np.empty(len(rows), np.int64)
-    for some in (slice(start, start + step) for start in range(0, len(rows), step)):
-        defined = ~np.isnan(rows[some])
-        parts[0, some], errors = _added(np.where(defined, rows[some], 0.0))
-        parts[1, some], rest = _added(errors)
-        parts[2, some], counts[some] = rest.sum(axis=-1), defined.sum(axis=-1)
-    return Sums(parts.reshape(PARTS, *shape), counts.reshape(shape))
+    defined = ~np.isnan(values)
+    high, errors = _added(np.where(defined, values, 0.0))
+    low, rest = _added(errors)
+    return Sums(np.stack([high, low, rest.sum(axis=-1)]), defined.sum(axis=-1))
 
 
 def _added(values: Float) -> tuple[Float, Float]:
