@@ -40,7 +40,7 @@ class Sums:
 def sums(values: npt.NDArray[Any]) -> Sums:
     """The sums over the last axis, which are the samples, of any other shape; NaN stands for a value that is not defined."""
     defined = ~np.isnan(values)
-    high, errors = _added(np.where(defined, values, 0.0))
+    high, errors = _added(np.where(defined, values, 0.0).astype(np.float64, copy=False))
     low, rest = _added(errors)
     return Sums(np.stack([high, low, rest.sum(axis=-1)]), defined.sum(axis=-1))
 
