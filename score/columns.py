@@ -65,6 +65,8 @@ class Columns:
 
         Raises InputError where one that the user brings is not finite, saying for which token.
         """
+        if not names:
+            return np.empty((len(table), 0))
         expressions = self.expressions()
         found = table.select(expressions[name].cast(pl.Float64).alias(name) for name in names)
         for name in [name for name in names if name in self.own]:

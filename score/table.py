@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ..data.errors import InputError
+from ..data.errors import InputError, one_line
 from .measures import Measure
 from .recipe import Recipe
 
@@ -52,12 +52,22 @@ class MeasureTable:
         try:
             found = frame.select(expressions)
         except Exception as error:  # what a function of the user's raises, or a cast that fails
-            raise InputError(f"--signal: cannot be computed: {error}") from error
+            raise InputError(f"--signal {self._failing(frame, names)}: cannot be computed: {one_line(error)[:160]}") from error
         if len(found) != len(frame):
             raise InputError(f"--signal: {', '.join(names)} give {len(found)} values for {len(frame)} samples and heads")
         for name in names:
             self._require_finite(found[name])
         return found
+
+    def _failing(self, frame: pl.DataFrame, names: Sequence[str]) -> str:
+        """The first of some signals that cannot be computed as one value for each line of a frame."""
+        for name in names:
+            try:
+                if len(frame.select(self._recipe.signals[name].expression.cast(pl.Float64))) != len(frame):
+                    return name
+            except Exception:  # the one that is sought
+                return name
+        return ", ".join(names)
 
     def _require_finite(self, values: pl.Series) -> None:
         wrong = (values.is_not_null() & ~values.is_finite()).fill_null(False)
