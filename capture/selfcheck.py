@@ -208,7 +208,7 @@ def _check_whole(
             for prompt, recorded in zip(pair, _record(model, recorder, pair, groups), strict=True):
                 compare(prompt, recorded, prompts.expected(prompt))
         except CannotRecordError as error:
-            raise (MixedLengthsError(str(error)) if len(groups) < len(pair) else error) from error
+            raise (MixedLengthsError(error.message) if len(groups) < len(pair) else error) from error
 
 
 def _can_share(

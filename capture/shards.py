@@ -159,4 +159,4 @@ def _finish(writing: "Future[None] | None") -> None:
         if writing:
             writing.result()
     except RunError as error:
-        raise RunError(f"{error}; whole shards are kept: make room, then run the same command again") from error
+        raise RunError(f"{error.message}; whole shards are kept: make room, then run the same command again") from error

@@ -28,7 +28,7 @@ def shard_metadata(path: Path, file: h5py.h5f.FileID) -> Metadata:
     except InputError as error:
         if metadata.get("format_version") != FORMAT_VERSION:
             raise
-        raise DamagedShardError(str(error)) from error
+        raise DamagedShardError(error.message) from error
     return metadata
 
 
