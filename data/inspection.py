@@ -7,11 +7,13 @@ from .cache import open_cache
 from .errors import InputError, UnreadableFileError, printable
 from .metadata import model_name
 from .reader import verify_shard
+from .signatures import library_call
 
 MOST_SKIPPED_SHOWN = 10
 HOW_TO_COMPLETE = "the same `headscore capture` command makes them"
 
 
+@library_call()
 def inspect(cache: str | Path, *, verify: bool = False) -> dict[str, Any]:
     """Facts about a cache: model, data, templates, dims, samples, tokens, size, skipped rows and a marked example.
 

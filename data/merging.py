@@ -13,10 +13,12 @@ from .metadata import differences
 from .plain import names_in, refusals_told
 from .reader import Shard, verify_shard
 from .shard import ARRAYS
+from .signatures import library_call
 
 logger = logging.getLogger("headscore")
 
 
+@library_call()
 def merge(caches: Sequence[str | Path], out: str | Path) -> Cache:
     """Copy the shards of several caches of the same capture into `out`; the library call of `headscore merge`.
 

@@ -5,4 +5,4 @@ The package is also the library call: `headscore.score("cache", lambda_task=2.0)
 
 from ..data.callable_package import make_callable
 
-make_callable(__name__, "score")
+make_callable(__name__, "headscore.score.pipeline:score")

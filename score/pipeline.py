@@ -14,6 +14,7 @@ from ..data.cache import Cache, open_cache
 from ..data.errors import InputError
 from ..data.metadata import Metadata
 from ..data.settings import ScoreSettings, WorkSettings, pick
+from ..data.signatures import library_call
 from .derived import open_derived
 from .fuse import combined_ranks, fused, order_of_heads
 from .heads import heads_table
@@ -96,6 +97,7 @@ class Scores:
         return frame(self.tables["topk_per_layer"])
 
 
+@library_call(ScoreSettings, WorkSettings)
 def score(
     cache: str | Path,
     out: str | Path | None = None,
@@ -133,13 +135,14 @@ def score(
     return scores
 
 
-def report(cache: str | Path, out: str | Path, **options: Any) -> Scores:
+@library_call(ScoreSettings, WorkSettings)
+def report(cache: str | Path, out: str | Path, *, overwrite: bool = False, partial: bool = False, **options: Any) -> Scores:
     """Rank the heads of a captured model and show them in one offline page; the library call of `headscore report`.
 
     cache, out, options: as in `score`, whose result files are written too. `out` gets report.html, and its charts as PNG and
     SVG in charts/. Needs `headscore[report]`. Raises InputError as `score`, and where a package is missing.
     """
-    return score(cache, out, report=True, **options)
+    return score(cache, out, overwrite=overwrite, partial=partial, report=True, **options)
 
 
 def write_report(folder: Path, cache: Cache, scores: Scores) -> None:
