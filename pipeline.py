@@ -2,16 +2,19 @@
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .capture.pipeline import capture
+from .capture.call import capture_prompts, checked_prompts
 from .capture.ranks import this_rank
-from .capture.samples import read_prompts
-from .capture.shards import Progress
 from .data.cache import open_cache, require_known_spans
+from .data.configuration import CACHE_FOLDER
 from .data.errors import InputError
+from .data.files import output_folder
+from .data.places import written_options
 from .data.settings import CaptureSettings, RunSettings, ScoreSettings, pick
+from .data.signatures import library_call
 from .score.outputs import options_config, require_same_run, results_folder, write_results
 from .score.pipeline import Scores, compute_scores, write_report
 from .score.report.vega import missing_packages
@@ -19,15 +22,15 @@ from .score.report.vega import missing_packages
 logger = logging.getLogger("headscore")
 
 DEFAULT_OUT = "headscore-results"
-CACHE_FOLDER = "cache"
 
 
+@library_call(RunSettings)
 def run(
     out: str | Path = DEFAULT_OUT,
     *,
     overwrite: bool = False,
     report: bool = True,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> Scores:
     """Capture a model over a data file and rank its heads.
@@ -43,13 +46,14 @@ def run(
     settings = RunSettings(**options)
     chosen = dataclasses.asdict(settings)
     folder = Path(out)
-    extra = {key: str(v) if isinstance(v, Path) else v for key, v in pick(CaptureSettings, chosen).items() if v is not None}
+    extra = written_options(pick(CaptureSettings, chosen), folder)
     with results_folder(folder):
         # what would stop the scoring is better known now than after the capture
         require_same_run(folder, options_config(ScoreSettings(**pick(ScoreSettings, chosen)), extra), overwrite)
-        prompts = read_prompts(CaptureSettings(**pick(CaptureSettings, chosen)))
+        prompts = checked_prompts(settings)
         require_known_spans(settings.task_span, prompts.maker.span_names, str(prompts.path))
-        capture(folder / CACHE_FOLDER, overwrite=overwrite, progress=progress, **pick(CaptureSettings, chosen))
+        with output_folder(folder / CACHE_FOLDER):
+            capture_prompts(folder / CACHE_FOLDER, settings, prompts, overwrite, progress)
         cache = open_cache(folder / CACHE_FOLDER)
         scores = compute_scores(cache, ScoreSettings(**pick(ScoreSettings, chosen)))
         write_results(folder, scores, extra, overwrite)
