@@ -9,25 +9,12 @@ frame = headscore.scan_cache("cache")                                           
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from .capture.pipeline import capture as capture
-    from .data.inspection import inspect as inspect
-    from .pipeline import run as run
-    from .score.frame import scan_cache as scan_cache
-    from .score.pipeline import Scores as Scores
-    from .score.pipeline import report as report
-    from .score.pipeline import score as score
-    from .score.report.charts import entropy_and_task as entropy_and_task
-    from .score.report.charts import heatmap as heatmap
-    from .score.report.charts import layer_profiles as layer_profiles
-    from .score.report.charts import signal_maps as signal_maps
-    from .score.report.charts import top_heads as top_heads
+from typing import Any
 
 __version__ = "0.1.0"
 
-# Loaded on first use, by full path: importing headscore costs nothing, and scoring never imports torch.
+# Loaded on first use, by full path: importing headscore costs nothing, and scoring never imports torch. Type checkers and
+# editors are told of them by __init__.pyi.
 _CHARTS = "headscore.score.report.charts"
 _PUBLIC = {
     "scan_cache": "headscore.score.frame",
@@ -80,3 +67,7 @@ def __getattr__(name: str) -> Any:
             importlib.import_module("headscore.score.report.vega").require_packages(name)
         return getattr(importlib.import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module 'headscore' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
