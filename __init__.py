@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .pipeline import report as report
     from .pipeline import run as run
     from .pipeline import score as score
+    from .score.listing import signals as signals
     from .score.ranking import rank as rank
     from .score.report.charts import entropy_and_task as entropy_and_task
     from .score.report.charts import heatmap as heatmap
@@ -35,6 +36,7 @@ _PUBLIC = {
     "rank": "headscore.score.ranking",
     "rows": "headscore.score.scan",
     "scan_cache": "headscore.score.scan",
+    "signals": "headscore.score.listing",
     "Scores": "headscore.score.scores",
     "run": "headscore.pipeline",
     "inspect": "headscore.data.inspection",
@@ -74,6 +76,7 @@ __all__ = [
     "scan_cache",
     "score",
     "signal_maps",
+    "signals",
     "top_heads",
 ]
 

@@ -190,6 +190,26 @@ def merge(
 
 
 @app.command()
+@with_options(
+    (ScoreSettings,),
+    {"cache": Annotated[Path | None, typer.Argument(help="Cache folder or shard file.", show_default=False)]},
+    {},
+    {"cache": None},
+)
+def signals(config: Path | None, debug: bool, **options: Any) -> None:
+    """List the signals that heads can be ranked by, what each is made of, and whether a cache has it."""
+    from .score.listing import measures
+    from .score.listing import signals as library_signals
+
+    listed = library_signals(**options)
+    width = max(map(len, listed["signal"]))
+    for name, needs, there, what in listed.iter_rows():
+        print(printable(f"{name:<{width}}  {'' if there is None else 'yes  ' if there else 'no   '}{what} [{needs}]"))
+    if cache := options.pop("cache"):
+        print(printable(f"\nA signal of your own may be made of: {', '.join(measures(cache, **options))}"))
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     from . import __version__
