@@ -206,7 +206,7 @@ def signals(config: Path | None, debug: bool, **options: Any) -> None:
     for name, needs, there, what in listed.iter_rows():
         print(printable(f"{name:<{width}}  {'' if there is None else 'yes  ' if there else 'no   '}{what} [{needs}]"))
     if cache := options.pop("cache"):
-        print(printable(f"\nA signal of your own may be made of: {', '.join(measures(cache, **options))}"))
+        print(f"\nA signal of your own may be made of: {printable(', '.join(measures(cache, **options)))}")
 
 
 @app.command()

@@ -46,7 +46,7 @@ class ShardSource:
     @property
     def knows_samples(self) -> bool:
         """Whether what is kept says all that must be known of each sample."""
-        return bool(self._kept) and set(self._sample_names) <= set(self._kept.samples)
+        return self._kept is not None and set(self._sample_names) <= set(self._kept.samples)
 
     @property
     def _sample_names(self) -> list[str]:
