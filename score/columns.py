@@ -47,34 +47,36 @@ class Columns:
         """Whether a token is in a span or union."""
         return pl.any_horizontal([pl.col(token_column(name)) for name in self.spans()[span]])
 
-    def table(self, shard: Shard, block: Block) -> pl.DataFrame:
+    def weights(self, shard: Shard, block: Block, names: Sequence[str]) -> npt.NDArray[np.float64]:
+        """w of the named measures for each token of a block, float64 [t,K].
+
+        Raises InputError where one that the user brings is not finite, saying for which token.
+        """
+        expressions = {name: self.expressions()[name] for name in names}
+        if not names:
+            return np.empty((block.tokens.stop - block.tokens.start, 0))
+        needed = {root for expression in expressions.values() for root in expression.meta.root_names()}
+        table = self._table(shard, block, with_ids="id" in needed)
+        found = table.select(expression.cast(pl.Float64).alias(name) for name, expression in expressions.items())
+        for name in [name for name in names if name in self.own]:
+            wrong = found[name].is_null() | ~found[name].is_finite()
+            if wrong.any():
+                place = table["position"][int(wrong.arg_max() or 0)]
+                raise InputError(f"--measure {name}: is not a number for a token at position {place:.0f} in {shard.path}")
+        return np.ascontiguousarray(found.to_numpy())
+
+    def _table(self, shard: Shard, block: Block, with_ids: bool) -> pl.DataFrame:
         """The token table of a block: `position` (0-based), `tokens` (how many its sample has), `id`, and a column per span."""
         lengths = np.diff(block.offsets)
         starts = np.repeat(block.offsets[:-1], lengths)
         bits = shard.read("tokens/span", block=block)
-        spans = {token_column(name): (bits >> bit) & 1 == 1 for bit, name in enumerate(self.span_names)}
-        table = {
+        table: dict[str, Any] = {
             "position": np.arange(len(bits), dtype=np.float64) - starts,
             "tokens": np.repeat(lengths, lengths).astype(np.float64),
-            "id": shard.read("tokens/id", block=block).astype(np.int64),
         }
-        return pl.DataFrame({**table, **spans})
-
-    def weights(self, table: pl.DataFrame, names: Sequence[str], where: str) -> npt.NDArray[np.float64]:
-        """w of the named measures for each token, float64 [t,K].
-
-        Raises InputError where one that the user brings is not finite, saying for which token.
-        """
-        expressions = self.expressions()
-        found = table.select(expressions[name].cast(pl.Float64).alias(name) for name in names)
-        for name in [name for name in names if name in self.own]:
-            wrong = found[name].is_null() | ~found[name].is_finite()
-            if wrong.any():
-                token = table[int(wrong.arg_max() or 0)].to_dicts()[0]
-                raise InputError(
-                    f"--measure {name}: is not a number at position {token['position']:.0f} of a prompt of {where}"
-                )
-        return np.ascontiguousarray(found.to_numpy())
+        if with_ids:
+            table["id"] = shard.read("tokens/id", block=block).astype(np.int64)
+        return pl.DataFrame(table | {token_column(name): (bits >> bit) & 1 == 1 for bit, name in enumerate(self.span_names)})
 
 
 def choose_columns(

@@ -93,7 +93,7 @@ class ShardSource:
         for block, measures in self._blocks(asked or self.recipe.measures_for(columns), layers):
             whole += [measures] if asked else []
             parts = [_sums(table, names, self.recipe.heads) for table in self._cut(measures, block, layers, 0)]
-            added = {name: _stacked([part[name] for part in parts]) for name in names}
+            added = _stacked(parts, names)
             found = {name: found[name] + added[name] for name in names} if found else added
         return found, self._keep(found, whole) if found else ""
 
@@ -146,14 +146,12 @@ class ShardSource:
         return self._files.enter_context(self._cache.open_shard(self._path))
 
 
-def _sums(table: MeasureTable, names: Sequence[str], heads: int) -> dict[str, Sums]:
-    """The sums of signals over the samples of a table, [l,H] each."""
-    values = table.signals(names)
-    shape = (-1, heads, table.count)
-    return {name: sums(values[name].to_numpy().reshape(shape)) for name in names}
+def _sums(table: MeasureTable, names: Sequence[str], heads: int) -> Sums:
+    """The sums of signals over the samples of a table, [signals,l,H]."""
+    return sums(table.signals(names).to_numpy().T.reshape(len(names), -1, heads, table.count))
 
 
-def _stacked(parts: Sequence[Sums]) -> Sums:
-    return Sums(
-        *(np.concatenate(arrays) for arrays in zip(*((part.high, part.low, part.counts) for part in parts), strict=True))
-    )
+def _stacked(parts: Sequence[Sums], names: Sequence[str]) -> dict[str, Sums]:
+    """The sums of each signal, [L,H], from those of some layers each."""
+    high, low, counts = (np.concatenate([getattr(part, kind) for part in parts], axis=1) for kind in ("high", "low", "counts"))
+    return {name: Sums(high[place], low[place], counts[place]) for place, name in enumerate(names)}

@@ -44,7 +44,7 @@ def test_the_blocks_of_python_run(by_hand: Path, tmp_path: Path) -> None:
     heads = headscore.score(by_hand, signals=tmp_path / "my_signals.py", weight={"contrast": 1}).heads
     assert heads["contrast"].to_list() == [0.5]
     found: dict[str, headscore.Scores] = {}
-    exec(library.replace('"cache"', repr(str(by_hand))), found)  # noqa: S102 - what is run is our own page
+    exec(library.replace('"cache"', repr(str(by_hand))), found)
     assert found["scores"].heads["parked"].to_list() == [0.0]
 
 
