@@ -25,7 +25,7 @@ _OTHER_KIND = {
 
 
 class PlainFile(io.FileIO):
-    """A regular file open for reading, which remembers whether the system refused a read.
+    """A regular file open for reading, which remembers whether a read was refused by the system or went beyond the file's end.
 
     Args:
         path: of the file.
@@ -37,6 +37,7 @@ class PlainFile(io.FileIO):
 
     _refused: OSError | None = None
     _lost = False  # stands at a place that no file has
+    _too_short = False  # for what was to be read
 
     def __init__(self, path: Path, *, follow_links: bool = False):
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow_links else os.O_NOFOLLOW)
@@ -60,14 +61,21 @@ class PlainFile(io.FileIO):
         Nothing is raised: whoever keeps an error keeps its frames, and with them the buffer, which is HDF5's own memory, and
         the program would crash as it ends. What could not be read is 0, and `require_read` raises.
         """
+        size = memoryview(buffer).nbytes
         try:
             if not self._lost:
-                return os.readv(self.fileno(), [buffer])
+                count = self._fill(buffer)
+                self._too_short |= count < size
+                return count
         except OSError as error:
             self._note(error)
+        self._too_short = True
         with memoryview(buffer).cast("B") as view:
-            view[:] = bytes(len(view))
-            return len(view)
+            view[:] = bytes(size)
+        return size
+
+    def _fill(self, buffer: Any) -> int:
+        return super().readinto(buffer)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         """Go to another place; what is read from one that no file has is 0. Nothing is raised, as in `readinto`."""
@@ -80,18 +88,14 @@ class PlainFile(io.FileIO):
                 self._note(error)
             return 0
 
-    def read_at(self, place: int, size: int) -> bytes:
-        """Up to `size` bytes from `place` on, as many as are there. Raises OSError or, beyond any file, OverflowError."""
-        try:
-            return os.pread(self.fileno(), size, place)
-        except OSError as error:
-            self._note(error)
-            raise
-
     def require_read(self) -> None:
-        """Raises UnreadableFileError if the system has refused a read, so that what was taken for the file's content is not."""
-        if self._refused:
-            raise unreadable(self._path, self._refused)
+        """Raises an error if what was taken for the file's content is not.
+
+        UnreadableFileError where the system has refused a read. DamagedShardError where one went beyond the file's end: so it
+        got zeros, and the checksum of zeros is 0.
+        """
+        if self._refused or self._too_short:
+            raise self.fault("is damaged: it ends before its data does")
 
     def fault(self, damage: str) -> HeadscoreError:
         """The error to raise where reading has failed: that the system refused a read, or else that the shard is damaged."""

@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..data.words import add_up
-
 Float = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.int64]
 
@@ -22,6 +20,7 @@ _MASS_UNIT = 2.0**-24  # every half-precision number is a multiple of it
 _ENTROPY_UNIT = 2.0**-34
 _ENTROPY_BITS = 38  # room for 16 nats, more than the entropy of a row of 8 million tokens; the bits above are the mass's
 _ENTROPY = (1 << _ENTROPY_BITS) - 1
+_LOOK_UPS = 1 << 16  # at once: few enough to stay in a core's cache, many for few calls
 
 
 class RowSums:
@@ -50,8 +49,7 @@ class RowSums:
         if part not in self._pieces:
             self._pieces[part] = self._pieces_of(*part)
         sums = self._sums[layer].reshape(len(patterns), -1)
-        if not add_up(patterns.view(np.uint16), _packed_table(), *self._pieces[part], sums):
-            raise ValueError("values that are not between 0 and 1")
+        _add_up(patterns.view(np.uint16), *self._pieces[part], sums)
 
     def mass(self) -> Float:
         """The mass in the span, [L,H,n], exactly; of an empty span 0."""
@@ -75,6 +73,18 @@ class RowSums:
         """The pieces of some tokens: their bounds [k+1] there, and the slots [k] that they are added to."""
         first, end = int(np.searchsorted(self._starts, start, side="right")) - 1, np.searchsorted(self._starts, stop)
         return np.concatenate([[start], self._starts[first + 1 : end], [stop]]) - start, self._slots[first:end]
+
+
+def _add_up(words: npt.NDArray[np.uint16], bounds: Integers, slots: Integers, sums: Integers) -> None:
+    """Add up what the table has for words [r,w], piece by piece, to `sums` [r,s]; ValueError where it has nothing for one."""
+    table, used, starts = _packed_table(), words[:, bounds[0] : bounds[-1]], bounds[:-1] - bounds[0]
+    if used.max(initial=0) >= len(table):
+        raise ValueError("values that are not between 0 and 1")
+    step = max(1, _LOOK_UPS // used.shape[1])
+    every_row: Any = slice(None)
+    for row in range(0, len(used), step):
+        pieces = np.add.reduceat(table.take(used[row : row + step], mode="clip"), starts, axis=1)
+        np.add.at(sums[row : row + step], (every_row, slots), pieces)
 
 
 @cache

@@ -85,10 +85,10 @@ def _row_signals(shard: "Shard", choice: SignalChoice, block: "Block") -> dict[s
     sums = RowSums(member, block.offsets, shard.layers, shard.heads)
     array = f"{choice.query_mode}/attention"
     for layer in range(shard.layers):
-        for tokens, patterns in shard.parts(array, layer, block):
-            try:
-                sums.add(layer, tokens, patterns)
-            except ValueError as error:
-                raise DamagedShardError(f"{shard.path}: '{array}' holds {error}: the shard is damaged") from error
+        patterns = shard.read(array, layer, block)
+        try:
+            sums.add(layer, slice(0, patterns.shape[1]), patterns)
+        except ValueError as error:
+            raise DamagedShardError(f"{shard.path}: '{array}' holds {error}: the shard is damaged") from error
     found = {"ent": sums.negative_entropy(), "task": sums.mass(), SINK: sums.first_mass()}
     return {name: values.astype(np.float32) for name, values in found.items()}
