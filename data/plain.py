@@ -17,11 +17,11 @@ from typing import Any
 from .errors import DamagedShardError, HeadscoreError, InputError, UnreadableFileError, one_line
 
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
-_OTHER_KIND = {
-    errno.ELOOP: "a link; a cache holds the file itself",
-    errno.EISDIR: "a folder, not a file",
-    errno.ENXIO: "not a regular file",  # a socket
-}
+_OTHER_KINDS = {stat.S_IFLNK: "a link; a cache holds the file itself", stat.S_IFDIR: "a folder, not a file"}
+
+# What Windows lacks; it has no pipes among its files either.
+_DO_NOT_WAIT: int = getattr(os, "O_NONBLOCK", 0)
+_FOLLOW_NO_LINK: int = getattr(os, "O_NOFOLLOW", 0)
 
 
 class PlainFile(io.FileIO):
@@ -40,20 +40,22 @@ class PlainFile(io.FileIO):
     _too_short = False  # for what was to be read
 
     def __init__(self, path: Path, *, follow_links: bool = False):
-        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow_links else os.O_NOFOLLOW)
+        self._path = path
+        more = _DO_NOT_WAIT | (0 if follow_links else _FOLLOW_NO_LINK)
         try:
-            super().__init__(path, opener=lambda name, _: os.open(name, flags))
-            regular = stat.S_ISREG(os.fstat(self.fileno()).st_mode)
+            found = path.stat(follow_symlinks=follow_links)
+            if not stat.S_ISREG(found.st_mode):
+                raise InputError(f"{path}: is {_OTHER_KINDS.get(stat.S_IFMT(found.st_mode), 'not a regular file')}")
+            super().__init__(path, opener=lambda name, flags: os.open(name, flags | more))
+            opened = os.fstat(self.fileno())
         except OSError as error:
             if error.errno in _NOT_THERE:
                 raise InputError(f"{path}: is not there") from error
-            if error.errno in _OTHER_KIND:
-                raise InputError(f"{path}: is {_OTHER_KIND[error.errno]}") from error
             raise unreadable(path, error) from error
-        self._path = path
-        if not regular:
+        link_followed = not (follow_links or _FOLLOW_NO_LINK or os.path.samestat(opened, found))
+        if link_followed or not stat.S_ISREG(opened.st_mode):
             self.close()
-            raise InputError(f"{path}: is not a regular file")
+            raise InputError(f"{path}: is not a regular file, or was replaced while it was opened")
 
     def readinto(self, buffer: Any, /) -> int:
         """Fill `buffer` from where the file stands, as HDF5 reads; the number of bytes.
