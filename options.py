@@ -4,7 +4,7 @@ import dataclasses
 import inspect as signatures
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_origin, get_type_hints
 
 import typer
 
@@ -71,7 +71,7 @@ def with_options(
         values = dict(defaults)
         hints = {name: hint for each in settings for name, hint in get_type_hints(each).items()}
         for field in [field for each in settings for field in dataclasses.fields(each)]:
-            hint = list[str] if field.name == "task_span" else hints[field.name]
+            hint = list[str] if get_origin(hints[field.name]) is tuple else hints[field.name]
             flag = option_flag(field.name)
             if field.default is True:
                 flag += f"/--no-{flag.removeprefix('--')}"

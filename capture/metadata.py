@@ -49,6 +49,7 @@ def data_metadata(
             "chat": {"system": settings.system, "generation_prompt": settings.generation_prompt} if settings.chat else None,
             "special_tokens": prompts.without,
             "spans": SPAN_RULE,
+            **({"keep": list(prompts.kept)} if prompts.kept else {}),
         },
         "plan": {"rows": len(prompts.drawn), "shards": shards},
         "example": _example(first[0], maker.span_names, tokenizer),

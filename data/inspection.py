@@ -88,6 +88,7 @@ def report(facts: dict[str, Any]) -> str:
         f"shards    {shards['there']} of {shards['planned']}",
         *([f"          missing {shards['missing']}; {HOW_TO_COMPLETE}"] if shards["missing"] else []),
         f"spans     {', '.join(facts['span_names'])}",
+        *([f"kept      {', '.join(settings['keep'])}"] if settings.get("keep") else []),
         f"skipped   {len(facts['skipped'])} rows",
     ]
     lines += [f"          row {entry['row']}: {entry['reason']}" for entry in facts["skipped"][:MOST_SKIPPED_SHOWN]]

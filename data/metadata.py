@@ -33,6 +33,11 @@ METADATA_SHAPE: dict[str, Any] = {  # what a reader relies on; a list has elemen
 OPTIONAL_SHAPE: dict[str, Any] = {  # the same, of keys that need not be there
     "examples": [{"row": int, "tokens": [str]}],
     "spot_checks": [{"row": int, "tokens": int, "way": str, "largest_difference": {}}],
+    "kept": {},
+}
+
+_OPTIONAL_INNER: dict[str, dict[str, Any]] = {  # the same, of what need not be in a key
+    "settings": {"keep": [str]},
 }
 
 _SHARD_SHAPE: dict[str, Any] = {"shard": int, "skipped": [{"row": int, "reason": str}]}
@@ -50,6 +55,9 @@ def check_metadata(metadata: Any, where: str, *, of_shard: bool = False) -> None
     optional = {key: shape for key, shape in OPTIONAL_SHAPE.items() if key in metadata}
     for key, shape in (METADATA_SHAPE | optional | (_SHARD_SHAPE if of_shard else {})).items():
         if not _has_shape(metadata.get(key), shape):
+            raise InputError(f"{where}: its metadata has no usable '{key}'; capture it again")
+    for key, shapes in _OPTIONAL_INNER.items():
+        if not all(_has_shape(metadata[key][name], shape) for name, shape in shapes.items() if name in metadata[key]):
             raise InputError(f"{where}: its metadata has no usable '{key}'; capture it again")
     try:
         json.dumps(metadata, ensure_ascii=False).encode()
@@ -102,7 +110,11 @@ def identity(metadata: Metadata) -> dict[str, Any]:
     return parts | {f"settings {key}": value for key, value in (_FORMER_SETTINGS | metadata["settings"]).items()}
 
 
-_FORMER_SETTINGS = {"special_tokens": None, "spans": "without white space"}  # what caches without these keys were made with
+_FORMER_SETTINGS: dict[str, Any] = {  # what caches without these keys were made with
+    "special_tokens": None,
+    "spans": "without white space",
+    "keep": [],
+}
 _FINGERPRINTS = {"model": "fingerprint", "tokenizer": "tokenizer_fingerprint"}
 
 
@@ -123,6 +135,8 @@ def _difference(name: str, existing: Metadata, wanted: Metadata, before: Any, af
 
     if name in ("data", *_FINGERPRINTS):
         return f"{name} was {called(existing, before)}, now {called(wanted, after)}"
+    if name == "settings keep":
+        name, before, after = "--keep", *(", ".join(columns) or "nothing" for columns in (before, after))
     old, new = str(before), str(after)
     if max(len(old), len(new)) > LONGEST_SHOWN:  # then what is shown begins shortly before the first difference
         first = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
