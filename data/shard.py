@@ -81,7 +81,7 @@ def write_shard(
     with h5py.File(content, "w", libver=("v110", "v110")) as file:
         values = {**metadata, "shard": number, "skipped": list(skipped)}
         attributes = {key: _as_attribute(value) for key, value in values.items()}
-        for key, value in with_checksums(attributes).items():
+        for key, value in _with_checksums(attributes).items():
             _write_attribute(file, key, value)
         for name in stored_arrays(metadata):
             data = np.ascontiguousarray(arrays[name], dtype=ARRAYS[name][0])
@@ -92,7 +92,7 @@ def write_shard(
     write_bytes(path, content.getbuffer())
 
 
-def with_checksums(attributes: Mapping[str, int | bytes]) -> dict[str, int | bytes]:
+def _with_checksums(attributes: Mapping[str, int | bytes]) -> dict[str, int | bytes]:
     """Attributes with one more where some are so large that HDF5 keeps them without a checksum: the CRC-32 of each of those."""
     large = {key: zlib.crc32(v) for key, v in attributes.items() if isinstance(v, bytes) and len(v) > MAX_CHECKED_BYTES}
     return {**attributes, **({CHECKSUMS: _as_attribute(large)} if large else {})}

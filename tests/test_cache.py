@@ -389,6 +389,12 @@ HOSTILE_METADATA = {
     "half a surrogate pair": ("versions", '{"torch": "\\ud800"}', "is not text that can be written"),
     "deep nesting": ("versions", '{"a": ' + "[" * 400 + "]" * 400 + "}", "nested more than 32 deep"),
     "deeper nesting": ("versions", '{"a": ' + "[" * 40_000 + "]" * 40_000 + "}", "damaged, or not a shard"),
+    "no kv heads": ("dims", '{"layers": 1, "heads": 2, "kv_heads": 0}', "has no usable 'dims'"),
+    "kv heads that divide no heads": ("dims", '{"layers": 1, "heads": 2, "kv_heads": 3}', "has no usable 'dims'"),
+    "a head dim that is no number": ("dims", '{"layers": 1, "heads": 2, "head_dim": "8"}', "has no usable 'dims'"),
+    "projections of another layer": ("projections", "[]", "has no usable 'projections'"),
+    "a path that is no text": ("projections", '[{"query": 3}]', "has no usable 'projections'"),
+    "projections that are no list": ("projections", "null", "has no usable 'projections'"),
     "many heads": ("dims", '{"layers": 1, "heads": 1e3}', "has no usable 'dims'"),
 }
 
@@ -469,7 +475,10 @@ def test_what_is_not_a_cache(tmp_path: Path) -> None:
 
 def test_inspect_tells_what_there_is(cache: Path, tmp_path: Path) -> None:
     facts = headscore.inspect(cache)
-    assert (facts["samples"], facts["dims"]) == (24, {"layers": 3, "heads": 4, "kv_heads": 2})
+    assert (facts["samples"], facts["dims"]) == (
+        24,
+        {"layers": 3, "heads": 4, "kv_heads": 2, "head_dim": 8, "hidden_size": 24},
+    )
     assert facts["model"]["type"] == "llama" and facts["settings"]["queries"] == "all_tokens"
     assert facts["tokens"] == sum(Shard(path).tokens for path in open_cache(cache).shards)
     assert facts["shards"] == {"there": 3, "planned": 3, "missing": ""} and facts["skipped"] == [] and facts["damaged"] == []
