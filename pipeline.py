@@ -101,7 +101,8 @@ def run(
     settings = RunSettings(**options)
     chosen = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
     folder = Path(out)
-    extra = {key: str(v) if isinstance(v, Path) else v for key, v in pick(CaptureSettings, chosen).items() if v is not None}
+    given = {key: list(v) if isinstance(v, tuple) else v for key, v in pick(CaptureSettings, chosen).items()}
+    extra = {key: str(v) if isinstance(v, Path) else v for key, v in given.items() if v is not None and v != []}
     with results_folder(folder):
         # what would stop the scoring is better known now than after the capture
         require_same_run(folder, options_config(ScoreSettings(**pick(ScoreSettings, chosen)), extra), overwrite)

@@ -199,12 +199,12 @@ def main() -> None:
         for name, path in caches.items():
             figures[name] = rounds_of(path, Path(folder) / "out", arguments.rounds, arguments.workers, elsewhere)
             its = figures[name]
-            print(f"{name}: {its['rows_gb']:.2f} GB of rows; one process reads them at {its['read_gb_s']:.2f} GB/s")
+            print(f"{name}: {its['rows_gb']:.2f} GB of rows, which one process reads at {its['read_gb_s']:.2f} GB/s")
             for count in arguments.workers:
                 first = its[f"workers_{count}"]
                 print(
-                    f"  first, --workers {count}: {first['first']:.2f} s, {first['gb_s']:.2f} GB/s, {first['of_read']:.2f} of one "
-                    f"reader, {first['memory_mb']:.0f} MB"
+                    f"  first, --workers {count}: {first['first']:.2f} s, {first['gb_s']:.2f} GB/s, {first['of_read']:.2f} of "
+                    f"one reader, {first['memory_mb']:.0f} MB"
                 )
             print("  another " + ", ".join(f"{kind} {its[kind]:.2f} s" for kind in ("lambda", "span", "signal", "fusion")))
             print(f"  one layer of scan_cache: {its['one_layer']:.2f} of its share of the bytes")

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from .attributes import shard_metadata
 from .errors import DamagedShardError, HeadscoreError, InputError, one_line
+from .kept_columns import checked_kept
 from .layout import MAX_READ_BYTES, checked_layout, linked
 from .metadata import MAX_HEADS
 from .plain import PlainFile
@@ -36,8 +37,8 @@ class Block:
 class Shard:
     """One open shard file: its metadata, its dims, and its arrays read on demand.
 
-    `samples`, `tokens`, `layers`, `heads` are its dims. Use it as a context manager. It takes no lock. follow_links: whether a
-    symbolic link may stand for the file.
+    `samples`, `tokens`, `layers`, `heads` are its dims; `kept` has by column a value of each sample. Use it as a context
+    manager. It takes no lock. follow_links: whether a symbolic link may stand for the file.
 
     Raises DamagedShardError for a file that is not a shard, or that is damaged or unsafe to read, UnreadableFileError where the
     system refuses to read it; of the arrays, when they are asked for. Raises InputError as PlainFile, and for another version
@@ -63,6 +64,8 @@ class Shard:
                 self._require_layers()
                 self.layers, self.heads = self._dims["L"], self._dims["H"]
                 self.samples, self.tokens = self._shape("samples/offset")[0] - 1, self._shape("tokens/span")[0]
+                names = self.metadata["settings"].get("keep", [])
+                self.kept = checked_kept(self.metadata.pop("kept", None), names, self.samples, str(path))
             on_failure.pop_all()
 
     def __enter__(self) -> Self:

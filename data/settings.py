@@ -23,6 +23,7 @@ DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_WEIGHTS = {"out": 1.0, "ent": 0.5, "task": 1.0}  # the seed's ranking
 
 _JSON_OPTIONS = ("model_kwargs",)
+_MAY_BE_EMPTY = ("keep",)  # lists of names
 _OWN_ARGUMENTS = {  # of from_pretrained, that are not for --model-kwargs
     "dtype": "given by --dtype",
     "torch_dtype": "given by --dtype",
@@ -93,7 +94,8 @@ def _coerced(name: str, value: Any, hint: Any) -> Any:
         return _assignments(flag, value, number=get_args(kind)[1] is float)
     if get_origin(kind) is tuple:
         values = (value,) if isinstance(value, str) else value
-        if not isinstance(values, list | tuple) or not values or not all(isinstance(v, str) and v for v in values):
+        empty = isinstance(values, list | tuple) and not values and name not in _MAY_BE_EMPTY
+        if empty or not isinstance(values, list | tuple) or not all(isinstance(v, str) and v for v in values):
             raise InputError(f"{flag}: expected one or more names, got {value!r}")
         return tuple(values)
     if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
@@ -210,6 +212,9 @@ class CaptureSettings(_Checked):
         True, "Run some samples of every shard again, alone, and stop where what is stored of them differs."
     )
     shard_size: int = _option(256, "Samples in one shard file.", least=1)
+    keep: tuple[str, ...] = _option(
+        (), "Column of the data file, or path into one, whose value is kept of each sample; repeat for several."
+    )
     compression: Literal["none", "gzip"] = _option("none", "gzip makes shards about a fifth smaller and slower.")
     trust_remote_code: bool = _option(False, "Run code that comes with the model; only for sources you trust.")
     model_kwargs: str | None = _option(

@@ -1,5 +1,6 @@
 """Whatever is linear in a pattern row, Σⱼ aⱼ wⱼ: w of each such measure as a polars expression over the tokens of a sample."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from ..data.reader import Block, Shard
 from .expressions import names_of, read_expressions, require_line_by_line
 
 TOKENS: dict[str, Any] = {"position": pl.Float64, "tokens": pl.Float64, "id": pl.Int64}
+DATA = "data_"  # how the names of columns of the data file begin
 BUILT_IN = {  # of every sample: attention to the first token (the sink), to all others, and the mean distance in tokens
     "sink": pl.col("position") == 0,
     "rest": pl.col("position") > 0,
@@ -119,8 +121,9 @@ def token_column(span: str) -> str:
 def sample_columns(columns: Columns, shard: Shard) -> dict[str, npt.NDArray[Any]]:
     """What is known of each sample of a shard from its tokens alone: arrays [n].
 
-    `row`, `tokens`, for each span or union `tokens_<span>`, how many of them it has, and `starts_<span>`, whether the first
-    token is in it. Raises DamagedShardError where the shard's token arrays cannot be.
+    `row`; `tokens`; for each span or union `tokens_<span>`, how many of them it has, and `starts_<span>`, whether the first
+    token is in it; and `data_<column>`, what is kept of the data file, as text. Raises DamagedShardError where the token arrays
+    of the shard cannot be.
     """
     offsets = shard.offsets()
     bits = shard.read("tokens/span")
@@ -134,4 +137,7 @@ def sample_columns(columns: Columns, shard: Shard) -> dict[str, npt.NDArray[Any]
         counted = np.concatenate([[0], np.cumsum(inside)])
         found[f"tokens_{name}"] = counted[offsets[1:]] - counted[offsets[:-1]]
         found[f"starts_{name}"] = inside[offsets[:-1]]
+    for column, values in shard.kept.items():
+        texts = [value if isinstance(value, str | None) else json.dumps(value) for value in values]
+        found[f"{DATA}{column}"] = np.array(texts, object)
     return found

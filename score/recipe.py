@@ -14,7 +14,7 @@ from ..data.cache import Cache
 from ..data.errors import InputError
 from ..data.settings import QueryMode, ScoreSettings
 from . import signals as built_in
-from .columns import Columns, choose_columns, union_name
+from .columns import DATA, Columns, choose_columns, union_name
 from .expressions import (
     expression_key,
     functions_of,
@@ -55,7 +55,7 @@ class Recipe:
         task: the span, or union of spans, that counts as the task's tokens.
         columns: the linear measures.
         measures: the names of all measures.
-        data: the columns of the data file that the cache keeps, and their dtypes.
+        data: the columns of the data file that the cache keeps, each called `data_<column>`.
         layers: the model's numbers of the layers.
         heads: query heads in a layer.
         kv_heads: key-value heads in a layer; None where the cache does not say.
@@ -67,7 +67,7 @@ class Recipe:
     task: str
     columns: Columns
     measures: tuple[str, ...]
-    data: Mapping[str, Any]
+    data: tuple[str, ...]
     layers: tuple[int, ...]
     heads: int
     kv_heads: int | None
@@ -90,8 +90,9 @@ class Recipe:
     def schema(self) -> dict[str, Any]:
         """The columns that a signal may be made of, and their dtypes; counts of tokens are floats, so that `/` divides them."""
         tokens = ["tokens", *(f"tokens_{name}" for name in self.columns.spans())]
-        counts: dict[str, Any] = {"sample": pl.Int64, "row": pl.Int64, **dict.fromkeys(tokens, pl.Float64), **self.data}
-        return {**counts, **PLACES, **dict.fromkeys([*self.measures, *self.aliases, "task_rest"], pl.Float64)}
+        counts: dict[str, Any] = {"sample": pl.Int64, "row": pl.Int64, **dict.fromkeys(tokens, pl.Float64)}
+        texts = dict.fromkeys(self.data, pl.String)
+        return {**counts, **texts, **PLACES, **dict.fromkeys([*self.measures, *self.aliases, "task_rest"], pl.Float64)}
 
     @cached_property
     def scanned(self) -> dict[str, Any]:
@@ -163,7 +164,7 @@ def choose_measures(cache: Cache, settings: ScoreSettings) -> Recipe:
         task=union_name(settings.task_span),
         columns=columns,
         measures=tuple(measure_names(result_norms, columns)),
-        data={},
+        data=tuple(f"{DATA}{column}" for column in metadata["settings"].get("keep") or ()),
         layers=tuple(metadata["layers"]),
         heads=heads,
         kv_heads=kv_heads if grouped else None,

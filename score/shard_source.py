@@ -57,7 +57,8 @@ class ShardSource:
     def samples(self) -> dict[str, npt.NDArray[Any]]:
         """What is known of each sample, as `sample_columns` has it, and the columns of the data file."""
         if self._kept and self.knows_samples:
-            return {name: np.array(self._kept.samples[name]) for name in self._sample_names}
+            there = self._kept.samples
+            return {name: np.array(there[name], object if name in self.recipe.data else None) for name in self._sample_names}
         return sample_columns(self.recipe.columns, self._shard)
 
     @cached_property

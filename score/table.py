@@ -89,5 +89,5 @@ class MeasureTable:
             return np.tile(np.repeat(numbers, samples), layers)
         values = self._samples[name]
         if name in self._recipe.data:
-            return pl.concat([pl.Series(name, values)] * (layers * heads))
+            return pl.concat([pl.Series(name, values.tolist(), pl.String)] * (layers * heads))
         return np.tile(values, layers * heads)

@@ -368,6 +368,33 @@ def test_any_flipped_bit_of_a_small_shard_is_named_or_harmless(tmp_path_factory:
         assert "00000.h5" in str(error)
 
 
+@pytest.mark.parametrize("key", ["templates", "versions", "skipped"])
+@pytest.mark.parametrize("size", [1, 2000, 2100, 4000, 4100, 70_000])
+def test_a_flipped_bit_of_any_text_in_the_metadata_is_named(tmp_path: Path, key: str, size: int) -> None:
+    """HDF5 itself has checksums for small attributes only."""
+    text = "x" * size + "end"
+    changes = {"templates": {"templates": [{"name": "x", "text": text}]}, "versions": {"versions": {"x": text}}, "skipped": {}}
+    made = metadata(LAYERS, HEADS, {"layers": [1, 4], **changes[key]})
+    skipped = [{"row": 1, "reason": text}] if key == "skipped" else []
+    path = shard_path(tmp_path, 0)
+    write_shard(path, 0, arrays_of_lengths([3, 2]), made, skipped)
+    whole = path.read_bytes()
+    with Shard(path) as shard:
+        assert (shard.metadata, shard.skipped) == (made, skipped)
+    for place in (whole.index(text.encode()), whole.index(b"end")):
+        path.write_bytes(flipped(whole, place * 8))
+        with pytest.raises(InputError, match=r"00000\.h5: .*damaged"):
+            Shard(path)
+
+
+@pytest.mark.parametrize("sums", ["[]", "5", '{"templates": 7}', '{"nothing": 7}', '{"versions": "x"}'])
+def test_checksums_that_are_none_are_refused(tmp_path: Path, sums: str) -> None:
+    cache = write_cache(tmp_path, **BY_HAND)
+    change(cache, lambda file: file.attrs.__setitem__("checksums", np.bytes_(sums)))
+    with pytest.raises(InputError, match=r"00000\.h5: .*(no usable 'checksums'|its checksum does not match)"):
+        Shard(shard_path(cache, 0))
+
+
 def test_a_shard_of_another_capture_or_place_is_refused(cache: Path, last_token_cache: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(cache, tmp_path / "copy")
     another = r"00001\.h5: belongs to another capture \(other plan, .*settings queries.*\); remove it"
@@ -406,6 +433,12 @@ HOSTILE_METADATA = {
     "half a surrogate pair": ("versions", '{"torch": "\\ud800"}', "is not text that can be written"),
     "deep nesting": ("versions", '{"a": ' + "[" * 400 + "]" * 400 + "}", "nested more than 32 deep"),
     "deeper nesting": ("versions", '{"a": ' + "[" * 40_000 + "]" * 40_000 + "}", "damaged, or not a shard"),
+    "no kv heads": ("dims", '{"layers": 1, "heads": 2, "kv_heads": 0}', "has no usable 'dims'"),
+    "kv heads that divide no heads": ("dims", '{"layers": 1, "heads": 2, "kv_heads": 3}', "has no usable 'dims'"),
+    "a head dim that is no number": ("dims", '{"layers": 1, "heads": 2, "head_dim": "8"}', "has no usable 'dims'"),
+    "projections of another layer": ("projections", "[]", "has no usable 'projections'"),
+    "a path that is no text": ("projections", '[{"query": 3}]', "has no usable 'projections'"),
+    "projections that are no list": ("projections", "null", "has no usable 'projections'"),
     "many heads": ("dims", '{"layers": 1, "heads": 1e3}', "has no usable 'dims'"),
 }
 
@@ -486,7 +519,10 @@ def test_what_is_not_a_cache(tmp_path: Path) -> None:
 
 def test_inspect_tells_what_there_is(cache: Path, tmp_path: Path) -> None:
     facts = headscore.inspect(cache)
-    assert (facts["samples"], facts["dims"]) == (24, {"layers": 3, "heads": 4, "kv_heads": 2})
+    assert (facts["samples"], facts["dims"]) == (
+        24,
+        {"layers": 3, "heads": 4, "kv_heads": 2, "head_dim": 8, "hidden_size": 24},
+    )
     assert facts["model"]["type"] == "llama" and facts["settings"]["queries"] == "all_tokens"
     assert facts["tokens"] == sum(Shard(path).tokens for path in open_cache(cache).shards)
     assert facts["shards"] == {"there": 3, "planned": 3, "missing": ""} and facts["skipped"] == [] and facts["damaged"] == []
