@@ -17,12 +17,15 @@ __version__ = "0.1.0"
 # editors are told of them by __init__.pyi.
 _CHARTS = "headscore.score.report.charts"
 _PUBLIC = {
-    "scan_cache": "headscore.score.frame",
-    "Scores": "headscore.score.pipeline",
+    "rank": "headscore.score.ranking",
+    "rows": "headscore.score.scan",
+    "scan_cache": "headscore.score.scan",
+    "signals": "headscore.score.listing",
+    "Scores": "headscore.score.scores",
     "run": "headscore.pipeline",
     "inspect": "headscore.data.inspection",
     "merge": "headscore.data.merging",
-    "report": "headscore.score.pipeline",
+    "report": "headscore.pipeline",
     "heatmap": _CHARTS,
     "signal_maps": _CHARTS,
     "entropy_and_task": _CHARTS,
@@ -50,11 +53,14 @@ __all__ = [
     "inspect",
     "layer_profiles",
     "merge",
+    "rank",
     "report",
+    "rows",
     "run",
     "scan_cache",
     "score",
     "signal_maps",
+    "signals",
     "top_heads",
 ]
 

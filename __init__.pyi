@@ -4,6 +4,7 @@ This file is made by tests/stub.py. After a change of an option or a call, make 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,13 +17,15 @@ from .data.errors import RunError as RunError
 from .data.errors import UnreadableFileError as UnreadableFileError
 from .data.inspection import inspect as inspect
 from .data.merging import merge as merge
-from .score.frame import scan_cache as scan_cache
-from .score.pipeline import Scores as Scores
+from .score.ranking import rank as rank
 from .score.report.charts import entropy_and_task as entropy_and_task
 from .score.report.charts import heatmap as heatmap
 from .score.report.charts import layer_profiles as layer_profiles
 from .score.report.charts import signal_maps as signal_maps
 from .score.report.charts import top_heads as top_heads
+from .score.scan import rows as rows
+from .score.scan import scan_cache as scan_cache
+from .score.scores import Scores as Scores
 
 def capture(
     out: str | Path,
@@ -52,6 +55,7 @@ def capture(
     share_prefixes: bool = True,
     spot_checks: bool = True,
     shard_size: int = 256,
+    keep: Sequence[str] = (),
     compression: Literal["none", "gzip"] = "none",
     trust_remote_code: bool = False,
     model_kwargs: str | Mapping[str, Any] | None = None,
@@ -63,6 +67,7 @@ def score(
     overwrite: bool = False,
     partial: bool = False,
     report: bool = False,
+    executor: Executor | None = None,
     score_query_mode: Literal["last_token", "all_tokens"] = "last_token",
     head_output: Literal["z", "result"] = "z",
     task_span: Sequence[str] = ("question",),
@@ -136,6 +141,7 @@ def run(
     share_prefixes: bool = True,
     spot_checks: bool = True,
     shard_size: int = 256,
+    keep: Sequence[str] = (),
     compression: Literal["none", "gzip"] = "none",
     trust_remote_code: bool = False,
     model_kwargs: str | Mapping[str, Any] | None = None,
@@ -155,6 +161,25 @@ def run(
     top_k: int | None = None,
     top_k_per_layer: int | None = None,
 ) -> Scores: ...
+def signals(
+    cache: str | Path | None = None,
+    *,
+    score_query_mode: Literal["last_token", "all_tokens"] = "last_token",
+    head_output: Literal["z", "result"] = "z",
+    task_span: Sequence[str] = ("question",),
+    measure: Mapping[str, Any] = {},
+    signal: Mapping[str, Any] = {},
+    signals: str | Path | None = None,
+    weight: Mapping[str, float] = {},
+    lambda_ent: float = 0.5,
+    lambda_task: float = 1.0,
+    fusion: Literal["rank", "rrf", "sum"] = "rank",
+    norm_mode: Literal["zscore", "percentile", "ratio", "none"] = "zscore",
+    within: Literal["layer", "model"] = "layer",
+    by: Literal["head", "kv_head"] = "head",
+    top_k: int | None = None,
+    top_k_per_layer: int | None = None,
+) -> pl.DataFrame: ...
 
 __version__: str
 __all__ = [
@@ -171,10 +196,13 @@ __all__ = [
     "inspect",
     "layer_profiles",
     "merge",
+    "rank",
     "report",
+    "rows",
     "run",
     "scan_cache",
     "score",
     "signal_maps",
+    "signals",
     "top_heads",
 ]

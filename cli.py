@@ -1,12 +1,8 @@
 """The command line: each command turns its options into one library call and prints what it returns."""
 
-import atexit
 import errno
-import gc
 import io
-import itertools
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,10 +15,10 @@ from .data.errors import HeadscoreError, InputError, RunError, one_line, printab
 from .data.settings import CaptureSettings, RunSettings, ScoreSettings, WorkSettings
 from .data.voice import speaking_of_options
 from .options import DEBUG, OVERWRITE, PARTIAL, GroupedCommand, completes, summary, with_options
-from .terminal import progress, show_log
+from .terminal import progress, show_log, table_lines
 
 if TYPE_CHECKING:
-    from .score.pipeline import Scores
+    from .score.scores import Scores
 
 TOP_HEADS_SHOWN = 10
 INTERRUPTED = 130  # exit status after Ctrl-C, by shells' custom
@@ -39,7 +35,6 @@ app = typer.Typer(
 def main() -> None:
     """Run the command line; a foreseen error is one line on stderr and exit status 2 (bad input) or 1 (failed run)."""
     debug = "--debug" in sys.argv[1:]
-    atexit.register(gc.freeze)  # else Python looks through all objects once more before it ends, a seventh of a short run
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a path need not be text
@@ -155,8 +150,7 @@ def capture(config: Path | None, debug: bool, **options: Any) -> None:
 )
 def score(config: Path | None, debug: bool, **options: Any) -> None:
     """Rank the heads of a captured model; needs neither the model nor torch."""
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # nothing here multiplies matrices, and threads take time to start
-    from .score.pipeline import score as library_score
+    from .pipeline import score as library_score
 
     _print_scores(library_score(**options), options["out"])
 
@@ -173,7 +167,7 @@ def score(config: Path | None, debug: bool, **options: Any) -> None:
 )
 def report(config: Path | None, debug: bool, **options: Any) -> None:
     """Rank the heads of a captured model and show them in one offline page: report.html, and its charts as PNG and SVG."""
-    from .score.pipeline import report as library_report
+    from .pipeline import report as library_report
 
     _print_scores(library_report(**options), options["out"])
 
@@ -213,6 +207,26 @@ def merge(
 
 
 @command
+@with_options(
+    (ScoreSettings,),
+    {"cache": Annotated[Path | None, typer.Argument(help="Cache folder or shard file.", show_default=False)]},
+    {},
+    {"cache": None},
+)
+def signals(config: Path | None, debug: bool, **options: Any) -> None:
+    """List the signals that heads can be ranked by, what each is made of, and whether a cache has it."""
+    from .score.listing import measures
+    from .score.listing import signals as library_signals
+
+    listed = library_signals(**options)
+    width = max(map(len, listed["signal"]))
+    for name, needs, there, what in listed.iter_rows():
+        print(printable(f"{name:<{width}}  {'' if there is None else 'yes  ' if there else 'no   '}{what} [{needs}]"))
+    if cache := options.pop("cache"):
+        print(f"\nA signal of your own may be made of: {printable(', '.join(measures(cache, **options)))}")
+
+
+@command
 def version() -> None:
     """Print the version."""
     from . import __version__
@@ -225,20 +239,16 @@ def version() -> None:
 
 def _print_scores(scores: "Scores", out: Path | None) -> None:
     """The top heads as a table, and where the results are; on a terminal with a map of all heads."""
-    from .score.tables import rows
-
-    raw = {(layer, head): signals for layer, head, *signals in rows(scores.tables["raw"])}
     partial = f" (PARTIAL: shards {scores.missing_shards} are missing)" if scores.missing_shards else ""
-    summary = f"{len(raw)} heads, {scores.samples} samples{partial}{f'; all results in {out}' if out else ''}"
+    where = f"; all results in {out}" if out else ""
+    summary = f"{len(scores.heads)} heads, {scores.samples} samples{partial}{where}"
     if sys.stdout.isatty():
         from .terminal_scores import show_scores  # here, as rich takes time to load
 
         show_scores(scores, TOP_HEADS_SHOWN, summary)
         return
-    print(f"{'rank':>4}  {'head':<8}{'combined':>9}{'out':>10}{'ent':>10}{'task':>10}")
-    for layer, head, combined, rank in itertools.islice(rows(scores.tables["topk_global"]), TOP_HEADS_SHOWN):
-        signals = "".join(f"{value:>10.4f}" for value in raw[layer, head])
-        print(f"{rank:>4}  {f'L{layer}H{head}':<8}{combined:>9.2f}{signals}")
+    for line in table_lines(scores, TOP_HEADS_SHOWN):
+        print(line)
     print(f"\n{summary}")
 
 

@@ -18,7 +18,7 @@ SHELLS = ("bash", "zsh", "fish")
 # Under which heading the help shows an option.
 GROUPS = {
     "Model": ("model", "revision", "adapter", "device", "dtype", "device_map", "trust_remote_code", "model_kwargs"),
-    "Data": ("data", "max_samples", "max_skipped", "seed"),
+    "Data": ("data", "max_samples", "max_skipped", "seed", "keep"),
     "Prompt": ("template", "chat", "system", "generation_prompt", "trailing_special", "max_length"),
     "Batches": ("batch_tokens", "batch_size", "share_prefixes"),
     "Cache": ("queries", "shard_size", "compression", "on_nan", "spot_checks"),

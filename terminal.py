@@ -5,8 +5,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from .data.errors import printable
+
+if TYPE_CHECKING:
+    from .score.scores import Scores
 
 SECONDS_BETWEEN_LINES = 10
 
@@ -78,3 +82,24 @@ def _lines(doing: str) -> Show:
             logger.info("%s %d/%d samples, %.1f samples/s, %.0f s left", doing, done, total, rate, (total - done) / rate)
 
     return show
+
+
+def table_lines(scores: "Scores", shown: int) -> Iterator[str]:
+    """The first `shown` heads as lines of plain text, with the signals that are weighted."""
+    cells = table_cells(scores, shown)
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        first, head, *rest = line
+        values = "".join(f"  {cell:>{max(8, width)}}" for cell, width in zip(rest, widths[2:], strict=True))
+        yield f"{first:>{max(4, widths[0])}}  {head:<{max(6, widths[1])}}{values}".rstrip()
+
+
+def table_cells(scores: "Scores", shown: int) -> list[tuple[str, ...]]:
+    """The same as cells, titles first: rank, with `=` where others have the same combined score, head, combined, signals."""
+    from .score.scores import head_name, shown_rank
+
+    names = list(scores.weights)
+    lines = scores.top(min(shown, len(scores.heads))).to_dicts()
+    values = [tuple(f"{line[name]:.4f}" for name in names) for line in lines]
+    named = [(shown_rank(scores, line), head_name(line, scores.unit), f"{line['combined']:.2f}") for line in lines]
+    return [("rank", "head", "combined", *names), *(name + value for name, value in zip(named, values, strict=True))]

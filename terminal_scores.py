@@ -5,7 +5,6 @@ two columns wide and show the rank; else two layers share a line, in half blocks
 asked for none, get shades of characters.
 """
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,10 +19,12 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from .data.errors import printable
-from .score.tables import Table, rows
+from .terminal import table_cells
 
 if TYPE_CHECKING:
-    from .score.pipeline import Scores
+    import polars as pl
+
+    from .score.scores import Scores
 
 MOST_LINES = 40  # of a map with one layer a line
 SWATCH = 6  # cells of the legend's scale
@@ -55,7 +56,7 @@ def show_scores(scores: "Scores", shown: int, summary: str, console: Console | N
     console = console or Console(highlight=False)
     console.print(_table(scores, shown))
     console.print()
-    head_map = HeadMap(scores.tables["combined"], scores.tables["topk_global"])
+    head_map = HeadMap(scores.combined, scores.topk_global)
     for line in head_map.lines(console):
         console.print(line)
     console.print()
@@ -63,13 +64,12 @@ def show_scores(scores: "Scores", shown: int, summary: str, console: Console | N
 
 
 def _table(scores: "Scores", shown: int) -> RichTable:
-    raw = {(layer, head): signals for layer, head, *signals in rows(scores.tables["raw"])}
+    titles, *lines = table_cells(scores, shown)
     table = RichTable(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("rank", "head", "combined", "out", "ent", "task"):
+    for name in titles:
         table.add_column(name, justify="left" if name == "head" else "right", no_wrap=True)
-    for layer, head, combined, rank in itertools.islice(rows(scores.tables["topk_global"]), shown):
-        signals = (f"{value:.4f}" for value in raw[layer, head])
-        table.add_row(str(rank), Text(f"L{layer}H{head}", "bold"), f"{combined:.2f}", *signals)
+    for rank, head, *values in lines:
+        table.add_row(rank, Text(head, "bold"), *values)
     return table
 
 
@@ -89,13 +89,12 @@ class HeadMap:
     combined: layer, head, combined, sorted by layer and head. top: layer, head and rank of the heads to be marked.
     """
 
-    def __init__(self, combined: Table, top: Table):
-        self.layers: list[int] = np.unique(combined["layer"]).tolist()
-        self.values: npt.NDArray[np.float64] = combined["combined"].reshape(len(self.layers), -1)
+    def __init__(self, combined: "pl.DataFrame", top: "pl.DataFrame"):
+        self.layers: list[int] = combined["layer"].unique(maintain_order=True).to_list()
+        self.values: npt.NDArray[np.float64] = combined["combined"].to_numpy().reshape(len(self.layers), -1)
         self.heads = self.values.shape[1]
         index = {layer: place for place, layer in enumerate(self.layers)}
-        columns = (top[name].tolist() for name in ("layer", "head", "rank"))
-        self.ranks = {(index[layer], head): rank for layer, head, rank in zip(*columns, strict=True)}
+        self.ranks = {(index[layer], head): rank for layer, head, _, rank in top.iter_rows()}
 
     def lines(self, console: Console) -> Iterator[Text]:
         """The map with its header and legend; one line that says what width it needs where the terminal has less."""

@@ -62,9 +62,9 @@ def checked_option(settings: type, name: str, value: Any) -> Any:
 
     Only lossless changes are made: int to float, str to Path, list to tuple, `last-token` to `last_token`.
     """
-    metadata = settings.__dataclass_fields__[name].metadata  # type: ignore[attr-defined]
-    made = _coerced(option_flag(name), value, _types(settings)[name], metadata.get("is_json", False))
-    _check_range(option_flag(name), made, metadata)
+    field: dataclasses.Field[Any] = settings.__dataclass_fields__[name]  # type: ignore[attr-defined]
+    made = _coerced(option_flag(name), value, _types(settings)[name], field)
+    _check_range(option_flag(name), made, field.metadata)
     return made
 
 
@@ -73,7 +73,7 @@ def _types(settings: type) -> dict[str, Any]:
     return get_type_hints(settings)
 
 
-def _coerced(flag: str, value: Any, hint: Any, is_json: bool) -> Any:
+def _coerced(flag: str, value: Any, hint: Any, field: "dataclasses.Field[Any]") -> Any:
     kinds = (hint,) if get_origin(hint) in (Literal, tuple, Mapping) else get_args(hint) or (hint,)
     if value is None and type(None) in kinds:
         return None
@@ -85,10 +85,10 @@ def _coerced(flag: str, value: Any, hint: Any, is_json: bool) -> Any:
     if get_origin(kind) is Mapping:
         return _assignments(flag, value, number=get_args(kind)[1] is float)
     if get_origin(kind) is tuple:
-        return _names(flag, value)
+        return _names(flag, value, may_be_empty=field.default == ())
     if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
         return float(value)
-    if is_json and isinstance(value, dict):  # of a configuration file, or a library call
+    if field.metadata["is_json"] and isinstance(value, dict):  # of a configuration file, or a library call
         return _as_json(flag, value)
     if kind is Path and isinstance(value, str) and value:
         return Path(value)
@@ -107,9 +107,10 @@ def _choice(flag: str, value: Any, choices: tuple[str, ...]) -> str:
     return made
 
 
-def _names(flag: str, value: Any) -> tuple[str, ...]:
+def _names(flag: str, value: Any, may_be_empty: bool) -> tuple[str, ...]:
     values = (value,) if isinstance(value, str) else value
-    if not isinstance(values, list | tuple) or not values or not all(isinstance(v, str) and v for v in values):
+    are_names = isinstance(values, list | tuple) and all(isinstance(name, str) and name for name in values)
+    if not are_names or not (values or may_be_empty):
         raise InputError(f"{flag}: expected one or more names, got {value!r:.80}")
     return tuple(values)
 

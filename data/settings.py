@@ -92,6 +92,9 @@ class CaptureSettings(Checked):
         True, "Run some samples of every shard again, alone, and stop where what is stored of them differs."
     )
     shard_size: int = option(256, "Samples in one shard file.", least=1)
+    keep: tuple[str, ...] = option(
+        (), "Column of the data file, or path into one, whose value is kept of each sample; repeat for several."
+    )
     compression: Literal["none", "gzip"] = option("none", "gzip makes shards about a fifth smaller and slower.")
     trust_remote_code: bool = option(False, "Run code that comes with the model; only for sources you trust.")
     model_kwargs: str | None = option(

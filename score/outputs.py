@@ -1,24 +1,23 @@
-"""Writes the seven result files of a run."""
+"""Writes the result files of a run: the seed's seven, and all of `Scores.heads` as Parquet and CSV."""
 
 import contextlib
 import dataclasses
 import io
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import polars as pl
 import yaml
 
 from .. import __version__
 from ..data.cache import METADATA_FILE
 from ..data.errors import InputError, one_line
-from ..data.files import output_folder, write_text
+from ..data.files import output_folder, write_bytes, write_text
 from ..data.settings import RECORD_KEY, ScoreSettings
-from .tables import csv, json_lines
-
-if TYPE_CHECKING:
-    from .pipeline import Scores
+from .scores import Scores
 
 logger = logging.getLogger("headscore")
 
@@ -26,7 +25,8 @@ CONFIG_FILE = "config.yaml"
 LOG_FILE = "run.log"
 CSV_FILES = {"raw": "scores_raw.csv", "norm": "scores_norm.csv", "combined": "scores_combined.csv"}
 JSON_FILES = {"topk_global": "topk_global.json", "topk_per_layer": "topk_per_layer.json"}
-RESULT_FILES = (*CSV_FILES.values(), *JSON_FILES.values(), CONFIG_FILE, LOG_FILE)
+HEADS_CSV, HEADS_PARQUET = "heads.csv", "heads.parquet"
+RESULT_FILES = (*CSV_FILES.values(), *JSON_FILES.values(), HEADS_CSV, HEADS_PARQUET, CONFIG_FILE, LOG_FILE)
 REPORT_FILE, CHARTS_FOLDER = "report.html", "charts"
 CHARTS = ("combined", "top_heads", "signal_maps", "entropy_and_task", "layer_profiles")
 REPORT_FILES = (REPORT_FILE, *(f"{CHARTS_FOLDER}/{name}.{kind}" for name in CHARTS for kind in ("svg", "png")))
@@ -65,8 +65,8 @@ def _log_file(path: Path) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def write_results(folder: Path, scores: "Scores", extra: Mapping[str, Any], overwrite: bool) -> None:
-    """Write config.yaml, three CSV and two JSON files to `folder`, each whole or not at all.
+def write_results(folder: Path, scores: Scores, extra: Mapping[str, Any], overwrite: bool) -> None:
+    """Write config.yaml and the tables of a result to `folder`, each whole or not at all.
 
     extra: what config.yaml holds besides the score settings. Raises InputError where the folder holds another run's results and
     `overwrite` is False; the same run may be repeated.
@@ -78,9 +78,13 @@ def write_results(folder: Path, scores: "Scores", extra: Mapping[str, Any], over
             (folder / name).unlink(missing_ok=True)
     (folder / CONFIG_FILE).unlink(missing_ok=True)  # written last, so that its presence says the others are of one run
     for name, file in CSV_FILES.items():
-        write_text(folder / file, csv(scores.tables[name]))
+        write_text(folder / file, csv(getattr(scores, name)))
     for name, file in JSON_FILES.items():
-        write_text(folder / file, json_lines(scores.tables[name]))
+        write_text(folder / file, json_lines(getattr(scores, name)))
+    write_text(folder / HEADS_CSV, csv(scores.heads))
+    table = io.BytesIO()
+    scores.heads.write_parquet(table)
+    write_bytes(folder / HEADS_PARQUET, table.getbuffer())
     header = "# Repeats this run: headscore score --config config.yaml --out NEW_FOLDER\n"
     if "model" in extra:
         header = "# Repeats this run: headscore run --config config.yaml --out NEW_FOLDER\n"
@@ -88,7 +92,7 @@ def write_results(folder: Path, scores: "Scores", extra: Mapping[str, Any], over
     logger.info("%s: results written", folder)
 
 
-def run_config(scores: "Scores", extra: Mapping[str, Any]) -> dict[str, Any]:
+def run_config(scores: Scores, extra: Mapping[str, Any]) -> dict[str, Any]:
     """What config.yaml holds: every option by its name, and under `record` how the cache was made."""
     record = {"headscore": __version__, "samples": scores.samples}
     if scores.missing_shards:
@@ -99,11 +103,15 @@ def run_config(scores: "Scores", extra: Mapping[str, Any]) -> dict[str, Any]:
 
 def options_config(settings: ScoreSettings, extra: Mapping[str, Any]) -> dict[str, Any]:
     """The options in config.yaml; what was left to its default of None is left out."""
-    chosen = dataclasses.asdict(settings).items()
-    return {
-        **extra,
-        **{name: list(value) if isinstance(value, tuple) else value for name, value in chosen if value is not None},
-    }
+    chosen = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    return {**extra, **{name: _written(value) for name, value in chosen.items() if value is not None}}
+
+
+def _written(value: Any) -> Any:
+    """A setting as YAML can have it; a polars expression is told as a text that cannot be read back."""
+    if isinstance(value, Mapping):
+        return {name: str(inner) if isinstance(inner, pl.Expr) else inner for name, inner in value.items()}
+    return list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
 
 
 def require_same_run(folder: Path, config: dict[str, Any], overwrite: bool) -> None:
@@ -125,3 +133,14 @@ def require_same_run(folder: Path, config: dict[str, Any], overwrite: bool) -> N
         raise InputError(
             f"--out {folder}: holds another run ({', '.join(different)} differ); use another --out, or --overwrite"
         )
+
+
+def csv(frame: pl.DataFrame) -> str:
+    """A header and a line per row, numbers in full precision, null as nothing."""
+    lines = [tuple(frame.columns), *frame.iter_rows()]
+    return "".join(",".join("" if value is None else str(value) for value in line) + "\n" for line in lines)
+
+
+def json_lines(frame: pl.DataFrame) -> str:
+    """A JSON array with one object a line."""
+    return "[\n" + ",\n".join(map(json.dumps, frame.iter_rows(named=True))) + "\n]\n"

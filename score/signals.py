@@ -1,94 +1,128 @@
-"""The three signals of a head, per sample; higher always means that the task drives the head more.
+"""The built-in signals: one function each, whose body is its formula.
 
-Shapes: L layers, H heads, n samples, t tokens of all samples one after the other; `offsets` int64 [n+1] says where each
-sample's tokens start. A sample has at least one token. Signals are float32, as the norms in a cache are.
+A signal is a number per sample and head that is higher where the task drives the head more. Null means that it is undefined for
+a sample, which its mean then leaves out. A public function of this file without arguments is a signal of its name. It returns
+an expression over the measures; where that gives several columns, each is a signal of its own name. Nothing else need be
+changed for a new one: the command line, the report, the documentation's test and the laws find it here.
+
+The measures (docs/signals.md): `tokens`, `tokens_<span>`, `output_norm`, `result_norm`, `all_output_norm`,
+`all_result_norm`, `entropy`, `entropy_free`, `largest`, `sink`, `rest`, `distance`, `mass_<span>`. As the settings choose them:
+`norm`, of the query mode and `--head-output`; `last_norm` and `all_norm`, at the last token and over all positions;
+`task_mass`, `task_rest` (without the first token) and `task_tokens`, of `--task-span`.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-import numpy as np
-import numpy.typing as npt
-
-from ..data.cache import Cache
-from ..data.errors import DamagedShardError, InputError
-from ..data.settings import ScoreSettings
-from .rows import RowSums
-
-if TYPE_CHECKING:
-    from ..data.reader import Block, Shard
-
-Signal = npt.NDArray[np.float32]
-
-SIGNALS = ("out", "ent", "task")  # what the ranking is made of
-SINK = "sink"  # the mass on the first token, which only explains: many heads rest there
-MEASURES = (*SIGNALS, SINK)
+import polars as pl
 
 
-@dataclass(frozen=True)
-class SignalChoice:
-    """Which definition of the signals is meant: the part of ScoreSettings that they depend on, and the span's bits."""
+def out() -> pl.Expr:
+    """Output strength ‖z‖₂, or ‖W_O z‖₂ with `--head-output result`.
 
-    query_mode: str
-    head_output: str
-    span_bits: int
-
-    def passes(self) -> dict[str, tuple[str, ...]]:
-        """The MEASURES by the pass over a shard that gives them, whose name has in it all that they depend on."""
-        return {
-            f"out.{self.query_mode}.{self.head_output}": ("out",),
-            f"rows.{self.query_mode}.span{self.span_bits}": ("ent", "task", SINK),
-        }
-
-
-def choose_signals(cache: Cache, settings: ScoreSettings, partial: bool) -> SignalChoice:
-    """The signals that `settings` ask for; InputError where the cache cannot give them, or is incomplete but not `partial`."""
-    if not partial:
-        cache.require_complete()
-    if settings.score_query_mode == "all_tokens" and cache.metadata["settings"]["queries"] != "all_tokens":
-        raise InputError(
-            f"--score-query-mode all_tokens: {cache.path} was captured with --queries last_token; "
-            "capture it again with --queries all_tokens"
-        )
-    if settings.head_output == "result" and not cache.metadata["attention"]["result_norms"]:
-        raise InputError(
-            f"--head-output result: {cache.path} has no result norms, as this model's output projection "
-            "cannot be split by heads; use --head-output z"
-        )
-    return SignalChoice(settings.score_query_mode, settings.head_output, cache.require_spans(settings.task_span))
-
-
-def block_signals(shard: "Shard", choice: SignalChoice, block: "Block", names: Sequence[str] = MEASURES) -> dict[str, Signal]:
-    """Those MEASURES of a block of a shard's b samples that `names` names: each float32 [L,H,b]. What is not asked is not read.
-
-    Raises InputError where the shard lacks what the query mode needs, is damaged, or yields a value that is not finite.
+    Range 0 and up. `all_tokens`: the mean over positions. It grows from layer to layer in most models, so it is comparable
+    within a layer only. Source: the norm-based analysis of Kobayashi et al. (2020).
     """
-    mode, found = choice.query_mode, {}
-    stored_entropy = mode == "all_tokens"  # the entropy of a mean row is not the mean entropy of the rows
-    if "out" in names:
-        norm = "result_norm" if choice.head_output == "result" else "output_norm"
-        found["out"] = shard.read(f"{mode}/{norm}", block=block)
-    if "ent" in names and stored_entropy:
-        found["ent"] = -shard.read("all_tokens/entropy", block=block)
-    if of_rows := [name for name in ("ent", "task", SINK) if name in names and name not in found]:
-        found |= {name: values for name, values in _row_signals(shard, choice, block).items() if name in of_rows}
-    for name, values in found.items():
-        if not np.isfinite(values).all():
-            raise DamagedShardError(f"{shard.path}: gives a '{name}' that is not finite: the shard is damaged")
-    return {name: found[name] for name in names}
+    return pl.col("norm")
 
 
-def _row_signals(shard: "Shard", choice: SignalChoice, block: "Block") -> dict[str, Signal]:
-    """The measures `ent`, `task` and `sink` of a block, from its pattern rows."""
-    member = (shard.read("tokens/span", block=block) & choice.span_bits) > 0
-    sums = RowSums(member, block.offsets, shard.layers, shard.heads)
-    array = f"{choice.query_mode}/attention"
-    for layer in range(shard.layers):
-        for tokens, patterns in shard.parts(array, layer, block):
-            try:
-                sums.add(layer, tokens, patterns)
-            except ValueError as error:
-                raise DamagedShardError(f"{shard.path}: '{array}' holds {error}: the shard is damaged") from error
-    found = {"ent": sums.negative_entropy(), "task": sums.mass(), SINK: sums.first_mass()}
-    return {name: values.astype(np.float32) for name, values in found.items()}
+def ent() -> pl.Expr:
+    """Focus of the attention: −H, H = −Σⱼ aⱼ ln aⱼ in nats, with 0 ln 0 = 0.
+
+    Range −ln T to 0 for T tokens; a row of one token has 0, a uniform row −ln T. `all_tokens`: minus the mean entropy of all
+    rows. Source: Shannon (1948).
+    """
+    return -pl.col("entropy")
+
+
+def task() -> pl.Expr:
+    """Attention to the task's tokens: Σ aⱼ over the tokens j of `--task-span`.
+
+    Range 0 to 1; a sample without such tokens has 0. A longer span gets more of a uniform row: see `lift`.
+    """
+    return pl.col("task_mass")
+
+
+def sink() -> pl.Expr:
+    """Attention to the first token, a₀, where heads rest that have nothing to do.
+
+    Range 0 to 1; a row of one token has 1. Weight it below 0 to prefer heads that do not rest. Source: Xiao et al. (2024).
+    """
+    return pl.col("sink")
+
+
+def focus() -> pl.Expr:
+    """Focus of the attention beside what is possible at the prompt's length: −H / ln T.
+
+    Range −1 (uniform) to 0 (one token alone); undefined for a prompt of one token, where ln T = 0.
+    """
+    return pl.when(pl.col("tokens") > 1).then(-pl.col("entropy") / pl.col("tokens").log())
+
+
+def ent_free() -> pl.Expr:
+    """Focus of the attention that does not rest on the first token: −H of the row without it, renormalised.
+
+    Range −ln(T−1) to 0; undefined where all of the attention is on the first token. `all_tokens`: of the mean row.
+    """
+    return -pl.col("entropy_free")
+
+
+def task_free() -> pl.Expr:
+    """Attention to the task's tokens, of what does not rest on the first token: Σ aⱼ over j > 0 in the span ÷ Σ aⱼ over j > 0.
+
+    Range 0 to 1; undefined where all of the attention is on the first token.
+    """
+    return pl.when(pl.col("rest") > 0).then(pl.col("task_rest") / pl.col("rest"))
+
+
+def largest() -> pl.Expr:
+    """The largest weight of the row, maxⱼ aⱼ.
+
+    Range 1/T (uniform) to 1 (one token alone).
+    """
+    return pl.col("largest")
+
+
+def effective() -> pl.Expr:
+    """Minus the number of tokens that the head in effect attends to: −exp(H).
+
+    Range −T (uniform) to −1 (one token alone). Source: the perplexity of a distribution, Jelinek et al. (1977).
+    """
+    return -pl.col("entropy").exp()
+
+
+def near() -> pl.Expr:
+    """Nearness of what is attended to: minus the mean distance Σⱼ aⱼ (T−1−j) from the last token, in tokens.
+
+    Range −(T−1) (all on the first token) to 0 (all on the last one); of rows that sum to less than 1, the sum as it is.
+    """
+    return -pl.col("distance")
+
+
+def lift() -> pl.Expr:
+    """Attention to the task's tokens ÷ what a uniform row would give them: the mass of the span ÷ its share of the tokens.
+
+    Range 0 to T; 1 is what uniform attention gives. Undefined for a sample without such tokens.
+    """
+    return pl.when(pl.col("task_tokens") > 0).then(pl.col("task_mass") * pl.col("tokens") / pl.col("task_tokens"))
+
+
+def mass() -> pl.Expr:
+    """Attention to each span: one signal `mass_<span>`, Σ aⱼ over the tokens j of the span, for every span of the cache.
+
+    Range 0 to 1; a sample without such tokens has 0.
+    """
+    return pl.col("^mass_.*$")
+
+
+def out_relative() -> pl.Expr:
+    """Output strength at the last token ÷ the same head's mean over all positions.
+
+    Range 0 and up; above 1 the head writes more where the answer is due than elsewhere. Undefined where it writes nothing.
+    """
+    return pl.when(pl.col("all_norm") > 0).then(pl.col("last_norm") / pl.col("all_norm"))
+
+
+def out_all() -> pl.Expr:
+    """Output strength over all positions: the mean of ‖z‖₂, or of ‖W_O z‖₂ with `--head-output result`.
+
+    Range 0 and up; comparable within a layer only, as `out`.
+    """
+    return pl.col("all_norm")

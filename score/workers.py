@@ -1,71 +1,45 @@
-"""Spreads the shards of a cache over processes of this machine or the workers of a Dask cluster."""
+"""Executors that spread the shards of a cache: processes of this machine, or the workers of a Dask cluster."""
 
-import atexit
 import contextlib
-import gc
-import itertools
+import multiprocessing
 import queue
 import signal
 import threading
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from ..data.errors import HeadscoreError, InputError, RunError, one_line
 from ..data.settings import WorkSettings
-from .sums import Spread
 
 SECONDS_TO_CONNECT = 10
-AT_ONCE = 2  # shards that a process has: one that it works on, and the next
 
 
 @contextlib.contextmanager
-def workers(settings: WorkSettings) -> Iterator[Spread]:
-    """A function like `map`, whose results come in the order of the shards, whoever makes them.
+def executor_of(settings: WorkSettings) -> Iterator[Executor | None]:
+    """The executor that the settings ask for; None where this process does the work.
 
-    Since the caller adds them up in that order, the number of workers changes no bit of the result. Raises InputError where
-    Dask is not installed or not reached, RunError where a worker fails.
+    Raises InputError where Dask is not installed or not reached, RunError where a worker fails.
     """
     if settings.dask:
-        with _dask(settings.dask) as spread:
-            yield spread
+        with _dask(settings.dask) as executor:
+            yield executor
     elif settings.workers > 1:
-        with _processes(settings.workers) as spread:
-            yield spread
+        with _processes(settings.workers) as executor:
+            yield executor
     else:
-        yield map
+        yield None
 
 
 @contextlib.contextmanager
-def _processes(count: int) -> Iterator[Spread]:
-    """`count` processes, of which this one is the last: it would only wait while the others start."""
-    import multiprocessing  # here, as most runs need none of it
-    from concurrent.futures import Future, ProcessPoolExecutor
-    from concurrent.futures.process import BrokenProcessPool
-
-    def spread(work: Any, items: Iterable[Any]) -> Iterator[Any]:
-        rest = iter(items)
-        pending: deque[Future[Any]] = deque()
-        for mine in rest:
-            own: Future[Any] = Future()
-            waiting = sum(not future.done() for future in pending)
-            given = itertools.islice(rest, max(0, AT_ONCE * (count - 1) - waiting))
-            pending += [own, *(pool.submit(work, item) for item in given)]
-            try:
-                own.set_result(work(mine))
-            except Exception as error:  # raised where its turn is, so that it is the same error whoever is faster
-                own.set_exception(error)
-            while pending and pending[0].done():
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-
+def _processes(count: int) -> Iterator[Executor]:
     # Not forked: a fork of a process with polars' threads may hang. Threads would be slower, as numpy's calls are short.
     spawn = multiprocessing.get_context("spawn")
     try:
-        with ProcessPoolExecutor(count - 1, spawn, initializer=_prepare_process) as pool:
+        with ProcessPoolExecutor(count, spawn, initializer=_prepare_process) as pool:
             try:
-                yield spread
+                yield pool
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -78,31 +52,21 @@ def _processes(count: int) -> Iterator[Spread]:
 
 def _prepare_process() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # interrupts are the parent's
-    atexit.register(gc.freeze)  # the parent waits for its end, which is sooner without a last look through all objects
 
 
 @contextlib.contextmanager
-def _dask(address: str) -> Iterator[Spread]:
+def _dask(address: str) -> Iterator[Executor]:
     try:
         from distributed import Client
     except ModuleNotFoundError as error:
         raise InputError("--dask: needs dask.distributed: pip install 'headscore[cluster]'") from error
-    client = _connected(Client, address)
-
-    def spread(work: Any, items: Iterable[Any]) -> Iterator[Any]:
-        futures = client.map(work, list(items), pure=False)
+    with _connected(Client, address) as client, client.get_executor(pure=False) as executor:
         try:
-            for future in futures:
-                yield future.result()
+            yield executor
         except HeadscoreError:
             raise
         except Exception as error:  # whatever a worker raises, such as one that has no headscore
             raise RunError(f"--dask {address}: a worker failed: {type(error).__name__}: {one_line(error)[:200]}") from error
-        finally:
-            client.cancel(futures)
-
-    with client:
-        yield spread
 
 
 def _connected(client: Any, address: str) -> Any:

@@ -22,12 +22,13 @@ This file is made by tests/stub.py. After a change of an option or a call, make 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
 '''
-CALLS = ("capture", "score", "report", "run")  # whose options are the fields of settings classes
+CALLS = ("capture", "score", "report", "run", "signals")  # whose options are the fields of settings classes
 _MODULE = re.compile(r"\b(?:[a-z_]+\.)+(?=[A-Za-z])")
 _PLAIN = {"DataFrame": "pl.DataFrame", "NoneType": "None"}
 

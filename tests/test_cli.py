@@ -199,7 +199,7 @@ def test_the_help_has_every_summary_in_full_and_options_in_groups(run_cli: Cli, 
     monkeypatch.setenv("COLUMNS", "80")
     _, out, _ = run_cli("--help")
     words = " ".join(out.split())
-    for name in ("run", "capture", "score", "report", "inspect", "merge", "version"):
+    for name in ("run", "capture", "score", "report", "inspect", "merge", "signals", "version"):
         assert f"{name} {options.summary(getattr(cli, name))}" in words
     assert not re.search(r"\.\.\.|…", out.split("Commands:")[1])
     fields = {name for each in (RunSettings, WorkSettings) for name in each.__dataclass_fields__}

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, Literal, get_origin, get_type_hints
 
@@ -29,12 +30,14 @@ SETTINGS: dict[str, tuple[type, ...]] = {
     "score": (ScoreSettings, WorkSettings),
     "report": (ScoreSettings, WorkSettings),
     "run": (RunSettings,),
+    "signals": (ScoreSettings,),
 }
 OWN = {
     "capture": ["out", "overwrite", "progress"],
-    "score": ["cache", "out", "overwrite", "partial", "report"],
+    "score": ["cache", "out", "overwrite", "partial", "report", "executor"],
     "report": ["cache", "out", "overwrite", "partial"],
     "run": ["out", "overwrite", "report", "progress"],
+    "signals": ["cache"],
 }
 
 # ------------------------------------------------------------------------------------------------------------- signatures
@@ -65,7 +68,7 @@ def test_what_a_signature_takes_the_settings_take(name: str) -> None:
         each(**{name: value for name, value in wider.items() if name in names})
 
 
-@pytest.mark.parametrize("name", [*SETTINGS, "merge", "inspect"])
+@pytest.mark.parametrize("name", [*SETTINGS, "merge", "inspect", "scan_cache", "rows", "rank"])
 def test_a_misspelt_option_is_refused_with_the_right_name(name: str) -> None:
     call = getattr(headscore, name)
     for parameter in inspect.signature(call).parameters:
@@ -142,6 +145,7 @@ def test_the_stub_says_what_the_signatures_say() -> None:
             assert argument.annotation is not None
             known = {
                 "Callable": Callable,
+                "Executor": Executor,
                 "Mapping": Mapping,
                 "Sequence": Sequence,
                 "Path": Path,

@@ -4,6 +4,8 @@ import importlib.metadata
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +17,8 @@ from test_score import write_cache
 
 import headscore
 from headscore.data.cache import METADATA_FILE
-from headscore.score.outputs import REPORT_FILES, RESULT_FILES
+from headscore.data.files import TEMPORARY
+from headscore.score.outputs import CHARTS_FOLDER, REPORT_FILES, RESULT_FILES
 from headscore.score.report import sections
 
 needs_chromium = pytest.mark.skipif(not chromium(), reason="needs Chromium on the PATH (apt-get install chromium)")
@@ -260,6 +263,76 @@ def test_a_missing_package_is_named_before_any_work(tmp_path: Path, monkeypatch:
     with pytest.raises(headscore.InputError, match="report: needs a folder for it; give out"):
         monkeypatch.undo()
         headscore.score(cache, report=True)
+
+
+def test_a_chart_that_cannot_be_drawn_is_told_and_leaves_no_part_of_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import altair as alt
+
+    out = tmp_path / "out"
+    broken = alt.Chart().mark_point().transform_calculate(x="no expression (")
+    monkeypatch.setattr("headscore.score.report.views.profiles_chart", lambda *_: broken)
+    with pytest.raises(headscore.RunError, match="the chart 'layer_profiles': vl-convert failed: ValueError: ") as told:
+        headscore.report(made(tmp_path / "cache", 2, 3), out)
+    assert "\n" not in str(told.value)
+    there = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
+    assert there == {name for name in (*RESULT_FILES, *REPORT_FILES) if "layer_profiles" not in name} - {"run.log"}
+
+
+def test_what_a_killed_report_left_half_written_goes_with_the_next(tmp_path: Path) -> None:
+    cache, charts = made(tmp_path / "cache", 2, 3), tmp_path / "out" / CHARTS_FOLDER
+    headscore.report(cache, charts.parent)
+    left = charts / f".combined.svg.x{TEMPORARY}"
+    left.write_text("<svg")
+    headscore.report(cache, charts.parent)
+    assert not left.exists() and {f"{CHARTS_FOLDER}/{path.name}" for path in charts.iterdir()} == set(REPORT_FILES[1:])
+
+
+@pytest.mark.parametrize("state", ["new", "kept", "cut off", "no text", "a folder", "no cache folder", "no home"])
+def test_the_javascript_is_whole_whatever_became_of_the_kept_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    from headscore.score.report import vega
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    whole = vega.vega_bundle()
+    (kept,) = tmp_path.rglob("*.js")
+    assert kept.read_text() == whole and "vegaEmbed" in whole
+    if state in ("new", "a folder"):
+        kept.unlink()
+    if state == "a folder":
+        kept.mkdir()
+    elif state in ("cut off", "no text"):
+        kept.write_bytes(kept.read_bytes()[:1000] if state == "cut off" else b"\xff" * 1_000_000)
+    elif state == "no cache folder":
+        monkeypatch.setenv("XDG_CACHE_HOME", str(kept))
+    elif state == "no home":
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.delenv("HOME")
+        monkeypatch.setattr("os.getuid", lambda: 2**31 - 7)
+    assert vega.vega_bundle() == whole
+    assert state in ("a folder", "no cache folder", "no home") or kept.read_text() == whole
+
+
+def test_a_forked_process_is_told_instead_of_waiting_for_ever(tmp_path: Path) -> None:
+    script = tmp_path / "forks.py"
+    script.write_text(
+        "import multiprocessing, sys, headscore\n"
+        "def report(out):\n"
+        "    try:\n"
+        "        headscore.report(sys.argv[1], out)\n"
+        "    except headscore.RunError as error:\n"
+        "        return str(error)\n"
+        "for out in ('first', 'second'):\n"
+        "    with multiprocessing.get_context('fork').Pool(1) as pool:\n"
+        "        print(pool.apply(report, [out]))\n"
+        "    print(report('parent'))\n"
+    )
+    command = [sys.executable, str(script), str(made(tmp_path / "cache", 2, 3))]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+    first, parent, second, again = done.stdout.splitlines()
+    assert first == parent == again == "None" and "start processes by 'spawn'" in second
 
 
 def test_scores_show_themselves_in_a_notebook(tmp_path: Path) -> None:

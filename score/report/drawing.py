@@ -1,66 +1,49 @@
-"""Draws charts as SVG and PNG, in a process of its own beside whatever else is done."""
+"""The charts of a report as SVG and PNG files."""
 
-import contextlib
 import json
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from ...data.errors import RunError
+import altair as alt
 
-# The first drawing starts the JavaScript engine, which takes most of a second: while the charts are still being made. What is
-# waited for until then, and the page's JavaScript, come first.
-_PROGRAM = """
-import os, pathlib, sys, vl_convert
-os.nice(5)
-vl_convert.vegalite_to_svg('{"mark": "point"}')
-for line in sys.stdin:
-    path = pathlib.Path(line.strip())
-    svg = vl_convert.vegalite_to_svg(path.read_text(encoding="utf-8"))
-    path.with_suffix(".svg").write_text(svg, encoding="utf-8")
-    path.with_suffix(".png").write_bytes(vl_convert.svg_to_png(svg, scale=float(sys.argv[1])))
-"""
+from ...data.files import remove_leftovers, write_bytes, write_text
+from ..outputs import CHARTS_FOLDER
+from ..tables import Table, rows
+from . import views
+from .marks import Ranking
+from .vega import converter
+
+DATA = "heads"  # by this name a chart finds its data
+_PNG_SCALE = 1.5  # pixels for each of the chart
 
 
-class Drawer:
-    """A process that draws the charts it is given, one after the other. Use it as a context manager.
+def write_charts(folder: Path, heads: Table, ranking: Ranking) -> None:
+    """Write each chart, as it stands for the scores' own weights, to charts/*.svg and *.png, each file whole or not at all.
 
-    scale: pixels of a PNG for each of the chart.
+    Raises RunError where a chart cannot be drawn, or the disk refuses.
     """
+    remove_leftovers(folder / CHARTS_FOLDER)
+    datasets = {DATA: [dict(zip(heads, line, strict=True)) for line in rows(heads)]}
+    for name, chart in _charts(heads, ranking).items():
+        spec = json.dumps({"background": "white", **chart.to_dict(validate=False), "datasets": datasets})
+        with converter(f"the chart '{name}'") as convert:
+            svg = convert.vegalite_to_svg(spec)
+            png = convert.svg_to_png(svg, scale=_PNG_SCALE)
+        write_text(folder / CHARTS_FOLDER / f"{name}.svg", svg)
+        write_bytes(folder / CHARTS_FOLDER / f"{name}.png", png)
 
-    def __init__(self, scale: float):
-        self._folder = tempfile.TemporaryDirectory()
-        command = [sys.executable, "-c", _PROGRAM, str(scale)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, cwd=self._folder.name, text=True)
-        self._names: list[str] = []
 
-    def __enter__(self) -> Self:
-        return self
+def shape(heads: Table) -> tuple[int, int]:
+    """How many layers and heads a layer there are."""
+    return len(set(heads["layer"].tolist())), int(heads["head"].max()) + 1
 
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._folder.cleanup()
 
-    def draw(self, specs: Mapping[str, dict[str, Any]], datasets: str) -> None:
-        """Have charts drawn, by their names; returns at once. datasets: what they show, as JSON that is made once for all."""
-        for name, spec in specs.items():
-            text = f'{json.dumps(spec)[:-1]}, "datasets": {datasets}}}'
-            (Path(self._folder.name) / f"{name}.json").write_text(text, encoding="utf-8")
-            self._names.append(name)
-        if self._process.stdin:
-            with contextlib.suppress(BrokenPipeError):  # `drawn` tells
-                self._process.stdin.write("".join(f"{name}.json\n" for name in specs))
-                self._process.stdin.flush()
-
-    def drawn(self) -> Iterator[tuple[str, str, bytes]]:
-        """Each chart once all are drawn: its name, SVG and PNG. Raises RunError where one cannot be drawn."""
-        self._process.communicate()
-        if self._process.returncode:
-            raise RunError("a chart cannot be drawn: vl-convert failed")
-        for name in self._names:
-            path = Path(self._folder.name) / name
-            yield name, path.with_suffix(".svg").read_text(encoding="utf-8"), path.with_suffix(".png").read_bytes()
+def _charts(heads: Table, ranking: Ranking) -> dict[str, Any]:
+    data = alt.NamedData(DATA)
+    return {
+        "combined": views.map_chart(data, shape(heads), "combined", ranking),
+        "top_heads": views.bars_chart(data, ranking),
+        "signal_maps": views.maps_chart(data, shape(heads), list(heads), ranking),
+        "entropy_and_task": views.scatter_chart(data, True, ranking),
+        "layer_profiles": views.profiles_chart(data, list(heads), ranking),
+    }

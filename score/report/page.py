@@ -12,25 +12,22 @@ from altair.utils import schemapi
 
 from ... import __version__
 from ...data.cache import Cache
-from ...data.files import write_bytes, write_text
+from ...data.files import write_text
 from ..heads import heads_table
-from ..outputs import CHARTS_FOLDER, REPORT_FILE
+from ..outputs import REPORT_FILE
 from ..pipeline import Scores
 from ..signals import SIGNALS, SINK
-from ..tables import Table, rows
+from ..tables import Table
 from . import views
 from .attended import attended
-from .drawing import Drawer
+from .drawing import DATA, shape, write_charts
 from .marks import INK, Ranking
 from .sections import captured, escaped, skipped_section, tokens_section
-from .vega import Bundle
+from .vega import vega_bundle
 
 logger = logging.getLogger("headscore")
 
 HEADS_WITH_TOKENS = 6
-_SLOWEST = "signal_maps"  # as long as the others together
-_PNG_SCALE = 1.5
-_DATA = "heads"  # by this name the charts find their data
 _TABLE_COLUMNS = {  # field: title and decimals; a column shows where the heads have it, as intervals will
     "rank": ("rank", None),
     "name": ("head", None),
@@ -46,20 +43,14 @@ _TABLE_COLUMNS = {  # field: title and decimals; a column shows where the heads 
 _ALWAYS = ("rank", "name")
 
 
-def write_report(folder: Path, cache: Cache, scores: Scores, bundle: Bundle) -> None:
+def write_report(folder: Path, cache: Cache, scores: Scores) -> None:
     """Write report.html and charts/*.svg, *.png to `folder`, each whole or not at all.
 
-    Raises InputError where a shard is damaged, RunError where the disk refuses.
+    Raises InputError where a shard is damaged, RunError where a chart cannot be drawn or the disk refuses.
     """
-    # The tests validate these charts, with every option.
-    with Drawer(_PNG_SCALE) as slow, Drawer(_PNG_SCALE) as quick, schemapi.debug_mode(False):
+    with schemapi.debug_mode(False):  # the tests validate these charts, with every option
         tokens, skipped = _counted(cache)
-        heads = heads_table(scores)
-        ranking = Ranking.of(scores)
-        specs = _files(heads, ranking)
-        datasets = json.dumps({_DATA: [dict(zip(heads, line, strict=True)) for line in rows(heads)]})
-        slow.draw({_SLOWEST: specs.pop(_SLOWEST)}, datasets)
-        quick.draw(specs, datasets)
+        heads, ranking = heads_table(scores), Ranking.of(scores)
         sections = _chart_sections(ranking, heads) | {"tokens": tokens_section(_attended(cache, scores))}
         sections["skipped"] = skipped_section(skipped)
         page = {
@@ -67,31 +58,9 @@ def write_report(folder: Path, cache: Cache, scores: Scores, bundle: Bundle) -> 
             "lead": captured(scores, tokens),
             "sections": "".join(sections.values()),
         }
-        write_text(folder / REPORT_FILE, _page(page, _page_data(heads, ranking), bundle.text()))
-        for name, svg, png in (*quick.drawn(), *slow.drawn()):
-            write_text(folder / CHARTS_FOLDER / f"{name}.svg", svg)
-            write_bytes(folder / CHARTS_FOLDER / f"{name}.png", png)
+        write_text(folder / REPORT_FILE, _page(page, _page_data(heads, ranking), vega_bundle()))
+        write_charts(folder, heads, ranking)
     logger.info("%s: report written", folder / REPORT_FILE)
-
-
-def _shape(heads: Table) -> tuple[int, int]:
-    return len(set(heads["layer"].tolist())), int(heads["head"].max()) + 1
-
-
-# --------------------------------------------------------------------------------------------------------- files of charts
-
-
-def _files(heads: Table, ranking: Ranking) -> dict[str, dict[str, Any]]:
-    """Each chart as it stands for the scores' own weights, without its data."""
-    data, shape = alt.NamedData(_DATA), _shape(heads)
-    made = {
-        "combined": views.map_chart(data, shape, "combined", ranking),
-        "top_heads": views.bars_chart(data, ranking),
-        "signal_maps": views.maps_chart(data, shape, list(heads), ranking),
-        "entropy_and_task": views.scatter_chart(data, True, ranking),
-        "layer_profiles": views.profiles_chart(data, list(heads), ranking),
-    }
-    return {name: {"background": "white", **chart.to_dict(validate=False)} for name, chart in made.items()}
 
 
 # --------------------------------------------------------------------------------------------------------------- the page
@@ -99,8 +68,8 @@ def _files(heads: Table, ranking: Ranking) -> dict[str, dict[str, Any]]:
 
 def _views(heads: Table, ranking: Ranking) -> dict[str, Any]:
     """The charts of the page by their ids: each as wide as its place, on the data that the page gives them."""
-    data, shape = alt.NamedData(_DATA), _shape(heads)
-    maps = {f"map-{c}": views.map_chart(data, shape, c, ranking, fluid=True) for c in views.map_columns(list(heads))}
+    data, size = alt.NamedData(DATA), shape(heads)
+    maps = {f"map-{c}": views.map_chart(data, size, c, ranking, fluid=True) for c in views.map_columns(list(heads))}
     profiles = {f"profile-{name}": views.profile_chart(data, name, ranking) for name in SIGNALS}
     wide = {
         "top_heads": views.bars_chart(data, ranking),
@@ -109,7 +78,7 @@ def _views(heads: Table, ranking: Ranking) -> dict[str, Any]:
         "profile-count": views.count_chart(data, ranking),
     }
     return {
-        "combined": views.map_chart(data, shape, "combined", ranking, fluid=True),
+        "combined": views.map_chart(data, size, "combined", ranking, fluid=True),
         **maps,
         **wide,
     }
@@ -169,7 +138,7 @@ def _config() -> dict[str, Any]:
 
 
 def _chart_sections(ranking: Ranking, heads: Table) -> dict[str, str]:
-    width = max(320, 46 * _shape(heads)[1] + 60)
+    width = max(320, 46 * shape(heads)[1] + 60)
     maps = "".join(_place(f"map-{column}") for column in views.map_columns(list(heads)))
     profiles = "".join(_place(f"profile-{name}") for name in (*SIGNALS, "count"))
     map_ = f'<div style="flex: 1 1 {width}px; max-width:{width}px">{_place("combined")}</div>'

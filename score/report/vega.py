@@ -1,20 +1,19 @@
-"""Vega as one piece of JavaScript, from the vl-convert package, and whether that and Altair are there."""
+"""vl-convert, Vega as one piece of JavaScript from it, and whether it and Altair are there."""
 
 import contextlib
+import functools
 import importlib.metadata
 import importlib.util
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
-from ...data.errors import InputError, RunError
-from ...data.files import write_text
+from ...data.errors import InputError, RunError, typed_line
+from ...data.files import remove_leftovers, write_text
 
 _PACKAGES = {"altair": "altair", "vl_convert": "vl-convert-python"}
-_PROGRAM = "import sys, vl_convert; sys.stdout.buffer.write(vl_convert.javascript_bundle().encode())"
-_LEAST_BYTES = 500_000  # a file that was cut off is none
+_MIN_LENGTH = 500_000  # a file that was cut off is none
 
 
 def missing_packages() -> list[str]:
@@ -29,42 +28,49 @@ def require_packages(what: str) -> None:
 
 
 @contextlib.contextmanager
-def vega_bundle() -> Iterator["Bundle"]:
-    """Vega, Vega-Lite and Vega-Embed as JavaScript, being made beside whatever else is done in this context.
+def converter(what: str) -> Iterator[ModuleType]:
+    """The module vl_convert, with which `what` is made. Raises RunError where it fails, or would never answer.
 
-    Putting it together takes three seconds and holds the interpreter's lock, so another process does it, once for each version
-    of vl-convert: it is kept in the user's cache folder.
+    Its work is done by a thread, which a forked process has not got if its parent had started it.
     """
-    path = _kept_at()
-    process = None if _read(path) else subprocess.Popen([sys.executable, "-c", _PROGRAM], stdout=subprocess.PIPE)
+    import vl_convert  # here, as this module also tells whether it is installed
+
+    if _first_process() != os.getpid():
+        raise RunError(f"{what}: vl-convert cannot work in a process forked from one where it did; start processes by 'spawn'")
     try:
-        yield Bundle(path, process)
-    finally:
-        if process:
-            with process:  # closes its pipe and waits for it
-                process.kill()
+        yield vl_convert
+    except (ValueError, RuntimeError) as error:
+        raise RunError(f"{what}: vl-convert failed: {typed_line(error)}") from error
 
 
-class Bundle:
-    """The JavaScript, once it is asked for."""
+@functools.cache  # which forked processes inherit
+def _first_process() -> int:
+    return os.getpid()
 
-    def __init__(self, path: Path, process: "subprocess.Popen[bytes] | None"):
-        self._path, self._process = path, process
 
-    def text(self) -> str:
-        """The code. Raises RunError where it could not be made."""
-        if not self._process:
-            return _read(self._path) or ""
-        code = self._process.communicate()[0].decode()
-        if self._process.returncode or len(code) < _LEAST_BYTES:
-            raise RunError("the report's JavaScript cannot be put together: vl-convert failed")
-        with contextlib.suppress(RunError):  # a home that cannot be written
-            write_text(self._path, code)
+def vega_bundle() -> str:
+    """Vega, Vega-Lite and Vega-Embed as JavaScript, which makes `vegaEmbed` known to a page.
+
+    vl-convert takes a second or more to put them together, so the code is kept in the user's cache folder, once for each
+    version of vl-convert. Raises RunError where vl-convert fails.
+    """
+    kept = _kept_at()
+    if kept and (code := _read(kept)):
         return code
+    with converter("the report's JavaScript") as convert:
+        code = str(convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
+    if kept:
+        remove_leftovers(kept.parent)
+        with contextlib.suppress(RunError):  # a home that cannot be written
+            write_text(kept, code)
+    return code
 
 
-def _kept_at() -> Path:
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+def _kept_at() -> Path | None:
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a user without a home
+        return None
     return home / "headscore" / f"vega-{importlib.metadata.version('vl-convert-python')}.js"
 
 
@@ -73,4 +79,4 @@ def _read(path: Path) -> str | None:
         code = path.read_text(encoding="utf-8")
     except (OSError, ValueError):
         return None
-    return code if len(code) >= _LEAST_BYTES else None
+    return code if len(code) >= _MIN_LENGTH else None

@@ -1,0 +1,119 @@
+"""The mean of every signal over the samples of a cache, made shard by shard by whoever is free."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from ..data.cache import Cache
+from ..data.errors import InputError
+from .kept import Store
+from .means import Float, Sums
+from .recipe import Recipe
+from .shard_source import ShardSource
+
+logger = logging.getLogger("headscore")
+
+
+@dataclass(frozen=True)
+class ShardSums:
+    """What a shard's samples add up to; `a + b` is for both.
+
+    Args:
+        samples: how many there are.
+        without_task: how many of them have no token of the task.
+        sums: of each signal, [L,H].
+        unkept: why nothing could be kept for another time; empty where it was, or was not meant to be.
+    """
+
+    samples: int
+    without_task: int
+    sums: Mapping[str, Sums]
+    unkept: str = ""
+
+    def __add__(self, other: "ShardSums") -> "ShardSums":
+        both = {name: self.sums[name] + other.sums[name] for name in self.sums}
+        return ShardSums(
+            self.samples + other.samples, self.without_task + other.without_task, both, self.unkept or other.unkept
+        )
+
+
+@dataclass(frozen=True)
+class CacheMeans:
+    """The signals of a cache's heads.
+
+    Args:
+        samples: how many there are.
+        without_task: how many of them have no token of the task.
+        means: of each signal over the samples where it is defined, [L,H]; NaN where there is none.
+        undefined: for each signal, for how many samples it is undefined in the head that has most of them.
+    """
+
+    samples: int
+    without_task: int
+    means: Mapping[str, Float]
+    undefined: Mapping[str, int]
+
+
+def cache_means(cache: Cache, recipe: Recipe, store: Store | None, executor: Executor | None) -> CacheMeans:
+    """The means over all shards, merged in their order; a shard whose sums are kept is not opened.
+
+    Args:
+        cache: an opened cache.
+        recipe: what its signals are.
+        store: where sums are kept; None to keep and believe nothing.
+        executor: does the work on shards; None to do it here.
+
+    Raises InputError where a shard is damaged or there is no sample.
+    """
+    total: ShardSums | None = None
+    for part in _parts(cache, recipe, store, executor):
+        total = total + part if total else part
+    if total is None or not total.samples:
+        raise InputError(f"{cache.path}: holds no samples")
+    if total.unkept:
+        logger.info("measures are not kept for another time: %s", total.unkept)
+    undefined = {name: int(total.samples - added.counts.min()) for name, added in total.sums.items()}
+    return CacheMeans(total.samples, total.without_task, {n: s.means() for n, s in total.sums.items()}, undefined)
+
+
+def _parts(cache: Cache, recipe: Recipe, store: Store | None, executor: Executor | None) -> Iterator[ShardSums]:
+    alone = replace(cache, shards=())  # a worker is sent one path at a time
+    kept = {path: part for path in cache.shards if store and (part := _kept(alone, recipe, store, path))}
+    if store and len(kept) < len(cache.shards):
+        store.clear()
+    work = partial(shard_sums, alone, recipe, store)
+    made = iter((executor.map if executor else map)(work, [path for path in cache.shards if path not in kept]))
+    for path in cache.shards:
+        yield kept.get(path) or next(made)
+
+
+def shard_sums(cache: Cache, recipe: Recipe, store: Store | None, path: Path) -> ShardSums:
+    """What one shard's samples add up to, read block by block, so that memory is bounded. Raises as `cache_means`."""
+    with ShardSource(cache, recipe, store, path) as source:
+        missing = [name for name in recipe.signals if name not in source.kept_sums]
+        found, unkept = source.add_up(missing) if missing else ({}, "")
+        samples = len(source.samples["row"])
+        added = source.kept_sums | found or {name: _nothing(recipe) for name in recipe.signals}
+        return ShardSums(samples, _without_task(source), {name: added[name] for name in recipe.signals}, unkept)
+
+
+def _kept(cache: Cache, recipe: Recipe, store: Store, path: Path) -> ShardSums | None:
+    source = ShardSource(cache, recipe, store, path)
+    if len(source.kept_sums) < len(recipe.signals) or not source.knows_samples:
+        return None
+    return ShardSums(len(source.samples["row"]), _without_task(source), source.kept_sums)
+
+
+def _without_task(source: ShardSource) -> int:
+    return int((source.samples[f"tokens_{source.recipe.task}"] == 0).sum())
+
+
+def _nothing(recipe: Recipe) -> Sums:
+    """The sums of a shard without samples."""
+    shape = (len(recipe.layers), recipe.heads)
+    return Sums(np.zeros(shape), np.zeros(shape), np.zeros(shape, np.int64))

@@ -1,0 +1,143 @@
+"""Whatever is linear in a pattern row, Σⱼ aⱼ wⱼ: w of each such measure as a polars expression over the tokens of a sample."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from ..data.errors import DamagedShardError, InputError
+from ..data.reader import Block, Shard
+from .expressions import names_of, read_expressions, require_line_by_line
+
+TOKENS: dict[str, Any] = {"position": pl.Float64, "tokens": pl.Float64, "id": pl.Int64}
+DATA = "data_"  # how the names of columns of the data file begin
+BUILT_IN = {  # of every sample: attention to the first token (the sink), to all others, and the mean distance in tokens
+    "sink": pl.col("position") == 0,
+    "rest": pl.col("position") > 0,
+    "distance": pl.col("tokens") - 1 - pl.col("position"),
+}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns w of a pass over the rows of a cache.
+
+    Args:
+        span_names: the spans of the cache, in the order of their bits.
+        unions: groups of spans that count as one, by their name, which is that of the spans with + between.
+        own: what the user adds, by name.
+    """
+
+    span_names: tuple[str, ...]
+    unions: Mapping[str, tuple[str, ...]]
+    own: Mapping[str, pl.Expr]
+
+    def spans(self) -> dict[str, tuple[str, ...]]:
+        """Each span by itself, and each union."""
+        return {**{name: (name,) for name in self.span_names}, **self.unions}
+
+    def expressions(self) -> dict[str, pl.Expr]:
+        """w of every measure that is linear in a pattern row, by the measure's name."""
+        masses = {f"mass_{name}": self.membership(name) for name in self.spans()}
+        return {**BUILT_IN, **masses, **self.own}
+
+    def membership(self, span: str) -> pl.Expr:
+        """Whether a token is in a span or union."""
+        return pl.any_horizontal([pl.col(token_column(name)) for name in self.spans()[span]])
+
+    def weights(self, shard: Shard, block: Block, names: Sequence[str]) -> npt.NDArray[np.float64]:
+        """w of the named measures for each token of a block, float64 [t,K].
+
+        Raises InputError where one that the user brings is not finite, saying for which token.
+        """
+        expressions = {name: self.expressions()[name] for name in names}
+        if not names:
+            return np.empty((block.tokens.stop - block.tokens.start, 0))
+        needed = {root for expression in expressions.values() for root in expression.meta.root_names()}
+        table = self._table(shard, block, with_ids="id" in needed)
+        found = table.select(expression.cast(pl.Float64).alias(name) for name, expression in expressions.items())
+        for name in [name for name in names if name in self.own]:
+            wrong = found[name].is_null() | ~found[name].is_finite()
+            if wrong.any():
+                place = table["position"][int(wrong.arg_max() or 0)]
+                raise InputError(f"--measure {name}: is not a number for a token at position {place:.0f} in {shard.path}")
+        return np.ascontiguousarray(found.to_numpy())
+
+    def _table(self, shard: Shard, block: Block, with_ids: bool) -> pl.DataFrame:
+        """The token table of a block: `position` (0-based), `tokens` (how many its sample has), `id`, and a column per span."""
+        lengths = np.diff(block.offsets)
+        starts = np.repeat(block.offsets[:-1], lengths)
+        bits = shard.read("tokens/span", block=block)
+        table: dict[str, Any] = {
+            "position": np.arange(len(bits), dtype=np.float64) - starts,
+            "tokens": np.repeat(lengths, lengths).astype(np.float64),
+        }
+        if with_ids:
+            table["id"] = shard.read("tokens/id", block=block).astype(np.int64)
+        return pl.DataFrame(table | {token_column(name): (bits >> bit) & 1 == 1 for bit, name in enumerate(self.span_names)})
+
+
+def choose_columns(
+    span_names: Sequence[str], task_span: Sequence[str], measure: Mapping[str, Any], taken: Sequence[str]
+) -> Columns:
+    """The columns that a ranking needs of a cache with such spans.
+
+    Args:
+        span_names: the spans of the cache.
+        task_span: those that count as the task's tokens; several are a union.
+        measure: what the user adds, as SQL text or polars expressions.
+        taken: names that a user's measure cannot have.
+
+    Raises InputError for a measure that cannot be computed, or whose name is taken.
+    """
+    chosen = tuple(sorted(set(task_span)))
+    columns = Columns(tuple(span_names), {union_name(task_span): chosen} if len(chosen) > 1 else {}, {})
+    taken = (*taken, *columns.expressions())
+    own = read_expressions(measure, "--measure")
+    schema = {**TOKENS, **{token_column(name): pl.Boolean for name in span_names}}
+    for name, expression in own.items():
+        if name in taken:
+            raise InputError(f"--measure {name}: there is a measure of this name already")
+        if len(names_of(expression, schema, f"--measure {name}")) != 1:
+            raise InputError(f"--measure {name}: gives several columns; give one")
+        require_line_by_line(expression, schema, f"--measure {name}", "token")
+    return Columns(columns.span_names, columns.unions, own)
+
+
+def union_name(spans: Sequence[str]) -> str:
+    """What the union of some spans is called: their names in alphabetic order with + between, each once."""
+    return "+".join(sorted(set(spans)))
+
+
+def token_column(span: str) -> str:
+    """The name of a span's column in the token table: its own, unless that is the name of another column."""
+    return f"span_{span}" if span in TOKENS else span
+
+
+def sample_columns(columns: Columns, shard: Shard) -> dict[str, npt.NDArray[Any]]:
+    """What is known of each sample of a shard from its tokens alone: arrays [n].
+
+    `row`; `tokens`; for each span or union `tokens_<span>`, how many of them it has, and `starts_<span>`, whether the first
+    token is in it; and `data_<column>`, what is kept of the data file, as text. Raises DamagedShardError where the token arrays
+    of the shard cannot be.
+    """
+    offsets = shard.offsets()
+    bits = shard.read("tokens/span")
+    rows = shard.read("samples/row")
+    if rows.min(initial=0) < 0:
+        raise DamagedShardError(f"{shard.path}: 'samples/row' holds negative numbers")
+    found: dict[str, npt.NDArray[Any]] = {"row": rows, "tokens": np.diff(offsets)}
+    for name, members in columns.spans().items():
+        mask = sum(1 << columns.span_names.index(member) for member in members)
+        inside = (bits & mask) > 0
+        counted = np.concatenate([[0], np.cumsum(inside)])
+        found[f"tokens_{name}"] = counted[offsets[1:]] - counted[offsets[:-1]]
+        found[f"starts_{name}"] = inside[offsets[:-1]]
+    for column, values in shard.kept.items():
+        texts = [value if isinstance(value, str | None) else json.dumps(value) for value in values]
+        found[f"{DATA}{column}"] = np.array(texts, object)
+    return found

@@ -1,0 +1,163 @@
+"""Expressions that users bring, as SQL text, a Python file or polars expressions: read safely, and tried out before use."""
+
+import hashlib
+import importlib.util
+import inspect
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from ..data.errors import InputError, one_line
+
+Schema = Mapping[str, Any]
+
+# A subquery can read files, and polars reads them as soon as it parses the text. No word of one may stand anywhere.
+_SUBQUERY = re.compile(r"\b(select|from|table|values|with|exists|union|intersect|except)\b", re.IGNORECASE)
+_LINES_TRIED = 9
+# What a serialized expression has that calls plugins, or Python functions, pickled as bytes or numbers: those may change.
+_CODE = re.compile(rb"AnonymousFunction|FfiPlugin|\x80[\x02-\x05]\xcc?\x95")
+
+
+def read_expressions(given: Mapping[str, Any], flag: str) -> dict[str, pl.Expr]:
+    """The expressions in `given`, by their names.
+
+    Args:
+        given: SQL text or a polars expression for each name.
+        flag: the option they come from, for messages.
+
+    Raises InputError for text that is no expression or has a subquery, and for other values.
+    """
+    made = {}
+    for name, value in given.items():
+        if isinstance(value, pl.Expr):
+            made[name] = value
+        elif isinstance(value, str):
+            made[name] = _from_sql(value, f"{flag} {name}")
+        else:
+            raise InputError(f"{flag} {name}: expected SQL text or a polars expression, got {value!r:.80}")
+    return made
+
+
+def _from_sql(text: str, where: str) -> pl.Expr:
+    if found := _SUBQUERY.search(text):
+        raise InputError(f"{where}: '{found[0]}' is not for expressions: a subquery could read files")
+    try:
+        return pl.sql_expr(text)
+    except (pl.exceptions.PolarsError, ValueError) as error:
+        raise InputError(f"{where}: is no SQL expression: {one_line(error)[:160]}") from error
+
+
+def read_python_file(path: Path, flag: str) -> dict[str, pl.Expr]:
+    """The signals of a Python file, which is run: what each of its public functions without arguments returns.
+
+    Raises InputError where the file cannot be run, a function fails or returns no polars expression, or there is none.
+    """
+    try:
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        if spec is None or spec.loader is None:
+            raise InputError(f"{flag} {path}: is not a Python file; its name must end in .py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        functions = functions_of(module)
+        made = {name: function() for name, function in functions.items() if not inspect.signature(function).parameters}
+    except InputError:
+        raise
+    except Exception as error:  # whatever a user's code raises
+        raise InputError(f"{flag} {path}: {type(error).__name__}: {one_line(error)[:200]}") from error
+    if not made:
+        raise InputError(f"{flag} {path}: has no function without arguments, which is what a signal is")
+    for name, value in made.items():
+        if not isinstance(value, pl.Expr):
+            raise InputError(f"{flag} {path}: {name}() returns {type(value).__name__}, not a polars expression")
+    return made
+
+
+def functions_of(module: Any) -> dict[str, Any]:
+    """The public functions that a module defines, in its order; not those that it imports."""
+    public = {name: value for name, value in vars(module).items() if inspect.isfunction(value) and not name.startswith("_")}
+    return {name: function for name, function in public.items() if function.__module__ == module.__name__}
+
+
+def names_of(expression: pl.Expr, schema: Schema, where: str) -> list[str]:
+    """The columns that an expression gives when it meets a table of `schema`.
+
+    Raises InputError, naming the columns there are, where it needs another one, or makes no sense of their types.
+    """
+    try:
+        return pl.LazyFrame(schema=dict(schema)).select(expression).collect_schema().names()
+    except pl.exceptions.ColumnNotFoundError as error:
+        missing = [name for name in expression.meta.root_names() if name not in schema]
+        raise InputError(f"{where}: there is no '{(missing or ['?'])[0]}'; there are {', '.join(schema)}") from error
+    except pl.exceptions.PolarsError as error:
+        raise InputError(f"{where}: cannot be computed: {one_line(error)[:160]}") from error
+
+
+def require_line_by_line(expression: pl.Expr, schema: Schema, where: str, line: str) -> None:
+    """Raises InputError where an expression's value on a line depends on other lines, or is none for each line.
+
+    It is tried on made-up lines: all at once, in reverse, and each alone.
+
+    Args:
+        expression: over a table of `schema`, with one output.
+        schema: the names and dtypes of the columns.
+        where: what is tried, for the message.
+        line: what a line of the table is, such as 'sample' or 'token'.
+    """
+    tried = _made_up(schema)
+    try:
+        together = tried.select(expression)
+        backwards = tried.reverse().select(expression)
+        alone = [tried[place : place + 1].select(expression) for place in range(len(tried))]
+    except Exception as error:  # a function of the user's may raise anything
+        raise InputError(f"{where}: cannot be computed: {one_line(error)[:160]}") from error
+    if not together.dtypes[0].is_numeric() and together.dtypes[0] not in (pl.Boolean, pl.Null):
+        raise InputError(f"{where}: gives {together.dtypes[0]}, not numbers")
+    if len(together) != len(tried):
+        raise InputError(f"{where}: gives {len(together)} values for {len(tried)} {line}s; it must give one for each {line}")
+    values = _floats(together)
+    same = len(backwards) == len(tried) and _equal(values, _floats(backwards)[::-1])
+    if (
+        not same
+        or not all(len(one) == 1 for one in alone)
+        or not _equal(values, np.concatenate([_floats(one) for one in alone]))
+    ):
+        raise InputError(
+            f"{where}: its value for one {line} depends on other {line}s; it must be computed from that {line} alone"
+        )
+
+
+def _made_up(schema: Schema) -> pl.DataFrame:
+    """Lines of random values, all different."""
+    random = np.random.default_rng(0)
+    columns: dict[str, Any] = {}
+    for name, dtype in schema.items():
+        if dtype == pl.Boolean:
+            columns[name] = random.random(_LINES_TRIED) < 0.5
+        elif dtype == pl.String:
+            columns[name] = [f"text {number}" for number in random.permutation(_LINES_TRIED)]
+        else:
+            columns[name] = random.integers(1, 40, _LINES_TRIED) if dtype.is_integer() else random.random(_LINES_TRIED)
+    return pl.DataFrame(columns, schema=dict(schema))
+
+
+def _floats(frame: pl.DataFrame) -> Any:
+    return frame.to_series().cast(pl.Float64, strict=False).fill_null(np.nan).to_numpy()
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return bool(np.allclose(one, other, rtol=1e-12, atol=0, equal_nan=True))
+
+
+def expression_key(expression: pl.Expr) -> str | None:
+    """What names an expression for another time; None for one that has no name, as it calls other code."""
+    try:
+        content = expression.meta.serialize()
+    except (pl.exceptions.PolarsError, ValueError, TypeError, AttributeError):
+        return None
+    if _CODE.search(content):
+        return None
+    return hashlib.sha256(pl.__version__.encode() + content).hexdigest()[:20]

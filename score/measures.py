@@ -1,0 +1,147 @@
+"""Measures: numbers per layer, head and sample, made of a shard's arrays in one pass over its pattern rows.
+
+Shapes: L layers, H heads, n samples of a shard, b of a block, t tokens of all of them, K linear measures.
+"""
+
+from collections.abc import Sequence
+from functools import cache, cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..data.errors import DamagedShardError
+from ..data.reader import Block, Shard
+from ..data.settings import QueryMode
+from .columns import Columns
+
+Measure = npt.NDArray[np.float32]
+
+NORMS = {  # by the array that holds them
+    "output_norm": "last_token/output_norm",
+    "result_norm": "last_token/result_norm",
+    "all_output_norm": "all_tokens/output_norm",
+    "all_result_norm": "all_tokens/result_norm",
+}
+MEAN_ENTROPY = "all_tokens/entropy"  # the mean of all rows' entropies, which is not that of the mean row
+OF_ROWS = ("entropy", "entropy_free", "largest")  # that are not linear in a row
+
+_ONE = 0x3C00  # the bits of 1.0 in half precision; those of the numbers from 0 to 1 rise with them
+_ENTROPY_UNIT = 2.0**-34
+
+
+def measure_names(result_norms: bool, columns: Columns) -> list[str]:
+    """The measures of a cache with or without result norms.
+
+    `output_norm`, `result_norm` (of the last token) and `all_output_norm`, `all_result_norm` (means over all positions);
+    `entropy` in nats; `entropy_free`, that of the row without its first token, renormalised, NaN where nothing is left;
+    `largest`, the largest weight; and whatever `columns` has.
+    """
+    norms = [name for name in NORMS if result_norms or not name.endswith("result_norm")]
+    return [*norms, *OF_ROWS, *columns.expressions()]
+
+
+def block_measures(
+    shard: Shard, mode: QueryMode, columns: Columns, names: Sequence[str], layers: Sequence[int], block: Block
+) -> dict[str, Measure]:
+    """The named measures of some layers and a block of a shard, float32 [len(layers),H,b]; only what they need is read.
+
+    Args:
+        shard: an open shard.
+        mode: whose pattern rows are meant: the last token's, or the mean over all query positions.
+        columns: the linear measures that may be asked for.
+        names: of `measure_names`.
+        layers: places in the shard's list of layers.
+        block: of the shard's samples.
+
+    Raises DamagedShardError where an array is damaged or holds values that cannot be, InputError as `Columns.weights`.
+    """
+    samples = len(block.offsets) - 1
+    found = {name: np.empty((len(layers), shard.heads, samples), np.float32) for name in names}
+    stored = {name: NORMS[name] for name in names if name in NORMS}
+    if mode == "all_tokens" and "entropy" in names:
+        stored["entropy"] = MEAN_ENTROPY
+    of_rows = [name for name in names if name not in stored]
+    linear = [name for name in of_rows if name not in OF_ROWS]
+    if "entropy_free" in of_rows and "rest" not in linear:
+        linear.append("rest")
+    weights = columns.weights(shard, block, linear) if of_rows else None
+    for place, layer in enumerate(layers):
+        for name, array in stored.items():
+            found[name][place] = _stored(shard, array, layer, block)
+        if weights is not None:
+            rows = RowSums(_bits(shard, f"{mode}/attention", layer, block), block.offsets, weights, linear)
+            for name in of_rows:
+                found[name][place] = rows.measure(name)
+    return found
+
+
+def _stored(shard: Shard, array: str, layer: int, block: Block) -> npt.NDArray[np.float32]:
+    values = shard.read(array, layer, block)
+    if not np.isfinite(values).all() or values.min(initial=0) < 0:
+        raise DamagedShardError(f"{shard.path}: '{array}' holds values that are negative or not finite: the shard is damaged")
+    return values
+
+
+def _bits(shard: Shard, array: str, layer: int, block: Block) -> npt.NDArray[np.uint16]:
+    bits = shard.read(array, layer, block).view(np.uint16)
+    if bits.max(initial=0) > _ONE:
+        raise DamagedShardError(f"{shard.path}: '{array}' holds values that are not between 0 and 1: the shard is damaged")
+    return bits
+
+
+class RowSums:
+    """What is summed over the pattern rows of some samples in one layer.
+
+    Sums are the same in whatever order they are added. Half-precision weights are multiples of 2⁻²⁴, so masses and other sums
+    with whole-numbered w are exact in float64; −p ln p is rounded to multiples of 2⁻³⁴, so entropies add up exactly, too, and
+    are right within T · 3e-11.
+
+    Args:
+        bits: the rows as half-precision bits, uint16 [H,t], none beyond those of 1.
+        offsets: where each sample's tokens start, int64 [b+1].
+        weights: w of each linear measure, float64 [t,K].
+        linear: the names of the K linear measures.
+    """
+
+    def __init__(
+        self, bits: npt.NDArray[np.uint16], offsets: npt.NDArray[np.int64], weights: npt.NDArray[Any], linear: Sequence[str]
+    ):
+        self._bits, self._offsets, self._linear = bits, offsets, list(linear)
+        self._places = bits.astype(np.intp)
+        values, _ = _tables()
+        rows = values.take(self._places)
+        self._sums = np.empty((len(offsets) - 1, len(bits), len(self._linear)))
+        for sample, (start, stop) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
+            np.matmul(rows[:, start:stop], weights[start:stop], out=self._sums[sample])
+
+    def measure(self, name: str) -> npt.NDArray[Any]:
+        """A measure [H,b] of each row."""
+        if name == "largest":
+            values, _ = _tables()
+            return values[np.maximum.reduceat(self._bits, self._offsets[:-1], axis=1)]
+        if name == "entropy":
+            return self._entropies[0]
+        if name == "entropy_free":
+            rest = self.measure("rest")
+            with np.errstate(divide="ignore", invalid="ignore"):
+                return np.where(rest > 0, self._entropies[1] / rest + np.log(rest), np.nan)
+        return self._sums[:, :, self._linear.index(name)].T
+
+    @cached_property
+    def _entropies(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """−Σⱼ aⱼ ln aⱼ in nats (0 ln 0 = 0) over a row, and over the row without its first token: each [H,b]."""
+        starts = self._offsets[:-1]
+        _, entropies = _tables()
+        parts = entropies.take(self._places)
+        first = parts[:, starts]
+        parts[:, starts] = 0
+        rest = np.add.reduceat(parts, starts, axis=1)
+        return first + rest, rest
+
+
+@cache
+def _tables() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """p and −p ln p of the 15,361 half-precision numbers from 0 to 1, by their bits."""
+    p = np.arange(_ONE + 1, dtype=np.uint16).view(np.float16).astype(np.float64)
+    return p, np.rint(-p * np.log(np.where(p > 0, p, 1)) / _ENTROPY_UNIT) * _ENTROPY_UNIT

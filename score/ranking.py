@@ -1,0 +1,164 @@
+"""From signals to a ranking: normalised, ranked, fused and ordered, in polars, written once for any groups of heads."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import polars as pl
+
+from ..data.errors import InputError
+from ..data.settings import Fusion, NormMode, Unit, Within
+from ..data.signatures import library_call
+
+RRF_CONSTANT = 60
+
+
+@library_call()
+def rank(
+    frame: pl.DataFrame,
+    weights: Mapping[str, float],
+    *,
+    by: Sequence[str] = (),
+    unit: Unit = "head",
+    fusion: Fusion = "rank",
+    norm_mode: NormMode = "zscore",
+    within: Within = "layer",
+) -> pl.DataFrame:
+    """Rank the heads of a frame of one's own by a weighted combination of signals.
+
+    Args:
+        frame: one line per head, with `layer`, `head` (or `kv_head`, see unit), and a column for each signal, in which higher
+            means driven more.
+        weights: of each signal in the combined score, by its column; a negative one turns a signal around. Other columns of
+            numbers are normalised and ranked too, and weigh nothing.
+        by: columns whose every combination of values is a ranking of its own, such as a replicate or a cache.
+        unit: what is ranked, `head` or `kv_head`.
+        fusion: `rank`: Σ λ·rank, rank 1 = lowest, ties averaged. `rrf`: Σ λ / (60 + place), place 1 = highest, ties averaged
+            (Cormack, Clarke & Büttcher, 2009). `sum`: Σ λ·normalised value.
+        norm_mode: how values are normalised; with `rank` and `rrf` this only orders heads of equal combined score. `zscore`:
+            (x − mean) / std with ddof 0, 0 where all are equal. `percentile`: (rank − 1) / (H − 1), 0.5 where H = 1. `ratio`:
+            x / |mean|, 0 where all are 0. `none`: x.
+        within: whether ranks and normalised values are those within a head's layer, or within the whole model.
+
+    Returns the frame sorted by `by`, layer and unit. It gains for each signal `<signal>_norm` and `<signal>_rank`, then
+    `combined`; `rank`, 1 for the head that is driven most, ordered by combined, then by the weighted sum of the normalised
+    values, then by layer and head; `tied_rank`, the first rank among all heads of equal combined score; and `layer_rank`, the
+    rank within the layer.
+
+    Raises InputError where a column is missing, or a weighted signal is null, NaN or infinite for a head.
+    """
+    keys = [*by, "layer", unit]
+    if missing := [name for name in (*keys, *weights) if name not in frame.columns]:
+        raise InputError(f"rank: the frame has no {', '.join(missing)}; it has {', '.join(frame.columns)}")
+    if not any(weights.values()):
+        raise InputError("rank: every weight is 0, so there is nothing to rank by")
+    wrong = [name for name, weight in weights.items() if weight and not _is_finite(frame[name])]
+    if wrong:
+        raise InputError(f"rank: the signal '{wrong[0]}' is undefined or not finite for some heads")
+    if frame.select(keys).is_duplicated().any():
+        raise InputError(f"rank: some lines have the same {', '.join(keys)}; there must be one line per head")
+    signals = [name for name in frame.columns if name not in (*keys, "head", "kv_head") and frame[name].dtype.is_float()]
+    signals += [name for name in weights if name not in signals]
+    group = [*by, "layer"] if within == "layer" else list(by)
+    ranked = _ranked(frame.sort(keys), signals, weights, group, NORM_MODES[norm_mode])
+    combined = FUSIONS[fusion](weights, group)
+    tiebreak = _weighted({name: pl.col(f"{name}_norm") for name in weights}, weights)
+    return _ordered(ranked.with_columns(combined=combined, _tiebreak=tiebreak), list(by), unit)
+
+
+def _is_finite(values: pl.Series) -> bool:
+    return not values.has_nulls() and bool(values.cast(pl.Float64).is_finite().all())
+
+
+def _ranked(
+    frame: pl.DataFrame,
+    signals: Sequence[str],
+    weights: Mapping[str, float],
+    group: Sequence[str],
+    norm: Callable[..., pl.Expr],
+) -> pl.DataFrame:
+    columns = []
+    for name in signals:
+        x = pl.col(name).cast(pl.Float64)
+        columns.append(_over(norm(x), group).alias(f"{name}_norm"))
+        columns.append(_over(_ranks(x), group).alias(f"{name}_rank"))
+    found = frame.with_columns(columns)
+    for name, weight in weights.items():
+        if weight and not _is_finite(found[f"{name}_norm"]):
+            raise InputError(f"norm_mode ratio: the mean of '{name}' is 0 in some layer, so nothing can be divided by it")
+    return found
+
+
+def _over(expression: pl.Expr, group: Sequence[str]) -> pl.Expr:
+    return expression.over(list(group)) if group else expression
+
+
+def _ranks(x: pl.Expr) -> pl.Expr:
+    """1 for the lowest, ties averaged."""
+    return x.rank("average")
+
+
+def _zscore(x: pl.Expr) -> pl.Expr:
+    constant = x.max() == x.min()  # the rounded mean may differ from equal values
+    return pl.when(constant).then(0.0).otherwise((x - x.mean()) / x.std(ddof=0))
+
+
+def _percentile(x: pl.Expr) -> pl.Expr:
+    return pl.when(x.count() == 1).then(0.5).otherwise((_ranks(x) - 1) / (x.count() - 1))
+
+
+def _ratio(x: pl.Expr) -> pl.Expr:
+    """By the size of the mean, so that higher stays higher where values are negative."""
+    return pl.when((x.max() == 0) & (x.min() == 0)).then(0.0).otherwise(x / x.mean().abs())
+
+
+def _none(x: pl.Expr) -> pl.Expr:
+    return x
+
+
+NORM_MODES: dict[str, Callable[[pl.Expr], pl.Expr]] = {
+    "zscore": _zscore,
+    "percentile": _percentile,
+    "ratio": _ratio,
+    "none": _none,
+}
+
+
+def _weighted(terms: Mapping[str, pl.Expr], weights: Mapping[str, float]) -> pl.Expr:
+    """The weighted sum in the order of the weights, so that its rounding is always the same."""
+    total: pl.Expr | None = None
+    for name, weight in weights.items():
+        if weight:
+            total = weight * terms[name] if total is None else total + weight * terms[name]
+    return pl.lit(0.0) if total is None else total
+
+
+def _by_rank(weights: Mapping[str, float], group: Sequence[str]) -> pl.Expr:
+    return _weighted({name: pl.col(f"{name}_rank") for name in weights}, weights)
+
+
+def _by_reciprocal_rank(weights: Mapping[str, float], group: Sequence[str]) -> pl.Expr:
+    places = {name: _over(pl.col(name).rank("average", descending=True), group) for name in weights}
+    return _weighted({name: 1 / (RRF_CONSTANT + place) for name, place in places.items()}, weights)
+
+
+def _by_sum(weights: Mapping[str, float], group: Sequence[str]) -> pl.Expr:
+    return _weighted({name: pl.col(f"{name}_norm") for name in weights}, weights)
+
+
+FUSIONS: dict[str, Callable[[Mapping[str, float], Sequence[str]], pl.Expr]] = {
+    "rank": _by_rank,
+    "rrf": _by_reciprocal_rank,
+    "sum": _by_sum,
+}
+
+
+def _ordered(frame: pl.DataFrame, by: list[str], unit: Unit) -> pl.DataFrame:
+    keys = [*by, "layer", unit]
+    falling = [False] * len(by) + [True, True, False, False]
+    place = pl.int_range(1, pl.len() + 1, dtype=pl.Int64)
+    ordered = frame.sort([*by, "combined", "_tiebreak", "layer", unit], descending=falling, maintain_order=True)
+    numbered = ordered.with_columns(
+        rank=_over(place, by),
+        tied_rank=_over(pl.col("combined").rank("min", descending=True).cast(pl.Int64), by),
+        layer_rank=_over(place, [*by, "layer"]),
+    )
+    return numbered.drop("_tiebreak").sort(keys)

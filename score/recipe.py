@@ -1,0 +1,244 @@
+"""What a ranking is made of: the measures of a cache, and the signals that settings define over them."""
+
+import dataclasses
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from ..data.cache import Cache
+from ..data.errors import InputError
+from ..data.settings import QueryMode, ScoreSettings
+from . import signals as built_in
+from .columns import DATA, Columns, choose_columns, union_name
+from .expressions import (
+    expression_key,
+    functions_of,
+    names_of,
+    read_expressions,
+    read_python_file,
+    require_line_by_line,
+)
+from .measures import NORMS, measure_names
+
+PLACES: dict[str, Any] = {"layer": pl.Int32, "head": pl.Int32, "kv_head": pl.Int32}
+
+
+@dataclass(frozen=True)
+class Signal:
+    """A signal by its name.
+
+    Args:
+        name: what it is called.
+        expression: over the measures, with one output.
+        title: the first sentence of its documentation, or for one of the user's, where it comes from.
+        own: whether the user brought it.
+    """
+
+    name: str
+    expression: pl.Expr
+    title: str
+    own: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The definition of every measure and signal of a cache.
+
+    Args:
+        mode: whose pattern rows are meant.
+        result: whether the norm of a head is that of its result W_O z.
+        task: the span, or union of spans, that counts as the task's tokens.
+        columns: the linear measures.
+        measures: the names of all measures.
+        data: the columns of the data file that the cache keeps, each called `data_<column>`.
+        layers: the model's numbers of the layers.
+        heads: query heads in a layer.
+        kv_heads: key-value heads in a layer; None where the cache does not say.
+        signals: by name, the built-in ones first.
+    """
+
+    mode: QueryMode
+    result: bool
+    task: str
+    columns: Columns
+    measures: tuple[str, ...]
+    data: tuple[str, ...]
+    layers: tuple[int, ...]
+    heads: int
+    kv_heads: int | None
+    signals: Mapping[str, Signal] = dataclasses.field(default_factory=dict)
+
+    @cached_property
+    def aliases(self) -> dict[str, str]:
+        """The measures that the settings choose, by what a signal calls them."""
+        norm = "result_norm" if self.result else "output_norm"
+        chosen = f"all_{norm}" if self.mode == "all_tokens" else norm
+        return {
+            "norm": chosen,
+            "last_norm": norm,
+            "all_norm": f"all_{norm}",
+            "task_mass": f"mass_{self.task}",
+            "task_tokens": f"tokens_{self.task}",
+        }
+
+    @cached_property
+    def schema(self) -> dict[str, Any]:
+        """The columns that a signal may be made of, and their dtypes; counts of tokens are floats, so that `/` divides them."""
+        tokens = ["tokens", *(f"tokens_{name}" for name in self.columns.spans())]
+        counts: dict[str, Any] = {"sample": pl.Int64, "row": pl.Int64, **dict.fromkeys(tokens, pl.Float64)}
+        texts = dict.fromkeys(self.data, pl.String)
+        return {**counts, **texts, **PLACES, **dict.fromkeys([*self.measures, *self.aliases, "task_rest"], pl.Float64)}
+
+    @cached_property
+    def scanned(self) -> dict[str, Any]:
+        """The columns of `scan_cache`: those of a signal, with counts as whole numbers, and the signals."""
+        whole = {name: pl.Int64 for name in self.schema if name == "tokens" or name.startswith(("tokens_", "task_tokens"))}
+        return {**self.schema, **whole, **{name: pl.Float64 for name in self.signals if name not in self.schema}}
+
+    def needs(self, names: Iterable[str]) -> list[str]:
+        """The columns of `schema` that the named signals are made of."""
+        found: dict[str, None] = {}
+        for name in names:
+            found |= dict.fromkeys(self.signals[name].expression.meta.root_names())
+        return list(found)
+
+    def measures_for(self, columns: Iterable[str]) -> list[str]:
+        """The measures that columns of `schema` are made of."""
+        wanted = {self.aliases.get(name, name) for name in columns}
+        if "task_rest" in columns:
+            wanted |= {self.aliases["task_mass"], "sink"}
+        return [name for name in self.measures if name in wanted]
+
+    def measure_key(self, name: str) -> str | None:
+        """What names the definition of a measure for another time; None where that has no name."""
+        return expression_key(self.columns.own[name]) if name in self.columns.own else name
+
+    def signal_key(self, name: str) -> str | None:
+        """What names a signal's values for another time, with all that they depend on; None where that has no name."""
+        key = expression_key(self.signals[name].expression)
+        own = [expression_key(self.columns.own[need]) for need in self.needs([name]) if need in self.columns.own]
+        if key is None or None in own:
+            return None
+        return f"{name} {self.result:d} {self.task} {key} {' '.join(map(str, own))}".strip()
+
+
+def choose_recipe(cache: Cache, settings: ScoreSettings, partial: bool) -> Recipe:
+    """What `settings` ask for of a cache.
+
+    Raises InputError where the cache cannot give it, is incomplete but not `partial`, or a signal or measure of the user's is
+    no expression over what there is.
+    """
+    if not partial:
+        cache.require_complete()
+    return with_signals(choose_measures(cache, settings), settings)
+
+
+def choose_measures(cache: Cache, settings: ScoreSettings) -> Recipe:
+    """What `settings` ask for of a cache, without its signals. Raises InputError as `choose_recipe`."""
+    metadata = cache.metadata
+    if settings.score_query_mode == "all_tokens" and metadata["settings"]["queries"] != "all_tokens":
+        raise InputError(
+            f"--score-query-mode all_tokens: {cache.path} was captured with --queries last_token; "
+            "capture it again with --queries all_tokens"
+        )
+    result_norms = metadata["attention"]["result_norms"]
+    if settings.head_output == "result" and not result_norms:
+        raise InputError(
+            f"--head-output result: {cache.path} has no result norms, as this model's output projection "
+            "cannot be split by heads; use --head-output z"
+        )
+    cache.require_spans(settings.task_span)
+    columns = choose_columns(metadata["span_names"], settings.task_span, settings.measure, [*PLACES, *NORMS])
+    heads, kv_heads = metadata["dims"]["heads"], metadata["dims"].get("kv_heads")
+    grouped = isinstance(kv_heads, int) and kv_heads > 0 and heads % kv_heads == 0
+    if settings.by == "kv_head" and not grouped:
+        raise InputError(f"--by kv_head: {cache.path} does not say how its {heads} heads share key-value heads")
+    return Recipe(
+        mode=settings.score_query_mode,
+        result=settings.head_output == "result",
+        task=union_name(settings.task_span),
+        columns=columns,
+        measures=tuple(measure_names(result_norms, columns)),
+        data=tuple(f"{DATA}{column}" for column in metadata["settings"].get("keep") or ()),
+        layers=tuple(metadata["layers"]),
+        heads=heads,
+        kv_heads=kv_heads if grouped else None,
+    )
+
+
+def with_signals(recipe: Recipe, settings: ScoreSettings) -> Recipe:
+    """The recipe with the built-in signals and the user's. Raises InputError as `choose_recipe`."""
+    found = _built_in(recipe)
+    for where, name, expression in own_signals(settings, list(found)):
+        if name in found:
+            raise InputError(f"{where}: there is a signal of this name already")
+        found[name] = checked_signal(recipe, where, name, expression)
+    for name in settings.weights:
+        if name not in found:
+            raise InputError(f"--weight {name}: there is no such signal; there are {', '.join(found)}")
+    return dataclasses.replace(recipe, signals=found)
+
+
+def _built_in(recipe: Recipe) -> dict[str, Signal]:
+    found: dict[str, Signal] = {}
+    for name, function in built_in_signals().items():
+        expression, title = function(), title_of(function)
+        if expression.meta.has_multiple_outputs():  # measures by a pattern of names
+            found |= {output: Signal(output, pl.col(output), title) for output in names_of(expression, recipe.schema, name)}
+        else:
+            found[name] = Signal(name, expression, title)
+    return found
+
+
+def own_signals(settings: ScoreSettings, known: Sequence[str]) -> Iterator[tuple[str, str, pl.Expr]]:
+    """The signals that the user brings: where each comes from, its name, and its expression.
+
+    Raises InputError for what is no expression, and for a name without one that is not among the `known` signals.
+    """
+    given = {name: value for name, value in settings.signal.items() if value is not None}
+    for name in [name for name in settings.signal if name not in given and name not in known]:
+        raise InputError(f"--signal {name}: is no built-in signal; give NAME='SQL', or one of {', '.join(known)}")
+    for name, expression in read_expressions(given, "--signal").items():
+        yield f"--signal {name}", name, expression
+    if settings.signals is not None:
+        for name, expression in read_python_file(settings.signals, "--signals").items():
+            yield f"--signals {settings.signals}: {name}", name, expression
+
+
+def checked_signal(recipe: Recipe, where: str, name: str, expression: pl.Expr) -> Signal:
+    """A signal of the user's that was tried out. Raises InputError where it cannot be one, or is named like a measure."""
+    if name in recipe.schema:
+        raise InputError(f"{where}: there is a measure of this name already")
+    if len(names_of(expression, recipe.schema, where)) != 1:
+        raise InputError(f"{where}: gives several columns; give one")
+    require_line_by_line(expression, recipe.schema, where, "sample")
+    return Signal(name, expression, where, own=True)
+
+
+def built_in_signals() -> dict[str, Any]:
+    """The functions of signals.py, by name."""
+    return functions_of(built_in)
+
+
+def title_of(function: Any) -> str:
+    """The first sentence of a signal's documentation, without its full stop."""
+    return " ".join((inspect.getdoc(function) or "").split("\n\n")[0].split()).rstrip(".")
+
+
+def is_raw_norm(recipe: Recipe, name: str) -> bool:
+    """Whether a signal grows when all norms do, so that layers cannot be compared by it."""
+    needs = recipe.needs([name])
+    random = np.random.default_rng(0)
+    frame = pl.DataFrame({need: random.random(4) + 1 for need in needs if recipe.schema[need] == pl.Float64})
+    norms = [need for need in needs if need in NORMS or recipe.aliases.get(need) in NORMS]
+    if not norms or len(frame.columns) < len(needs):
+        return bool(norms)
+    before, after = (
+        table.select(recipe.signals[name].expression).to_series() for table in (frame, frame.with_columns(pl.col(norms) * 2))
+    )
+    return not before.equals(after)
