@@ -350,7 +350,7 @@ def test_a_config_gives_mappings_or_texts(run_cli: Cli, cache: Path, tmp_path: P
     seen: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("headscore.cli._print_scores", lambda *_: None)
-        patch.setattr("headscore.score.pipeline.score", lambda **given: seen.update(given))
+        patch.setattr("headscore.pipeline.score", lambda **given: seen.update(given))
         status, _, err = run_cli("score", cache, "--config", config)
     assert status == 0, err
     made = ScoreSettings(**{name: value for name, value in seen.items() if name in ScoreSettings.__dataclass_fields__})
