@@ -23,7 +23,7 @@ settings.load_profile("headscore")
 @pytest.fixture(autouse=True)
 def _nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """The caches below are shared, so scoring them leaves nothing beside them; tests/test_derived.py has caches of its own."""
-    monkeypatch.setattr("headscore.score.derived.SETTLED_NS", 1 << 62)
+    monkeypatch.setattr("headscore.score.kept.SETTLED_NS", 1 << 62)
 
 
 @pytest.fixture(scope="session")
