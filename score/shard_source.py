@@ -156,5 +156,8 @@ def _sums(table: MeasureTable, names: Sequence[str], heads: int) -> Sums:
 
 def _stacked(parts: Sequence[Sums], names: Sequence[str]) -> dict[str, Sums]:
     """The sums of each signal, [L,H], from those of some layers each."""
-    high, low, counts = (np.concatenate([getattr(part, kind) for part in parts], axis=1) for kind in ("high", "low", "counts"))
-    return {name: Sums(high[place], low[place], counts[place]) for place, name in enumerate(names)}
+    totals, counts = (
+        np.concatenate([part.parts for part in parts], axis=2),
+        np.concatenate([part.counts for part in parts], axis=1),
+    )
+    return {name: Sums(totals[:, place], counts[place]) for place, name in enumerate(names)}

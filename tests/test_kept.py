@@ -361,8 +361,8 @@ def with_checksum(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 WRONG: list[Callable[[dict[str, Any]], Any]] = [
     lambda content: content.update(sums=3),
-    lambda content: content.update(sums={"x": ["A", "B"]}),
-    lambda content: content.update(sums={name: ["AAAA"] * 3 for name in content["sums"]}),
+    lambda content: content.update(sums={"x": ["A"]}),
+    lambda content: content.update(sums={name: ["AAAA"] * 2 for name in content["sums"]}),
     lambda content: content.update(measures=[1]),
     lambda content: content.update(parquet=None),
     lambda content: content.update(samples=None),
