@@ -18,6 +18,8 @@ Schema = Mapping[str, Any]
 # A subquery can read files, and polars reads them as soon as it parses the text. No word of one may stand anywhere.
 _SUBQUERY = re.compile(r"\b(select|from|table|values|with|exists|union|intersect|except)\b", re.IGNORECASE)
 _LINES_TRIED = 9
+# What a serialized expression has that calls plugins, or Python functions, pickled as bytes or numbers: those may change.
+_CODE = re.compile(rb"AnonymousFunction|FfiPlugin|\x80[\x02-\x05]\xcc?\x95")
 
 
 def read_expressions(given: Mapping[str, Any], flag: str) -> dict[str, pl.Expr]:
@@ -151,11 +153,11 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def expression_key(expression: pl.Expr) -> str | None:
-    """What names an expression for another time; None for one that has no name, as it holds Python code."""
+    """What names an expression for another time; None for one that has no name, as it calls other code."""
     try:
         content = expression.meta.serialize()
     except (pl.exceptions.PolarsError, ValueError, TypeError, AttributeError):
         return None
-    if b"PYTHON" in content.upper() or b"pickle" in content:
+    if _CODE.search(content):
         return None
     return hashlib.sha256(pl.__version__.encode() + content).hexdigest()[:20]

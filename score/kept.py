@@ -97,7 +97,7 @@ class Store:
         """What is kept of a shard; None where that is nothing to be believed."""
         if key := self.key(shard):
             for folder in self.folders:
-                with contextlib.suppress(OSError, HeadscoreError, ValueError, LookupError, TypeError):
+                with contextlib.suppress(OSError, HeadscoreError, ValueError, LookupError, TypeError, AttributeError):
                     if found := self._read(folder, shard, key):
                         return found
         return None
@@ -148,6 +148,9 @@ class Store:
             return None
         found = json.loads(content[9:])
         if any(found.get(name) != value for name, value in key.items()):
+            return None
+        lengths = {len(values) if isinstance(values, list) else -1 for values in found["samples"].values()}
+        if lengths != {len(found["samples"]["row"])}:
             return None
         sums = {name: self._sums(*parts) for name, parts in found["sums"].items()}
         return Kept(found["samples"], found["measures"], found["parquet"], sums)

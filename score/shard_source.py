@@ -46,7 +46,7 @@ class ShardSource:
     @property
     def knows_samples(self) -> bool:
         """Whether what is kept says all that must be known of each sample."""
-        return bool(self._kept) and set(self._sample_names) <= set(self._kept.samples)
+        return self._kept is not None and set(self._sample_names) <= set(self._kept.samples)
 
     @property
     def _sample_names(self) -> list[str]:
@@ -57,7 +57,8 @@ class ShardSource:
     def samples(self) -> dict[str, npt.NDArray[Any]]:
         """What is known of each sample, as `sample_columns` has it, and the columns of the data file."""
         if self._kept and self.knows_samples:
-            return {name: np.array(self._kept.samples[name]) for name in self._sample_names}
+            there = self._kept.samples
+            return {name: np.array(there[name], object if name in self.recipe.data else None) for name in self._sample_names}
         return sample_columns(self.recipe.columns, self._shard)
 
     @cached_property
@@ -76,7 +77,9 @@ class ShardSource:
             first: the number in the cache of the shard's first sample.
         """
         names = self.recipe.measures_for(columns)
-        for block, measures in self._blocks(names, layers):
+        # they are kept for all layers, so few layers are sooner read from rows
+        there = self._read_kept(names) if len(layers) == len(self.recipe.layers) else {}
+        for block, measures in self._blocks(names, layers, there):
             yield from self._cut(measures, block, layers, first)
 
     def add_up(self, names: Sequence[str]) -> tuple[dict[str, Sums], str]:
@@ -85,15 +88,17 @@ class ShardSource:
         Returns the sums by name, and why nothing could be kept; empty where it was, or was not meant to be.
         """
         layers = range(len(self.recipe.layers))
-        columns = self.recipe.needs(names)
+        needed = self.recipe.measures_for(self.recipe.needs(names))
+        there = self._read_kept(needed)
         room = bool(self._store and self._key and self._store.has_room_for(len(self.samples["row"]), len(self.recipe.measures)))
-        asked = self.recipe.measures if room and not self._has(self.recipe.measures_for(columns)) else ()
+        asked = self.recipe.measures if room and len(there) < len(needed) else ()
+        there = self._read_kept(asked) if asked else there
         whole: list[Mapping[str, Measure]] = []
         found: dict[str, Sums] = {}
-        for block, measures in self._blocks(asked or self.recipe.measures_for(columns), layers):
+        for block, measures in self._blocks(asked or needed, layers, there):
             whole += [measures] if asked else []
             parts = [_sums(table, names, self.recipe.heads) for table in self._cut(measures, block, layers, 0)]
-            added = {name: _stacked([part[name] for part in parts]) for name in names}
+            added = _stacked(parts, names)
             found = {name: found[name] + added[name] for name in names} if found else added
         return found, self._keep(found, whole) if found else ""
 
@@ -120,9 +125,10 @@ class ShardSource:
             some = {name: values[start : start + step] for name, values in measures.items()}
             yield MeasureTable(self.recipe, samples, layers[start : start + step], some, first + block.samples.start)
 
-    def _blocks(self, names: Sequence[str], layers: Sequence[int]) -> Iterator[tuple[Block, Mapping[str, Measure]]]:
-        """Measures [len(layers),H,b] block by block; they are kept for all layers, so few layers are sooner read from rows."""
-        there = self._read_kept(names) if len(layers) == len(self.recipe.layers) else {}
+    def _blocks(
+        self, names: Sequence[str], layers: Sequence[int], there: Mapping[str, Measure]
+    ) -> Iterator[tuple[Block, Mapping[str, Measure]]]:
+        """Measures [len(layers),H,b] block by block; those that are not `there` are read from the shard."""
         missing = [name for name in names if name not in there]
         offsets = np.concatenate([[0], np.cumsum(self.samples["tokens"])])
         for block in sample_blocks(offsets, len(self.recipe.layers), self.recipe.heads):
@@ -131,13 +137,10 @@ class ShardSource:
                 measures |= block_measures(self._shard, self.recipe.mode, self.recipe.columns, missing, layers, block)
             yield block, measures
 
-    def _has(self, names: Sequence[str]) -> bool:
-        """Whether all of the named measures are kept."""
-        there = self._kept.measures if self._kept and self._kept.parquet else {}
-        return all(name in there and there[name] == self.recipe.measure_key(name) for name in names)
-
     def _read_kept(self, names: Sequence[str]) -> dict[str, Measure]:
-        there = [name for name in names if self._has([name])]
+        """Those of the named measures that are kept, [L,H,n]; none where their file is damaged."""
+        keys = self._kept.measures if self._kept and self._kept.parquet else {}
+        there = [name for name in names if name in keys and keys[name] == self.recipe.measure_key(name)]
         found = self._store.read_measures(self._path, self._kept, there) if there and self._store and self._kept else None
         return found or {}
 
@@ -146,14 +149,12 @@ class ShardSource:
         return self._files.enter_context(self._cache.open_shard(self._path))
 
 
-def _sums(table: MeasureTable, names: Sequence[str], heads: int) -> dict[str, Sums]:
-    """The sums of signals over the samples of a table, [l,H] each."""
-    values = table.signals(names)
-    shape = (-1, heads, table.count)
-    return {name: sums(values[name].to_numpy().reshape(shape)) for name in names}
+def _sums(table: MeasureTable, names: Sequence[str], heads: int) -> Sums:
+    """The sums of signals over the samples of a table, [signals,l,H]."""
+    return sums(table.signals(names).to_numpy().T.reshape(len(names), -1, heads, table.count))
 
 
-def _stacked(parts: Sequence[Sums]) -> Sums:
-    return Sums(
-        *(np.concatenate(arrays) for arrays in zip(*((part.high, part.low, part.counts) for part in parts), strict=True))
-    )
+def _stacked(parts: Sequence[Sums], names: Sequence[str]) -> dict[str, Sums]:
+    """The sums of each signal, [L,H], from those of some layers each."""
+    high, low, counts = (np.concatenate([getattr(part, kind) for part in parts], axis=1) for kind in ("high", "low", "counts"))
+    return {name: Sums(high[place], low[place], counts[place]) for place, name in enumerate(names)}

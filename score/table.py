@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ..data.errors import InputError
+from ..data.errors import InputError, one_line
 from .measures import Measure
 from .recipe import Recipe
 
@@ -46,29 +46,27 @@ class MeasureTable:
 
         Raises InputError where one is NaN or infinite, or is not one value for each line; it says for which row and head.
         """
-        needed = self._recipe.needs(names)
-        frame = self.frame(needed or ["tokens"])
+        frame = self.frame(self._recipe.needs(names) or ["tokens"])
         expressions = [self._recipe.signals[name].expression.cast(pl.Float64).alias(name) for name in names]
         try:
             found = frame.select(expressions)
         except Exception as error:  # what a function of the user's raises, or a cast that fails
-            raise InputError(f"--signal: cannot be computed: {error}") from error
+            raise InputError(f"--signal: cannot be computed: {one_line(error)[:200]}") from error
         if len(found) != len(frame):
             raise InputError(f"--signal: {', '.join(names)} give {len(found)} values for {len(frame)} samples and heads")
-        for name in names:
-            self._require_finite(found[name])
+        finite = found.select(pl.all().is_finite().all()).row(0)  # null is passed over
+        for name in [name for name, whole in zip(names, finite, strict=True) if not whole]:
+            self._raise_not_finite(found[name])
         return found
 
-    def _require_finite(self, values: pl.Series) -> None:
-        wrong = (values.is_not_null() & ~values.is_finite()).fill_null(False)
-        if wrong.any():
-            line = int(wrong.arg_max() or 0)
-            place = self.frame(["row", "layer", "head"])[line].to_dicts()[0]
-            what = "NaN" if np.isnan(values[line]) else "infinity"
-            raise InputError(
-                f"--signal {values.name}: gives {what} for row {place['row']} in L{place['layer']}H{place['head']}; "
-                "make it null where it is undefined, as with CASE WHEN … THEN … END or NULLIF"
-            )
+    def _raise_not_finite(self, values: pl.Series) -> None:
+        line = int((~values.is_finite()).fill_null(False).arg_max() or 0)
+        place = self.frame(["row", "layer", "head"])[line].to_dicts()[0]
+        what = "NaN" if np.isnan(values[line]) else "infinity"
+        raise InputError(
+            f"--signal {values.name}: gives {what} for row {place['row']} in L{place['layer']}H{place['head']}; "
+            "make it null where it is undefined, as with CASE WHEN … THEN … END or NULLIF"
+        )
 
     def _column(self, name: str) -> Any:
         heads, layers, samples = self._recipe.heads, len(self._layers), self.count
@@ -91,5 +89,5 @@ class MeasureTable:
             return np.tile(np.repeat(numbers, samples), layers)
         values = self._samples[name]
         if name in self._recipe.data:
-            return pl.concat([pl.Series(name, values)] * (layers * heads))
+            return pl.concat([pl.Series(name, values.tolist(), pl.String)] * (layers * heads))
         return np.tile(values, layers * heads)

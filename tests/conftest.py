@@ -20,9 +20,17 @@ settings.register_profile("long", deadline=None, derandomize=False, max_examples
 settings.load_profile("headscore")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_test_writes_to_the_home(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Other processes that tests start have it from here, too; models that were downloaded stay where they are."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    os.environ.setdefault("HF_HOME", str(home / "huggingface"))
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("user-cache"))
+
+
 @pytest.fixture(autouse=True)
 def _nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The caches below are shared, so scoring them leaves nothing beside them; tests/test_derived.py has caches of its own."""
+    """The caches below are shared, so scoring them leaves nothing beside them; tests/test_kept.py has caches of its own."""
     monkeypatch.setattr("headscore.score.kept.SETTLED_NS", 1 << 62)
 
 
@@ -56,8 +64,7 @@ def last_token_cache(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def arrays_read(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """The names of the arrays that have been read from shards since."""
     names: set[str] = set()
-    for way in ("read", "parts"):
-        real = getattr(Shard, way)
-        spy = lambda shard, name, *which, real=real, **more: (names.add(name), real(shard, name, *which, **more))[1]  # noqa: E731
-        monkeypatch.setattr(Shard, way, spy)
+    real = Shard.read
+    spy = lambda shard, name, *which, **more: (names.add(name), real(shard, name, *which, **more))[1]  # noqa: E731
+    monkeypatch.setattr(Shard, "read", spy)
     return names

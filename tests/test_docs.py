@@ -41,7 +41,7 @@ def test_the_readme_has_the_defaults(settings: type) -> None:
     for field in dataclasses.fields(settings):
         line = re.search(rf"^\| `--{field.name.replace('_', '-')}`.*$", README, re.MULTILINE)
         assert line, field.name
-        default = field.default[0] if isinstance(field.default, tuple) else field.default
+        default = next(iter(field.default), None) if isinstance(field.default, tuple) else field.default
         shown = line[0].split("|")[2].strip().strip("`")
         assert shown == {"None": "", "False": "off", "True": "on"}.get(str(default), str(default)), line[0]
 

@@ -411,7 +411,7 @@ def test_a_missing_package_is_named_before_any_work(tmp_path: Path, monkeypatch:
     assert not (tmp_path / "out").exists()
     with pytest.raises(headscore.InputError, match=r"heatmap: needs altair: pip install"):
         headscore.heatmap  # noqa: B018 - asking for it is enough
-    with pytest.raises(headscore.InputError, match="--out"):
+    with pytest.raises(headscore.InputError, match="report: needs a folder for it; give out"):
         monkeypatch.undo()
         headscore.score(cache, report=True)
 
