@@ -40,7 +40,7 @@ class Sums:
 def sums(values: npt.NDArray[Any]) -> Sums:
     """The sums over the last axis, which are the samples, of any other shape; NaN stands for a value that is not defined.
 
-    Values are cut into upper parts, so short that they add up exactly, and rests, which are cut again: Rump, Ogita & Oishi (2008).
+    Values are cut into upper parts, short enough to add up exactly, and rests, which are cut again (Rump, Ogita & Oishi, 2008).
     """
     defined = ~np.isnan(values)
     rest = np.where(defined, values, 0.0).astype(np.float64, copy=False)

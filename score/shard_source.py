@@ -87,16 +87,18 @@ class ShardSource:
 
         Returns the sums by name, and why nothing could be kept; empty where it was, or was not meant to be.
         """
+        asked: Sequence[str] = self.recipe.measures_for(self.recipe.needs(names))
+        there = self._read_kept(asked)
+        new = len(there) < len(asked)
+        if new:  # then all of them, so that they are kept, and no array is damaged unnoticed
+            asked = self.recipe.measures
+            there = self._read_kept(asked)
+        room = bool(self._store and self._store.has_room_for(len(self.samples["row"]), len(asked)))
         layers = range(len(self.recipe.layers))
-        needed = self.recipe.measures_for(self.recipe.needs(names))
-        there = self._read_kept(needed)
-        room = bool(self._store and self._key and self._store.has_room_for(len(self.samples["row"]), len(self.recipe.measures)))
-        asked = self.recipe.measures if room and len(there) < len(needed) else ()
-        there = self._read_kept(asked) if asked else there
         whole: list[Mapping[str, Measure]] = []
         found: dict[str, Sums] = {}
-        for block, measures in self._blocks(asked or needed, layers, there):
-            whole += [measures] if asked else []
+        for block, measures in self._blocks(asked, layers, there):
+            whole += [measures] if new and room else []
             parts = [_sums(table, names, self.recipe.heads) for table in self._cut(measures, block, layers, 0)]
             added = _stacked(parts, names)
             found = {name: found[name] + added[name] for name in names} if found else added
