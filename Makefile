@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types clean
+.PHONY: demo test lint types stub clean
 
 demo: $(READY)
 	$(BIN)/headscore run
@@ -21,6 +21,10 @@ types: $(READY)
 	mkdir -p $(VENV)/types && ln -sfn "$(CURDIR)" $(VENV)/types/headscore
 	cd $(VENV)/types && ../bin/mypy --config-file "$(CURDIR)/pyproject.toml" -p headscore.data -p headscore.capture -p headscore.score \
 		-m headscore -m headscore.cli -m headscore.options -m headscore.pipeline -m headscore.terminal -m headscore.terminal_scores
+
+# What type checkers see of the library's calls: after a change of an option or a call.
+stub: $(READY)
+	$(BIN)/python tests/stub.py && $(BIN)/ruff format __init__.pyi
 
 $(READY): pyproject.toml constraints.txt Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

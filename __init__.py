@@ -9,32 +9,18 @@ frame = headscore.scan_cache("cache")                                           
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from .capture.pipeline import capture as capture
-    from .data.inspection import inspect as inspect
-    from .pipeline import report as report
-    from .pipeline import run as run
-    from .pipeline import score as score
-    from .score.ranking import rank as rank
-    from .score.report.charts import entropy_and_task as entropy_and_task
-    from .score.report.charts import heatmap as heatmap
-    from .score.report.charts import layer_profiles as layer_profiles
-    from .score.report.charts import signal_maps as signal_maps
-    from .score.report.charts import top_heads as top_heads
-    from .score.scan import rows as rows
-    from .score.scan import scan_cache as scan_cache
-    from .score.scores import Scores as Scores
+from typing import Any
 
 __version__ = "0.1.0"
 
-# Loaded on first use, by full path: importing headscore costs nothing, and scoring never imports torch.
+# Loaded on first use, by full path: importing headscore costs nothing, and scoring never imports torch. Type checkers and
+# editors are told of them by __init__.pyi.
 _CHARTS = "headscore.score.report.charts"
 _PUBLIC = {
     "rank": "headscore.score.ranking",
     "rows": "headscore.score.scan",
     "scan_cache": "headscore.score.scan",
+    "signals": "headscore.score.listing",
     "Scores": "headscore.score.scores",
     "run": "headscore.pipeline",
     "inspect": "headscore.data.inspection",
@@ -74,6 +60,7 @@ __all__ = [
     "scan_cache",
     "score",
     "signal_maps",
+    "signals",
     "top_heads",
 ]
 
@@ -86,3 +73,7 @@ def __getattr__(name: str) -> Any:
             importlib.import_module("headscore.score.report.vega").require_packages(name)
         return getattr(importlib.import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module 'headscore' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

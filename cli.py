@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,8 @@ import typer
 from .capture.ranks import this_rank
 from .data.errors import HeadscoreError, InputError, RunError, one_line, printable
 from .data.settings import CaptureSettings, RunSettings, ScoreSettings, WorkSettings
-from .options import DEBUG, OVERWRITE, PARTIAL, with_options
+from .data.voice import speaking_of_options
+from .options import DEBUG, OVERWRITE, PARTIAL, GroupedCommand, completes, summary, with_options
 from .terminal import progress, show_log, table_lines
 
 if TYPE_CHECKING:
@@ -24,7 +26,6 @@ INTERRUPTED = 130  # exit status after Ctrl-C, by shells' custom
 app = typer.Typer(
     name="headscore",
     help="Which attention heads does a task already drive? Capture once with the model, score as often as you like without.",
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"token_normalize_func": lambda name: name.replace("_", "-"), "help_option_names": ["-h", "--help"]},
@@ -38,9 +39,11 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a path need not be text
     try:
-        status = app(standalone_mode=False)
+        with speaking_of_options():
+            status = app(standalone_mode=False) if len(sys.argv) != 3 or not completes(*sys.argv[1:]) else 0
     except HeadscoreError as error:
         if debug:
+            error.of_command_line = True  # for the traceback, which is shown outside of this context
             raise
         _fail(one_line(error), error.exit_status)
     except typer.TyperException as error:  # an unknown option, a value of the wrong type
@@ -70,15 +73,31 @@ def _fail(message: str, status: int) -> None:
 # ------------------------------------------------------------------------------------------------------------- commands
 
 
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Add a command to the command line, with its summary in full."""
+    return app.command(cls=GroupedCommand, short_help=summary(function))(function)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        version()
+        raise typer.Exit
+
+
 @app.callback(invoke_without_command=True)
-def _headscore(context: typer.Context) -> None:
+def _headscore(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
     if context.invoked_subcommand is None:
         print(context.get_help())
         raise typer.Exit(2)
     show_log(this_rank().label() if context.invoked_subcommand == "capture" else "")
 
 
-@app.command()
+@command
 @with_options(
     (RunSettings,),
     {"out": Annotated[Path, typer.Option("--out", "--output-dir", help="Folder for the cache and the results.")]},
@@ -97,7 +116,7 @@ def run(config: Path | None, debug: bool, **options: Any) -> None:
     _print_scores(scores, options["out"])
 
 
-@app.command()
+@command
 @with_options(
     (CaptureSettings,),
     {"out": Annotated[Path, typer.Option("--out", "--output-dir", help="Folder of the cache.", show_default=False)]},
@@ -106,22 +125,20 @@ def run(config: Path | None, debug: bool, **options: Any) -> None:
 )
 def capture(config: Path | None, debug: bool, **options: Any) -> None:
     """Run the model once over a data file and store what the scores need."""
-    from .capture.pipeline import capture as library_capture
+    from .capture.call import capture as library_capture
 
     with progress("capturing", alone=this_rank().world == 1) as show:
         library_capture(progress=show, **options)
 
 
-@app.command()
+@command
 @with_options(
     (ScoreSettings, WorkSettings),
     {
         "cache": Annotated[Path, typer.Argument(help="Cache folder or shard file.", show_default=False)],
         "out": Annotated[
             Path | None,
-            typer.Option(
-                "--out", "--output-dir", help="Folder of the result files; none are written without.", show_default=False
-            ),
+            typer.Option("--out", "--output-dir", help="Folder of the result files; if not given, none are written."),
         ],
     },
     {
@@ -138,7 +155,7 @@ def score(config: Path | None, debug: bool, **options: Any) -> None:
     _print_scores(library_score(**options), options["out"])
 
 
-@app.command()
+@command
 @with_options(
     (ScoreSettings, WorkSettings),
     {
@@ -155,7 +172,7 @@ def report(config: Path | None, debug: bool, **options: Any) -> None:
     _print_scores(library_report(**options), options["out"])
 
 
-@app.command()
+@command
 def inspect(
     cache: Annotated[Path, typer.Argument(help="Cache folder or shard file.", show_default=False)],
     verify: Annotated[bool, typer.Option("--verify", help="Read every array back and check it.")] = False,
@@ -177,7 +194,7 @@ def inspect(
         raise InputError(f"{cache}: shards {shards['missing']} of {shards['planned']} are missing; {HOW_TO_COMPLETE}")
 
 
-@app.command()
+@command
 def merge(
     caches: Annotated[list[Path], typer.Argument(help="Cache folders or shard files of one capture.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", "--output-dir", help="Folder of the merged cache.", show_default=False)],
@@ -189,7 +206,27 @@ def merge(
     library_merge(caches, out)
 
 
-@app.command()
+@command
+@with_options(
+    (ScoreSettings,),
+    {"cache": Annotated[Path | None, typer.Argument(help="Cache folder or shard file.", show_default=False)]},
+    {},
+    {"cache": None},
+)
+def signals(config: Path | None, debug: bool, **options: Any) -> None:
+    """List the signals that heads can be ranked by, what each is made of, and whether a cache has it."""
+    from .score.listing import measures
+    from .score.listing import signals as library_signals
+
+    listed = library_signals(**options)
+    width = max(map(len, listed["signal"]))
+    for name, needs, there, what in listed.iter_rows():
+        print(printable(f"{name:<{width}}  {'' if there is None else 'yes  ' if there else 'no   '}{what} [{needs}]"))
+    if cache := options.pop("cache"):
+        print(f"\nA signal of your own may be made of: {printable(', '.join(measures(cache, **options)))}")
+
+
+@command
 def version() -> None:
     """Print the version."""
     from . import __version__

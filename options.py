@@ -2,58 +2,90 @@
 
 import dataclasses
 import inspect as signatures
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 
-from .data.errors import InputError, one_line
-from .data.settings import RECORD_KEY, RunSettings, checked_option, option_flag
+from .data.errors import InputError
+from .data.voice import option_flag
+
+PROGRAM = "headscore"
+SHELLS = ("bash", "zsh", "fish")
+
+# Under which heading the help shows an option.
+GROUPS = {
+    "Model": ("model", "revision", "adapter", "device", "dtype", "device_map", "trust_remote_code", "model_kwargs"),
+    "Data": ("data", "max_samples", "max_skipped", "seed", "keep"),
+    "Prompt": ("template", "chat", "system", "generation_prompt", "trailing_special", "max_length"),
+    "Batches": ("batch_tokens", "batch_size", "share_prefixes"),
+    "Cache": ("queries", "shard_size", "compression", "on_nan", "spot_checks"),
+    "Signals": ("score_query_mode", "head_output", "task_span", "measure", "signal", "signals"),
+    "Ranking": ("weight", "lambda_ent", "lambda_task", "fusion", "norm_mode", "within", "by", "top_k", "top_k_per_layer"),
+    "Work": ("workers", "dask", "fresh"),
+    "Output": ("out", "report", "partial", "overwrite"),
+}
+_GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
+_OTHERS = "Other"
+
+
+class GroupedCommand(TyperCommand):
+    """A command whose help shows its options in groups."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the arguments, then the options, group by group."""
+        groups: dict[str, list[tuple[str, str]]] = {"Arguments": [], **{group: [] for group in GROUPS}, _OTHERS: []}
+        for parameter in self.get_params(ctx):
+            is_argument = parameter.param_type_name == "argument"
+            group = "Arguments" if is_argument else _GROUP_OF.get(parameter.name or "", _OTHERS)
+            if record := parameter.get_help_record(ctx):
+                groups[group].append(record)
+        for group, records in groups.items():
+            if records:
+                with formatter.section(group):
+                    formatter.write_dl(records)
+
+
+def summary(command: Callable[..., None]) -> str:
+    """The first paragraph of a command's documentation, in one line."""
+    return " ".join(signatures.cleandoc(command.__doc__ or "").split("\n\n")[0].split())
 
 
 def _config_callback(context: typer.Context, path: Path | None) -> Path | None:
     """Make the values of a YAML file the command's defaults, so that the command line wins over them."""
-    if path is None:
-        return None
-    import yaml
+    if path is None or context.resilient_parsing:
+        return path
+    from .data.configuration import read_configuration  # here, as YAML takes time to load
 
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"--config {path}: cannot be read as YAML: {one_line(error)[:200]}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"--config {path}: expected 'option: value' lines")
     names = {
         flag.lstrip("-").replace("-", "_"): parameter.name
         for parameter in context.command.params
-        for flag in (*parameter.opts, parameter.name or "")
+        if parameter.name and parameter.name not in ("config", "debug", "help")
+        for flag in (*parameter.opts, parameter.name)
     }
-    values = {}
-    for key, value in content.items():
-        name = names.get(str(key).replace("-", "_"))
-        if key == RECORD_KEY:
-            continue
-        if name is None or name in ("config", "debug"):
-            known = ", ".join(sorted({str(n) for n in names.values()} - {"config", "debug", "help"}))
-            raise InputError(f"--config {path}: unknown key '{key}'; known are {known}")
-        if name in values:
-            raise InputError(f"--config {path}: '{key}' stands twice")
-        try:
-            known_option = name in RunSettings.__dataclass_fields__
-            checked = checked_option(RunSettings, name, value) if known_option else value
-        except InputError as error:
-            raise InputError(f"--config {path}: {error}") from error
-        values[name] = list(checked) if isinstance(checked, tuple) else checked
-    context.default_map = {**(context.default_map or {}), **values}
+    given = {name: _as_given(value) for name, value in read_configuration(path, names).items()}
+    context.default_map = {**(context.default_map or {}), **given}
     return path
+
+
+def _as_given(value: Any) -> Any:
+    """A value as the command line would give it."""
+    if isinstance(value, Mapping):
+        return [name if value is None else f"{name}={value}" for name, value in value.items()]
+    return list(value) if isinstance(value, tuple) else value
 
 
 DEBUG = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 _COMMON: dict[str, Any] = {
     "config": Annotated[
         Path | None,
-        typer.Option(help="YAML file with option values; the command line wins.", is_eager=True, callback=_config_callback),
+        typer.Option(
+            help="YAML file with option values, such as the config.yaml of a run; the command line wins.",
+            is_eager=True,
+            callback=_config_callback,
+        ),
     ],
     "debug": DEBUG,
 }
@@ -67,19 +99,10 @@ def with_options(
     """Give a command `before`, the fields of the settings classes, `after` and the common options as its parameters."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        annotations = dict(before)
-        values = dict(defaults)
         hints = {name: hint for each in settings for name, hint in get_type_hints(each).items()}
-        for field in [field for each in settings for field in dataclasses.fields(each)]:
-            hint = list[str] if isinstance(field.default, tuple) else hints[field.name]
-            flag = option_flag(field.name)
-            if field.default is True:
-                flag += f"/--no-{flag.removeprefix('--')}"
-            flags = (flag, *field.metadata["aliases"])
-            annotations[field.name] = Annotated[hint, typer.Option(*flags, help=field.metadata["help"])]
-            values[field.name] = list(field.default) if isinstance(field.default, tuple) else field.default
-        annotations |= {**after, **_COMMON}
-        values |= {"config": None, "debug": False}
+        fields = [field for each in settings for field in dataclasses.fields(each)]
+        annotations = {**before, **{field.name: _annotation(field, hints[field.name]) for field in fields}, **after, **_COMMON}
+        values = {**defaults, **{field.name: _as_given(field.default) for field in fields}, "config": None, "debug": False}
         keyword = signatures.Parameter.KEYWORD_ONLY
         parameters = [
             signatures.Parameter(name, keyword, annotation=hint, default=values.get(name, signatures.Parameter.empty))
@@ -90,3 +113,46 @@ def with_options(
         return command
 
     return decorate
+
+
+def _annotation(field: "dataclasses.Field[Any]", hint: Any) -> Any:
+    """The type of an option for the command line, which takes lists of texts, and leaves choices to the settings to check."""
+    flag = option_flag(field.name)
+    if field.default is True:
+        flag += f"/--no-{flag.removeprefix('--')}"
+    flags, help = (flag, *field.metadata["aliases"]), field.metadata["help"]
+    origin = get_origin(hint)
+    kinds = [] if origin in (tuple, Mapping) else [hint, *get_args(hint)]
+    if choices := [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]:
+        shown = typer.Option(*flags, help=help, metavar=f"<{'|'.join(choices)}>", autocompletion=_beginning(choices))
+        return Annotated[str if field.default else str | None, shown]
+    if not kinds:
+        return Annotated[list[str], typer.Option(*flags, help=help, metavar="<name>" if origin is tuple else "<name=value>")]
+    return Annotated[hint, typer.Option(*flags, help=help)]
+
+
+def _beginning(choices: Iterable[str]) -> Callable[[str], list[str]]:
+    """What a shell offers for the beginning of a choice, with `-` or `_` as it begins."""
+    known = list(choices)
+
+    def beginning(incomplete: str) -> list[str]:
+        spelled = [choice.replace("_", "-") for choice in known] if "-" in incomplete else known
+        return [choice for choice in spelled if choice.startswith(incomplete)]
+
+    return beginning
+
+
+def completes(option: str, shell: str) -> bool:
+    """Show or install the completion of the shell that is named; where none is, typer looks for the one it runs in."""
+    if option not in ("--show-completion", "--install-completion"):
+        return False
+    from typer.completion import get_completion_script, install  # type: ignore[attr-defined]
+
+    if shell not in SHELLS:
+        raise InputError(f"{option}: {shell!r} is not one of {', '.join(SHELLS)}")
+    variable = f"_{PROGRAM.upper()}_COMPLETE"
+    if option == "--install-completion":
+        print(f"installed in {install(shell, PROGRAM, variable)[1]}")
+    else:
+        print(get_completion_script(prog_name=PROGRAM, complete_var=variable, shell=shell))
+    return True

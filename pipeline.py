@@ -2,13 +2,18 @@
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
 from .data.cache import Cache, open_cache, require_known_spans
+from .data.configuration import CACHE_FOLDER
 from .data.errors import InputError
+from .data.files import output_folder
+from .data.places import written_options, written_place
 from .data.settings import CaptureSettings, RunSettings, ScoreSettings, WorkSettings, pick
+from .data.signatures import library_call
 from .score.outputs import options_config, require_same_run, results_folder, write_results
 from .score.report.vega import missing_packages, require_packages
 from .score.scores import Scores
@@ -17,9 +22,9 @@ from .score.scoring import score_cache
 logger = logging.getLogger("headscore")
 
 DEFAULT_OUT = "headscore-results"
-CACHE_FOLDER = "cache"
 
 
+@library_call(ScoreSettings, WorkSettings)
 def score(
     cache: str | Path,
     out: str | Path | None = None,
@@ -54,31 +59,38 @@ def score(
         return score_cache(opened, settings, work, partial, executor)
     with results_folder(Path(out)):
         scores = score_cache(opened, settings, work, partial, executor)
-        write_results(Path(out), scores, {"cache": str(cache), **({"partial": True} if partial else {})}, overwrite)
+        write_results(
+            Path(out),
+            scores,
+            {"cache": written_place("cache", cache, Path(out)), **({"partial": True} if partial else {})},
+            overwrite,
+        )
         if report:
             _write_report(Path(out), opened, scores)
     return scores
 
 
-def report(cache: str | Path, out: str | Path, **options: Any) -> Scores:
+@library_call(ScoreSettings, WorkSettings)
+def report(cache: str | Path, out: str | Path, *, overwrite: bool = False, partial: bool = False, **options: Any) -> Scores:
     """Rank the heads of a captured model and show them in one offline page; the library call of `headscore report`.
 
     Args:
         cache: as in `score`.
         out: gets the result files of `score`, report.html, and its charts as PNG and SVG in charts/.
-        options: as in `score`.
+        overwrite: as in `score`, and so are the others.
 
     Needs `headscore[report]`. Raises InputError as `score`, and where a package is missing.
     """
-    return score(cache, out, report=True, **options)
+    return score(cache, out, overwrite=overwrite, partial=partial, report=True, **options)
 
 
+@library_call(RunSettings)
 def run(
     out: str | Path = DEFAULT_OUT,
     *,
     overwrite: bool = False,
     report: bool = True,
-    progress: Any = None,
+    progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> Scores:
     """Capture a model over a data file and rank its heads.
@@ -92,22 +104,22 @@ def run(
 
     Raises InputError and RunError as `capture` and `score` do, and InputError under a launcher of several processes.
     """
-    from .capture.pipeline import capture  # here, as scoring alone needs no torch
+    from .capture.call import capture_prompts, checked_prompts  # here, as scoring alone needs none of it
     from .capture.ranks import this_rank
-    from .capture.samples import read_prompts
 
     if this_rank().world > 1:
         raise InputError("run: is for one process; under a launcher use `headscore capture`, then `headscore score`")
     settings = RunSettings(**options)
     chosen = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
     folder = Path(out)
-    extra = {key: str(v) if isinstance(v, Path) else v for key, v in pick(CaptureSettings, chosen).items() if v is not None}
+    extra = written_options(pick(CaptureSettings, chosen), folder)
     with results_folder(folder):
         # what would stop the scoring is better known now than after the capture
         require_same_run(folder, options_config(ScoreSettings(**pick(ScoreSettings, chosen)), extra), overwrite)
-        prompts = read_prompts(CaptureSettings(**pick(CaptureSettings, chosen)))
+        prompts = checked_prompts(settings)
         require_known_spans(settings.task_span, prompts.maker.span_names, str(prompts.path))
-        capture(folder / CACHE_FOLDER, overwrite=overwrite, progress=progress, **pick(CaptureSettings, chosen))
+        with output_folder(folder / CACHE_FOLDER):
+            capture_prompts(folder / CACHE_FOLDER, settings, prompts, overwrite, progress)
         cache = open_cache(folder / CACHE_FOLDER)
         scores = score_cache(cache, ScoreSettings(**pick(ScoreSettings, chosen)))
         write_results(folder, scores, extra, overwrite)

@@ -101,5 +101,7 @@ def table_cells(scores: "Scores", shown: int) -> list[tuple[str, ...]]:
     names = list(scores.weights)
     lines = scores.top(min(shown, len(scores.heads))).to_dicts()
     values = [tuple(f"{line[name]:.4f}" for name in names) for line in lines]
-    named = [(shown_rank(scores, line), head_name(line, scores.unit), f"{line['combined']:.2f}") for line in lines]
-    return [("rank", "head", "combined", *names), *(name + value for name, value in zip(named, values, strict=True))]
+    digits = scores.combined_digits
+    named = [(shown_rank(scores, line), head_name(line, scores.unit), f"{line['combined']:.{digits}f}") for line in lines]
+    titles = ("rank", scores.unit, "combined", *map(printable, names))
+    return [titles, *(name + value for name, value in zip(named, values, strict=True))]

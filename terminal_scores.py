@@ -56,7 +56,8 @@ def show_scores(scores: "Scores", shown: int, summary: str, console: Console | N
     console = console or Console(highlight=False)
     console.print(_table(scores, shown))
     console.print()
-    head_map = HeadMap(scores.combined, scores.topk_global)
+    top = scores.top().select("layer", scores.unit, "tied_rank")
+    head_map = HeadMap(scores.combined, top, scores.combined_digits)
     for line in head_map.lines(console):
         console.print(line)
     console.print()
@@ -67,7 +68,7 @@ def _table(scores: "Scores", shown: int) -> RichTable:
     titles, *lines = table_cells(scores, shown)
     table = RichTable(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in titles:
-        table.add_column(name, justify="left" if name == "head" else "right", no_wrap=True)
+        table.add_column(Text(name), justify="left" if name == titles[1] else "right", no_wrap=True)
     for rank, head, *values in lines:
         table.add_row(rank, Text(head, "bold"), *values)
     return table
@@ -86,15 +87,19 @@ class Layout:
 class HeadMap:
     """The combined scores of all heads as cells.
 
-    combined: layer, head, combined, sorted by layer and head. top: layer, head and rank of the heads to be marked.
+    Args:
+        combined: layer, head, combined, sorted by layer and head.
+        top: layer, head and rank of the heads to be marked; heads that tie have the same rank.
+        digits: decimals of the combined score.
     """
 
-    def __init__(self, combined: "pl.DataFrame", top: "pl.DataFrame"):
+    def __init__(self, combined: "pl.DataFrame", top: "pl.DataFrame", digits: int):
         self.layers: list[int] = combined["layer"].unique(maintain_order=True).to_list()
         self.values: npt.NDArray[np.float64] = combined["combined"].to_numpy().reshape(len(self.layers), -1)
         self.heads = self.values.shape[1]
         index = {layer: place for place, layer in enumerate(self.layers)}
-        self.ranks = {(index[layer], head): rank for layer, head, _, rank in top.iter_rows()}
+        self.ranks = {(index[layer], head): rank for layer, head, rank in top.iter_rows()}
+        self.digits = digits
 
     def lines(self, console: Console) -> Iterator[Text]:
         """The map with its header and legend; one line that says what width it needs where the terminal has less."""
@@ -156,11 +161,11 @@ class HeadMap:
 
     def _legend(self, layout: Layout) -> Text:
         legend = Text("two layers a line" if layout.layers == 2 else "layers down, heads across")
-        legend.append(f"; combined {self.values.min():.2f} ")
+        legend.append(f"; combined {self.values.min():.{self.digits}f} ")
         for value in np.linspace(0, 1, SWATCH):
             shade = _shade(value, layout.shades) if layout.shades else " "
             legend.append(shade, Style() if layout.shades else Style(bgcolor=_colour(value)))
-        legend.append(f" {self.values.max():.2f}; ")
+        legend.append(f" {self.values.max():.{self.digits}f}; ")
         if layout.layers == 2:
             return legend.append(f"top {len(self.ranks)}: ' upper . lower : both")
         return legend.append(f"{'numbered' if layout.columns == 2 else '*'}: top {len(self.ranks)}")

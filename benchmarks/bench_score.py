@@ -2,18 +2,22 @@
 
     python benchmarks/bench_score.py                  # synthetic caches: 1,024 rows, and 2 GB of pattern rows
     python benchmarks/bench_score.py --shape llama-3.2-1b --size 4
-    python benchmarks/bench_score.py --cache CACHE    # your own
+    python benchmarks/bench_score.py --cache CACHE    # your own; its derived/ is removed
 
 What is measured, as medians over rounds, with everything in each round once so that ratios are of neighbours in time:
 
-first score      nothing is kept yet: all pattern rows are read, checksums verified, and summed up
-another lambda   the sums are kept in derived/; what remains is start-up
-rows per second  bytes of half-precision pattern rows that a first score reads, over the seconds of the whole process, and
-                 over those seconds less the ones of another lambda, which is the start-up
+first            nothing is kept yet: all pattern rows are read, checksums verified, and measures made of them
+lambda           another weight: the means are kept; what remains is start-up
+span             another --task-span: measures are kept, signals are made of them anew
+signal           a signal of one's own over the measures
+fusion           another --fusion
+gb_s             bytes of half-precision pattern rows over the seconds of a first score, the whole process
+of_read          the time that one process needs to read the rows with their checksums and do nothing else (the ceiling for one
+                 process), over the time of a first score less its start-up
+memory_mb        the peak of the largest process
+one_layer        bytes that `scan_cache` reads for one layer of a cache with L layers, times L, over the bytes of all layers
 
-The ceiling that rows per second are held against is reading the rows with their checksums and nothing else (`read`, in this one
-process), for each process; that in turn cannot exceed the copying of memory (`copy`). Scoring adds one look-up and one addition
-per value. Not covered: disks (the files are read once before each round), gzip, networks.
+Not covered: disks (the files are read once before each round), networks.
 """
 
 import argparse
@@ -31,11 +35,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 from shapes import PRESETS
 
 from headscore.data.cache import Cache, open_cache, shard_path, write_metadata
 from headscore.data.shard import write_shard
-from headscore.score.derived import DERIVED_FOLDER, SETTLED_NS
+from headscore.score.kept import DERIVED_FOLDER, SETTLED_NS
+from headscore.score.scan import scan_cache
 
 SHAPES = {name: (config["num_hidden_layers"], config["num_attention_heads"]) for name, config in PRESETS.items()}
 SHARD_SIZE = 256  # capture's default
@@ -111,48 +117,58 @@ def seconds_to_read(path: Path) -> float:
     for shard in open_cache(path).open_shards():
         for block in shard.blocks():
             for layer in range(shard.layers):
-                for _ in shard.parts("last_token/attention", layer, block):
-                    pass
+                shard.read("last_token/attention", layer, block)
     return time.perf_counter() - started
 
 
-def seconds_to_copy(gb: float = 0.1) -> float:
-    """Of a GB, in memory."""
-    source, target = np.ones((2, round(gb * 1e9)), np.uint8)
-    started = time.perf_counter()
-    np.copyto(target, source)
-    return (time.perf_counter() - started) / gb
+def bytes_scanned(path: Path, layer: int | None) -> int:
+    """What the system read for one layer's entropy, or for that of all; nothing that is kept is used."""
+    frame = scan_cache(path, fresh=True).select("layer", "entropy")
+    frame = frame if layer is None else frame.filter(pl.col("layer") == layer).select("layer", "entropy")
+    before = _bytes_read()
+    frame.collect()
+    return _bytes_read() - before
+
+
+def _bytes_read() -> int:
+    return int(Path("/proc/self/io").read_text().split()[1])  # rchar, also from the page cache
 
 
 def rounds_of(path: Path, out: Path, rounds: int, workers: list[int], elsewhere: Executor) -> dict[str, Any]:
     """The figures of one cache."""
     cache = open_cache(path)
     found: dict[str, list[float]] = {}
-    for _ in range(rounds):
+    for number in range(rounds):
         for shard in cache.shards:
             with shard.open("rb") as file:
                 while file.read(1 << 20):
                     pass
+        others = {
+            "lambda": ("--lambda-task", f"{2 + number}"),
+            "span": ("--task-span", "choices"),
+            "signal": ("--signal", f"own = mass_question * {number + 2} - sink", "--weight", "own=1"),
+            "fusion": ("--fusion", "rrf"),
+        }
         for count in workers:
             shutil.rmtree(path / DERIVED_FOLDER, ignore_errors=True)
             took, memory = score_process(path, out, "--workers", str(count))
-            again, _ = score_process(path, out, "--lambda-task", "2")
-            figures = {"first_s": took, "start_s": again, "memory_mb": memory}
-            for name, value in figures.items():
-                found.setdefault(f"{name}_workers_{count}", []).append(value)
+            found.setdefault(f"first_s_workers_{count}", []).append(took)
+            found.setdefault(f"memory_mb_workers_{count}", []).append(memory)
+        for name, options in others.items():
+            found.setdefault(f"{name}_s", []).append(score_process(path, out, *options)[0])
         found.setdefault("read_s", []).append(elsewhere.submit(seconds_to_read, path).result())
-        found.setdefault("copy_s", []).append(elsewhere.submit(seconds_to_copy).result())
     median = {name: statistics.median(values) for name, values in found.items()}
-    size = row_bytes(cache) / 1e9
-    result: dict[str, Any] = {"rows_gb": size, "read_gb_s": size / median["read_s"], "copy_gb_s": 1 / median["copy_s"]}
+    size, layers = row_bytes(cache) / 1e9, cache.metadata["dims"]["layers"]
+    one, all_layers = (elsewhere.submit(bytes_scanned, path, layer).result() for layer in (0, None))
+    result: dict[str, Any] = {"rows_gb": size, "read_gb_s": size / median["read_s"], "one_layer": one * layers / all_layers}
+    result |= {name: median[f"{name}_s"] for name in others}
     for count in workers:
-        first, start = found[f"first_s_workers_{count}"], found[f"start_s_workers_{count}"]
+        first = found[f"first_s_workers_{count}"]
+        net = [(r / (a - b)) for r, a, b in zip(found["read_s"], first, found["lambda_s"], strict=True)]
         result[f"workers_{count}"] = {
-            "first_s": statistics.median(first),
-            "another_lambda_s": statistics.median(start),
-            "rows_gb_s": size / statistics.median(first),
-            "rows_gb_s_without_start_up": size / statistics.median(a - b for a, b in zip(first, start, strict=True)),
-            "of_read": statistics.median(r / (a - b) for r, a, b in zip(found["read_s"], first, start, strict=True)),
+            "first": statistics.median(first),
+            "gb_s": size / statistics.median(first),
+            "of_read": statistics.median(net),
             "memory_mb": median[f"memory_mb_workers_{count}"],
         }
     return result
@@ -182,15 +198,16 @@ def main() -> None:
         figures: dict[str, Any] = {}
         for name, path in caches.items():
             figures[name] = rounds_of(path, Path(folder) / "out", arguments.rounds, arguments.workers, elsewhere)
-            size, read = figures[name]["rows_gb"], figures[name]["read_gb_s"]
-            print(f"{name}: {size:.2f} GB of rows; one process reads them with checksums at {read:.2f} GB/s")
+            its = figures[name]
+            print(f"{name}: {its['rows_gb']:.2f} GB of rows, which one process reads at {its['read_gb_s']:.2f} GB/s")
             for count in arguments.workers:
-                its = figures[name][f"workers_{count}"]
+                first = its[f"workers_{count}"]
                 print(
-                    f"  --workers {count}: first {its['first_s']:.2f} s, another lambda {its['another_lambda_s']:.2f} s, "
-                    f"{its['rows_gb_s']:.2f} GB/s, without start-up {its['rows_gb_s_without_start_up']:.2f} GB/s, "
-                    f"{its['of_read']:.2f} of one reader, {its['memory_mb']:.0f} MB"
+                    f"  first, --workers {count}: {first['first']:.2f} s, {first['gb_s']:.2f} GB/s, {first['of_read']:.2f} of "
+                    f"one reader, {first['memory_mb']:.0f} MB"
                 )
+            print("  another " + ", ".join(f"{kind} {its[kind]:.2f} s" for kind in ("lambda", "span", "signal", "fusion")))
+            print(f"  one layer of scan_cache: {its['one_layer']:.2f} of its share of the bytes")
     print(json.dumps({"benchmark": "score", "rounds": arguments.rounds, **figures}))
 
 

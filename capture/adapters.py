@@ -19,10 +19,10 @@ from transformers import PreTrainedModel
 
 from ..data.errors import InputError, one_line, typed_line
 from ..data.rows import file_sha256
+from .local import ADAPTER_CONFIG as CONFIG
 
 logger = logging.getLogger("headscore")
 
-CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PICKLED = "adapter_model.bin"
 TOKENIZER = "tokenizer_config.json"

@@ -61,7 +61,7 @@ def _frame_with_system(tokenizer: Any, settings: CaptureSettings) -> tuple[str, 
         frame = _frame(tokenizer, settings, system)
     except InputError as error:
         _frame(tokenizer, settings, None)  # raises where it is not for the system prompt that the template fails
-        raise InputError(f"--system: leave it out: {str(error).removeprefix(_CHAT)}") from error
+        raise InputError(f"--system: leave it out: {error.message.removeprefix(_CHAT)}") from error
     if not any(system.strip() in part for part in frame):  # then it is rewritten, or dropped
         try:
             dropped = frame == _frame(tokenizer, settings, None)

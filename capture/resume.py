@@ -100,8 +100,8 @@ def finished_shards(out: Path) -> Finished:
                 skipped += shard.skipped
                 del missing[shard.number]
         except (InputError, UnreadableFileError) as error:
-            missing[int(path.stem)] = str(error)
-            logger.warning("%s", error)
+            missing[int(path.stem)] = error.message
+            logger.warning("%s", error.message)
     return Finished(lines, skipped, missing)
 
 
@@ -136,7 +136,7 @@ def _earlier(out: Path, overwrite: bool) -> _Earlier:
         problem = error
     first = _first_readable(shards)
     if first is None and not overwrite:
-        raise InputError(f"{problem}; and no shard is readable: use another --out, or --overwrite to start anew")
+        raise InputError(f"{problem.message}; and no shard is readable: use another --out, or --overwrite to start anew")
     return _Earlier(first, there, whole=False)
 
 

@@ -5,7 +5,7 @@ import itertools
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from ..data.alignment import decode
 from ..data.errors import InputError, RunError
+from ..data.kept_columns import Kept, kept_values, of_rows, require_small
 from ..data.prompts import PromptMaker
 from ..data.rows import data_file, file_sha256, read_rows, sample_rows
 from ..data.settings import CaptureSettings
@@ -28,7 +29,7 @@ class Prompts:
 
     drawn: has Skipped in the place of a prompt where a row is left out. chat: what the chat template puts around each, where
     they are in one (see `chat.py`). without: the texts of special tokens that the tokenizer would add and the prompts do
-    without, as lists `left_out` and `not_repeated` (see `Frame`).
+    without, as lists `left_out` and `not_repeated` (see `Frame`). kept: what `--keep` names, of the drawn rows.
     """
 
     path: Path
@@ -38,14 +39,16 @@ class Prompts:
     drawn: list[tuple[int, Prompt | Skipped]]
     chat: Template | None = None
     without: dict[str, list[str]] | None = None
+    kept: Kept = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class EncodedShard:
-    """The tokenised prompts of one shard, and the rows of it that are left out."""
+    """The tokenised prompts of one shard, the rows of it that are left out, and what is kept of the others' columns."""
 
     prompts: list[Encoded]
     skipped: list[Skipped]
+    kept: Kept = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,10 @@ class ShardSamples:
 
 
 def read_prompts(settings: CaptureSettings) -> Prompts:
-    """The prompts of the drawn rows, or why one is left out; InputError, naming file and row, where one cannot be made."""
+    """The prompts of the drawn rows, or why one is left out.
+
+    Raises InputError, naming file and row, where one cannot be made, or as `kept_values` for `--keep`.
+    """
     path = data_file(settings.data)
     rows = read_rows(path)
     template: Template | str | None = settings.template
@@ -65,13 +71,16 @@ def read_prompts(settings: CaptureSettings) -> Prompts:
         template = read_template(Path(settings.template))
     maker = PromptMaker(path, rows, template)
     numbers = sample_rows(len(rows), settings.max_samples, settings.seed)
-    return Prompts(path, file_sha256(path), len(rows), maker, [(number, maker(rows[number], number)) for number in numbers])
+    kept = kept_values(settings.keep, rows, numbers, path) if settings.keep else {}
+    drawn = [(number, maker(rows[number], number)) for number in numbers]
+    return Prompts(path, file_sha256(path), len(rows), maker, drawn, kept=kept)
 
 
 def encode_shards(prompts: Prompts, tokenizer: Any, settings: CaptureSettings) -> list[EncodedShard]:
     """The tokens of every shard; `--shard-size` drawn rows make a shard, skipped ones included.
 
-    Raises InputError when more rows are skipped than `--max-skipped` allows, or all are.
+    Raises InputError when more rows are skipped than `--max-skipped` allows, or all are, and where a shard cannot hold what
+    `--keep` names.
     """
     size, drawn = settings.shard_size, prompts.drawn
     shards = []
@@ -88,7 +97,10 @@ def encode_shards(prompts: Prompts, tokenizer: Any, settings: CaptureSettings) -
         )
         encoded = [outcome for outcome in outcomes if isinstance(outcome, Encoded)]
         skipped = [entry for entry in (*(prompt for _, prompt in part), *outcomes) if isinstance(entry, Skipped)]
-        shards.append(EncodedShard(encoded, sorted(skipped, key=lambda entry: entry.row)))
+        rows = [prompt.row for prompt in encoded]
+        kept = of_rows(prompts.kept, rows)
+        require_small(kept, rows)
+        shards.append(EncodedShard(encoded, sorted(skipped, key=lambda entry: entry.row), kept))
     _require_enough(prompts, [entry for shard in shards for entry in shard.skipped], settings)
     return shards
 

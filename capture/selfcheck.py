@@ -19,11 +19,12 @@ from ..data.settings import CaptureSettings
 from ..data.tokens import Tokens
 from .attention import CannotRecordError, UnsupportedModelError
 from .check_prompts import CheckPrompts, check_prompts
-from .check_result import SelfCheck
+from .check_result import SelfCheck, common
 from .comparison import Comparison, checked_dtype, tolerance
 from .lengths import ALL_APART, LengthRules, length_rules
-from .models import first_not_finite
+from .models import first_not_finite, path_in_whole
 from .prefixes import Group
+from .projections import projection_paths
 from .recorded import Recorded, wider_dtype
 from .recorder import NoAttentionError, Recorder
 from .reference import Reference
@@ -114,7 +115,8 @@ def self_check(
     return SelfCheck(
         layers=sorted(recorder.modules),
         heads=recorder.heads,
-        kv_heads=recorder.kv_heads,
+        kv_heads=common(recorder.kv_heads),
+        head_dim=common(recorder.head_dims),
         way="eager" if recorder.eager else "recorded",
         full_rows=not recorder.sinks and min(float(rows.sum(-1).min()) for rows in rows_of) > 1 - ROW_SUM_TOLERANCE,
         result_norms=recorder.results,
@@ -125,6 +127,7 @@ def self_check(
         longest=len(by_length[-1].ids),
         largest_difference=dict(sorted(compare.worst.items())),
         exact_difference=dict(sorted((exact or {}).items())),
+        projections=projection_paths(model, path_in_whole(model), recorder.modules, recorder.projections),
     )
 
 
@@ -208,7 +211,7 @@ def _check_whole(
             for prompt, recorded in zip(pair, _record(model, recorder, pair, groups), strict=True):
                 compare(prompt, recorded, prompts.expected(prompt))
         except CannotRecordError as error:
-            raise (MixedLengthsError(str(error)) if len(groups) < len(pair) else error) from error
+            raise (MixedLengthsError(error.message) if len(groups) < len(pair) else error) from error
 
 
 def _can_share(

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from ..data.cache import SKIPPED_FILE, Cache, shard_path
 from ..data.errors import InputError, RunError
 from ..data.files import remove
+from ..data.kept_columns import as_stored, of_rows
 from ..data.settings import CaptureSettings
 from ..data.shard import Array, write_shard
 from ..data.tokens import Skipped
@@ -81,9 +82,12 @@ def capture_shards(
         nonlocal made, writing
         shard = unfinished.pop(number)
         limit.add(list(shard.faulty.values()))
-        checked = shard.spot_checked(number, spot_checks) if settings.spot_checks else []
+        own: dict[str, Any] = {"spot_checks": shard.spot_checked(number, spot_checks) if settings.spot_checks else []}
+        arrays = shard.arrays()
+        if kept := shards[number].kept:
+            own["kept"] = as_stored(of_rows(kept, arrays["samples/row"].tolist()))
         _finish(writing)
-        writing = writer.submit(_write, cache, number, shard.arrays(), shard.skipped(), checked)
+        writing = writer.submit(_write, cache, number, arrays, shard.skipped(), own)
         made += 1
 
     threads = contextlib.ExitStack()
@@ -146,12 +150,11 @@ def _faulty_before(shard: ShardSamples, stored: Sequence[Skipped], on_nan: str, 
     return faulty
 
 
-def _write(
-    cache: Cache, number: int, arrays: Mapping[str, Array], skipped: Sequence[Skipped], checked: list[dict[str, Any]]
-) -> None:
+def _write(cache: Cache, number: int, arrays: Mapping[str, Array], skipped: Sequence[Skipped], own: Mapping[str, Any]) -> None:
+    """Write a shard with the cache's metadata and its `own`."""
     remove(cache.path / SKIPPED_FILE)  # written again once the cache is complete
     entries = [{"row": entry.row, "reason": entry.reason} for entry in skipped]
-    write_shard(shard_path(cache.path, number), number, arrays, {**cache.metadata, "spot_checks": checked}, entries)
+    write_shard(shard_path(cache.path, number), number, arrays, {**cache.metadata, **own}, entries)
 
 
 def _finish(writing: "Future[None] | None") -> None:
@@ -159,4 +162,4 @@ def _finish(writing: "Future[None] | None") -> None:
         if writing:
             writing.result()
     except RunError as error:
-        raise RunError(f"{error}; whole shards are kept: make room, then run the same command again") from error
+        raise RunError(f"{error.message}; whole shards are kept: make room, then run the same command again") from error

@@ -1,23 +1,19 @@
 """Finds what `--model`, `--revision` and `--adapter` name: a folder, a .gguf file, the default model or a hub id."""
 
 import logging
-import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..data.errors import InputError
-from ..data.settings import DEFAULT_MODEL
-from .adapters import CONFIG, FILES, Adapter, read_adapter
-from .gguf import converted, default_gguf
+from .adapters import FILES, Adapter, read_adapter
+from .gguf import converted
 from .hub import Pin, pin
+from .local import ADAPTER_CONFIG, MODEL_CONFIG, local_adapter, local_model
 
 logger = logging.getLogger("headscore")
 
-MODEL_CONFIG = "config.json"
-_HUB_ID = r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?"
 _NOWHERE = "applied-by-headscore"  # a folder that no model has
 
 
@@ -95,13 +91,13 @@ def _of_base(adapter: Adapter, model: str) -> Adapter:
 
 def _with_base(source: Source, adapter: Adapter) -> Source:
     """The source of the model that an adapter says it was trained on."""
-    base, advice = adapter.config.base_model_name_or_path, f"give --model BASE --adapter {source.name}"
+    base, advice = adapter.config.base_model_name_or_path, f"give the base as --model and {source.name} as --adapter"
     if not base:
         raise InputError(f"--model {source.name}: is an adapter that does not say of which model; {advice}")
     try:
         found = _found("its base", base, adapter.config.revision)
     except InputError as error:
-        raise InputError(f"--model {source.name}: is an adapter, and {error}; {advice}") from error
+        raise InputError(f"--model {source.name}: is an adapter, and {error.message}; {advice}") from error
     if not _holds_model(found):
         raise InputError(f"--model {source.name}: is an adapter, and its base {base} is no model; {advice}")
     logger.info("--model %s: is an adapter; it is merged into its base, %s", source.name, base)
@@ -110,45 +106,11 @@ def _with_base(source: Source, adapter: Adapter) -> Source:
 
 def _found(option: str, name: str, revision: str | None) -> Source:
     """Where a model, or what may be one, is."""
-    location = _local(option, name)
-    if location is None:
+    path = local_model(option, name, revision if option == "--model" else None)  # that of a base may have been left over
+    if path is None:
         pinned = pin(f"{option} {name}", name, revision)
         return Source(name, name, False, pin=pinned)
-    if revision and option == "--model":  # that of an adapter's base may have been left over
-        raise InputError(f"--revision {revision}: is for models of the hub, and --model {name} is on this machine")
-    return Source(name, location, False)
-
-
-def _local(option: str, name: str) -> str | None:
-    """The file or folder that a name stands for; None for a hub id."""
-    if name == DEFAULT_MODEL:
-        return str(converted(default_gguf()))
-    path = expanded(name)
-    if path.suffix.lower() == ".gguf":
-        if not path.is_file():
-            raise InputError(f"{option} {name}: file not found")
-        return str(converted(path))
-    if path.is_dir():
-        if not (path / MODEL_CONFIG).is_file() and not (path / CONFIG).is_file():
-            raise InputError(f"{option} {name}: is not a model folder: it has no {MODEL_CONFIG}{_checkpoints(path)}")
-        return str(path)
-    if path.exists() or not re.fullmatch(_HUB_ID, name):
-        raise InputError(f"{option} {name}: no such model: expected '{DEFAULT_MODEL}', a folder, a .gguf file or a hub id")
-    return None
-
-
-def expanded(name: str) -> Path:
-    """A path with `~` put in full; an unknown user's is left alone, unlike `Path.expanduser` does."""
-    return Path(os.path.expanduser(name))  # noqa: PTH111 - as said
-
-
-def _checkpoints(folder: Path) -> str:
-    """What to say of a trainer's folder: where its checkpoints are, the latest first."""
-    steps = [path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*") if path.is_dir()]
-    latest = sorted((step for step in steps if step.isdecimal()), key=int, reverse=True)
-    return (
-        f"; give one of its checkpoints: {', '.join(str(folder / f'checkpoint-{step}') for step in latest)}" if latest else ""
-    )
+    return Source(name, str(path if path.is_dir() else converted(path)), False)
 
 
 def _holds_model(source: Source) -> bool:
@@ -159,21 +121,17 @@ def _own_adapter(source: Source) -> Adapter | None:
     """The adapter in the place that `--model` names, if there is one."""
     told = f"--model {source.name}"
     if source.pin:
-        return read_adapter(told, source.name, source.pin.folder(*FILES)) if source.pin.file(CONFIG) else None
+        return read_adapter(told, source.name, source.pin.folder(*FILES)) if source.pin.file(ADAPTER_CONFIG) else None
     folder = Path(source.location)
-    return read_adapter(told, source.name, folder) if (folder / CONFIG).is_file() else None
+    return read_adapter(told, source.name, folder) if (folder / ADAPTER_CONFIG).is_file() else None
 
 
 def _given_adapter(name: str) -> Adapter:
     """What `--adapter` names."""
-    told, path = f"--adapter {name}", expanded(name)
-    if path.is_dir():
-        if not (path / CONFIG).is_file():
-            raise InputError(f"{told}: is not an adapter folder: it has no {CONFIG}{_checkpoints(path)}")
+    told, path = f"--adapter {name}", local_adapter(name)
+    if path is not None:
         return read_adapter(told, name, path)
-    if path.exists() or not re.fullmatch(_HUB_ID, name):
-        raise InputError(f"{told}: no such adapter: expected a folder or a hub id")
     pinned = pin(told, name)
-    if not pinned.file(CONFIG):
-        raise InputError(f"{told}: is not an adapter: it has no {CONFIG}")
+    if not pinned.file(ADAPTER_CONFIG):
+        raise InputError(f"{told}: is not an adapter: it has no {ADAPTER_CONFIG}")
     return read_adapter(told, name, pinned.folder(*FILES))

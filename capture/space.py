@@ -8,6 +8,7 @@ from typing import Any
 
 from ..data.cache import shard_files
 from ..data.errors import InputError
+from ..data.kept_columns import stored_bytes
 from ..data.settings import CaptureSettings
 from ..data.shard import shard_bytes
 from .samples import EncodedShard
@@ -40,6 +41,7 @@ def require_space(
         return
     lengths = [[len(prompt.ids) for prompt in shard.prompts] for shard in missing]
     needed = sum(shard_bytes(settings.queries, len(each), sum(each), layers, heads) + METADATA_BYTES for each in lengths)
+    needed += sum(stored_bytes(shard.kept) for shard in missing)
     needed //= 1 if settings.compression == "none" else LARGEST_GZIP_GAIN
     logger.info("%s: about %s in %d shards to make, %s free", out, human_size(needed), len(missing), human_size(free))
     replaced = sum(path.stat().st_size for path in shard_files(out) if int(path.stem) not in kept)

@@ -1,13 +1,16 @@
 """Reads what a shard says about itself, the attributes of its root group, as untrusted input."""
 
 import json
+import zlib
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
 from .errors import DamagedShardError, InputError
 from .metadata import FORMAT, FORMAT_VERSION, Metadata, check_metadata
+from .shard import CHECKSUMS, MAX_CHECKED_BYTES
 
 # As in layout.py: what a stranger's file may ask of a reader's memory.
 MAX_ATTRIBUTES = 256
@@ -28,12 +31,13 @@ def shard_metadata(path: Path, file: h5py.h5f.FileID) -> Metadata:
     except InputError as error:
         if metadata.get("format_version") != FORMAT_VERSION:
             raise
-        raise DamagedShardError(str(error)) from error
+        raise DamagedShardError(error.message) from error
     return metadata
 
 
 def _attributes(path: Path, file: h5py.h5f.FileID) -> Metadata:
     attributes: Metadata = {}
+    sums: dict[str, int] = {}
     root = h5py.h5g.open(file, b"/")
     if h5py.h5a.get_num_attrs(root) > MAX_ATTRIBUTES:
         raise DamagedShardError(f"{path}: has more than {MAX_ATTRIBUTES} attributes")
@@ -48,6 +52,17 @@ def _attributes(path: Path, file: h5py.h5f.FileID) -> Metadata:
         value = np.zeros(attribute.shape, attribute.dtype)  # of its own shape, as HDF5 writes all of it there
         attribute.read(value)
         key, content = name.decode(), value.item()
+        if isinstance(content, bytes) and len(content) > MAX_CHECKED_BYTES:
+            sums[key] = zlib.crc32(content)
         text = content.decode() if isinstance(content, bytes) else content
         attributes[key] = json.loads(text) if isinstance(text, str) and key != "format" else text
+    _require_checksums(path, attributes.pop(CHECKSUMS, {}), sums)
     return attributes
+
+
+def _require_checksums(path: Path, stored: Any, found: dict[str, int]) -> None:
+    """Raises DamagedShardError where a large attribute is not what was written; older shards do not tell."""
+    if not isinstance(stored, dict):
+        raise DamagedShardError(f"{path}: its metadata has no usable '{CHECKSUMS}'")
+    if different := [key for key, value in stored.items() if found.get(key) != value]:
+        raise DamagedShardError(f"{path}: '{different[0]}' in its metadata is damaged: its checksum does not match")

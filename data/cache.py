@@ -105,7 +105,7 @@ class Cache:
                 verify_shard(shard)
                 return shard.skipped
         except DamagedShardError as error:
-            logger.warning("%s; it is made again", error)
+            logger.warning("%s; it is made again", error.message)
             return None
 
     @cached_property

@@ -1,10 +1,25 @@
 """The errors that headscore raises on purpose: one line each, with what is wrong, where, and what to do."""
 
+from .voice import spoken
+
 
 class HeadscoreError(Exception):
-    """Any failure that headscore foresaw; its message is one line for the user."""
+    """Any failure that headscore foresaw; its message is one line for the user.
+
+    It is written in terms of the command line's options. A reader of the library is told of parameters: `str(error)` says
+    `top_k` where `message` says `--top-k`. What is made of it for another message, or a file, is made of `message`.
+    """
 
     exit_status = 1
+    of_command_line = False  # whether it speaks of options wherever it is read
+
+    @property
+    def message(self) -> str:
+        """The message as it was written."""
+        return " ".join(map(str, self.args))
+
+    def __str__(self) -> str:
+        return self.message if self.of_command_line else spoken(self.message)
 
 
 class InputError(HeadscoreError):
@@ -38,7 +53,8 @@ class UnreadableFileError(RunError):
 
 def one_line(error: BaseException) -> str:
     """The message of `error` folded into one line (libraries' messages often have many); its type if it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
+    message = error.message if isinstance(error, HeadscoreError) else str(error)
+    return " ".join(message.split()) or type(error).__name__
 
 
 def typed_line(error: BaseException) -> str:

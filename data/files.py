@@ -1,44 +1,53 @@
-"""Writes files whole or not at all, and clears away what a killed process left half-written."""
+"""Writes files whole or not at all, and clears away what a killed process left half-written.
+
+On Windows no file can be renamed or removed while it is open, and a lock needs an open file: there nothing is locked.
+"""
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from .errors import InputError, RunError, one_line
 
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None  # type: ignore[assignment]
+
 logger = logging.getLogger("headscore")
 
 TEMPORARY = ".headscore-tmp"  # how the names of unfinished files end
 TRIES = 3
-_UMASK = os.umask(0)  # reading it means setting it, so it is read once and not from a thread
-os.umask(_UMASK)
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)  # the last on Windows
 
 
 @contextlib.contextmanager
-def _temporary(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
-    """An open file beside `path`, removed in the end if it is still there.
+def _temporary(path: Path) -> Iterator[tuple[Path, bool]]:
+    """A new and empty file beside `path`, removed in the end if it is still there, and whether it is locked.
 
-    It is locked while it is open, which is how another process tells it from one that a killed process left behind. Where it
-    cannot be locked that is no harm, see `write_bytes`.
+    The lock is how another process tells it from one that a killed process left behind. Where it cannot be locked that is no
+    harm, see `write_bytes`, and the file is not open, so that it can be renamed on Windows too.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=TEMPORARY, dir=path.parent)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{TEMPORARY}")
     try:
-        with os.fdopen(handle, "wb") as file:
-            _locked(file)
-            yield file, Path(name)
+        with temporary.open("xb") as file:
+            if not (locked := _locked(file)):
+                file.close()
+            yield temporary, locked
     finally:  # once it is closed, as NFS keeps an open file under another name
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _locked(file: BinaryIO) -> bool:
     """Lock a file without waiting, which might be for ever where locks do not work; whether that succeeded."""
+    if fcntl is None:
+        return False
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -49,8 +58,8 @@ def _locked(file: BinaryIO) -> bool:
 def locks_work(folder: Path) -> bool:
     """Whether files in `folder` can be locked, tried with one that nobody else knows; also True where none can be written."""
     try:
-        with _temporary(folder / "lock") as (file, _):
-            return _locked(file)
+        with _temporary(folder / "lock") as (_, locked):
+            return locked
     except OSError:
         return True
 
@@ -79,12 +88,12 @@ def write_bytes(path: Path, content: bytes | memoryview, *, keep_existing: bool 
 
 def _write(path: Path, content: bytes | memoryview, keep_existing: bool, durable: bool) -> bool:
     written = True
-    with _temporary(path) as (file, temporary):
-        file.write(content)
-        file.flush()
-        os.fchmod(file.fileno(), 0o666 & ~_UMASK)
-        if durable:
-            os.fsync(file.fileno())
+    with _temporary(path) as (temporary, _):
+        with temporary.open("r+b") as file:
+            file.write(content)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
         if keep_existing:
             written = _link(temporary, path)
         else:
@@ -109,7 +118,7 @@ def _link(temporary: Path, path: Path) -> bool:
     except FileExistsError:
         return False
     except OSError as error:  # some file systems have no hard links; there two processes might both rename
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+        if error.errno not in _NO_LINKS:
             raise
         if path.exists():
             return False
@@ -118,8 +127,11 @@ def _link(temporary: Path, path: Path) -> bool:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Make a rename in `folder` outlast a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
+    """Make a rename in `folder` outlast a power cut, where the system has a call for it."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # Windows opens no folder
+        return
     try:
         os.fsync(handle)
     finally:

@@ -7,11 +7,13 @@ from .cache import open_cache
 from .errors import InputError, UnreadableFileError, printable
 from .metadata import model_name
 from .reader import verify_shard
+from .signatures import library_call
 
 MOST_SKIPPED_SHOWN = 10
 HOW_TO_COMPLETE = "the same `headscore capture` command makes them"
 
 
+@library_call()
 def inspect(cache: str | Path, *, verify: bool = False) -> dict[str, Any]:
     """Facts about a cache: model, data, templates, dims, samples, tokens, size, skipped rows and a marked example.
 
@@ -47,6 +49,7 @@ def inspect(cache: str | Path, *, verify: bool = False) -> dict[str, Any]:
         "dims",
         "layers",
         "attention",
+        "projections",
         "self_check",
     )
     return {
@@ -79,7 +82,7 @@ def report(facts: dict[str, Any]) -> str:
     lines = [
         f"cache     {facts['cache']} (format {facts['format_version']}, {facts['bytes'] / 1e6:.1f} MB)",
         f"model     {model_name(model)} ({model.get('type')}, {settings.get('dtype')}): "
-        f"{dims.get('layers')} layers of {dims.get('heads')} heads, {dims.get('kv_heads')} kv heads",
+        f"{dims.get('layers')} layers of {dims.get('heads')} heads" + _widths(dims),
         f"attention {_attention(facts['attention'])}",
         f"checked   {_checked(facts)}",
         f"          {_spot_checked(facts)}",
@@ -88,6 +91,7 @@ def report(facts: dict[str, Any]) -> str:
         f"shards    {shards['there']} of {shards['planned']}",
         *([f"          missing {shards['missing']}; {HOW_TO_COMPLETE}"] if shards["missing"] else []),
         f"spans     {', '.join(facts['span_names'])}",
+        *([f"kept      {', '.join(settings['keep'])}"] if settings.get("keep") else []),
         f"skipped   {len(facts['skipped'])} rows",
     ]
     lines += [f"          row {entry['row']}: {entry['reason']}" for entry in facts["skipped"][:MOST_SKIPPED_SHOWN]]
@@ -107,6 +111,11 @@ def report(facts: dict[str, Any]) -> str:
         lines += ["", f"verified  {whole} shards are whole, {len(facts['damaged'])} damaged{refused}"]
     lines += [f"damaged   {line}" for line in facts["damaged"]] + [f"refused   {line}" for line in facts["unreadable"]]
     return "\n".join(printable(line) for line in lines)
+
+
+def _widths(dims: dict[str, Any]) -> str:
+    kv_heads = f", {dims['kv_heads']} kv heads" if "kv_heads" in dims else ""
+    return kv_heads + (f", head dim {dims['head_dim']}" if "head_dim" in dims else "")
 
 
 def _attention(facts: dict[str, Any]) -> str:

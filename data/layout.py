@@ -1,6 +1,5 @@
 """How a shard's arrays are stored, checked before they are read: a stranger's file may not lead elsewhere or fill memory."""
 
-import itertools
 from collections.abc import Sequence
 from math import ceil, prod
 from pathlib import Path
@@ -9,9 +8,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from .chunks import CHECKSUM_BYTES, PlainChunks
 from .errors import DamagedShardError
-from .plain import PlainFile
 from .shard import ARRAYS
 
 # What a stranger's file may ask of a reader's memory.
@@ -19,6 +16,8 @@ MAX_GZIP_RATIO = 1032  # deflate cannot expand more than this, so larger declare
 MAX_CHUNK_BYTES = 1 << 20
 LEAST_CHUNK_BYTES = 1 << 16  # on average, beyond one chunk for each layer
 MAX_READ_BYTES = 256 << 20  # of one array read whole, and of one sample's attention in one layer
+
+CHECKSUM_BYTES = 4  # fletcher32's, after the content of each chunk
 
 _FILTERS = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32)
 
@@ -31,8 +30,8 @@ def linked(path: Path, place: Any, part: str, name: str) -> Any:
     raise DamagedShardError(f"{path}: '{name}' is missing or is not a plain array of this file")
 
 
-def checked_layout(path: Path, file: PlainFile, name: str, array: Any) -> tuple[tuple[int, ...], PlainChunks | None]:
-    """An array's dims, and its chunks where they can be read past HDF5.
+def checked_layout(path: Path, name: str, array: Any) -> tuple[int, ...]:
+    """An array's dims.
 
     Raises DamagedShardError where it is not stored as the format says, or in pieces that are not safe to read.
     """
@@ -51,15 +50,14 @@ def checked_layout(path: Path, file: PlainFile, name: str, array: Any) -> tuple[
     size = prod(shape) * dtype.itemsize
     if size > array.get_storage_size() * MAX_GZIP_RATIO:
         raise DamagedShardError(f"{path}: '{name}' declares more data than the file holds")
-    if not size:
-        return tuple(shape), None
-    stored = _checked_chunks(path, name, array, shape, layout.get_chunk())
-    as_in_memory = filters == [h5py.h5z.FILTER_FLETCHER32]
-    return tuple(shape), _plain_chunks(file, name, shape, layout.get_chunk(), stored) if as_in_memory else None
+    if size:
+        _require_chunks(path, name, array, layout.get_chunk(), h5py.h5z.FILTER_DEFLATE in filters)
+    return tuple(shape)
 
 
-def _checked_chunks(path: Path, name: str, array: Any, shape: Sequence[int], chunk: Sequence[int]) -> list[Any]:
-    """The pieces that an array is stored in; DamagedShardError where they are too large or too many, or inflate too far."""
+def _require_chunks(path: Path, name: str, array: Any, chunk: Sequence[int], gzip: bool) -> None:
+    """Raises DamagedShardError where the pieces of an array are too large or too many, or are not stored whole."""
+    shape = array.shape
     item = np.dtype(ARRAYS[name][0]).itemsize
     size, chunk_bytes = prod(shape) * item, prod(chunk) * item
     across_layers = len(shape) == 3 and chunk[0] != 1  # would be read again for each layer
@@ -68,22 +66,11 @@ def _checked_chunks(path: Path, name: str, array: Any, shape: Sequence[int], chu
     count = prod(ceil(length / part) for length, part in zip(shape, chunk, strict=True))
     if count > (shape[0] if len(shape) == 3 else 1) + size // LEAST_CHUNK_BYTES:
         raise DamagedShardError(f"{path}: '{name}' is stored in {count} pieces, too small to be read in reasonable time")
+    # HDF5 trusts the size that a piece is said to have, and reads on beyond one that is shorter than a chunk or a checksum.
+    # Inflating does not stop at a chunk's size, so what is stored must not be larger than it could be.
+    whole = chunk_bytes + CHECKSUM_BYTES
+    sizes = range(CHECKSUM_BYTES + 1, whole + chunk_bytes // 100 + 61) if gzip else range(whole, whole + 1)
     stored: list[Any] = []
     array.chunk_iter(stored.append)
-    # Inflating does not stop at the chunk's size, so what is stored must not be larger than it could be.
-    if len(stored) != count or any(c.filter_mask or c.size > chunk_bytes + chunk_bytes // 100 + 64 for c in stored):
+    if len(stored) != count or any(piece.filter_mask or piece.size not in sizes for piece in stored):
         raise DamagedShardError(f"{path}: '{name}' has pieces that are missing, or are not stored as they should be")
-    return stored
-
-
-def _plain_chunks(
-    file: PlainFile, name: str, shape: Sequence[int], chunk: Sequence[int], stored: list[Any]
-) -> PlainChunks | None:
-    """An array's chunks if they can be read past HDF5: pattern rows stored as they are in memory, checksums apart."""
-    size = prod(chunk) * np.dtype(ARRAYS[name][0]).itemsize + CHECKSUM_BYTES
-    if ARRAYS[name][1] != ("L", "H", "t") or chunk[1] != shape[1] or any(c.size != size for c in stored):
-        return None
-    places = {(c.chunk_offset[0], c.chunk_offset[2]): c.byte_offset for c in stored}
-    if places.keys() != set(itertools.product(range(shape[0]), range(0, shape[2], chunk[2]))):
-        return None
-    return PlainChunks(file, ARRAYS[name][0], chunk, places)

@@ -13,10 +13,12 @@ from .metadata import differences
 from .plain import names_in, refusals_told
 from .reader import Shard, verify_shard
 from .shard import ARRAYS
+from .signatures import library_call
 
 logger = logging.getLogger("headscore")
 
 
+@library_call()
 def merge(caches: Sequence[str | Path], out: str | Path) -> Cache:
     """Copy the shards of several caches of the same capture into `out`; the library call of `headscore merge`.
 
@@ -78,7 +80,7 @@ def _add(found: dict[int, Path], cache: Cache, path: Path) -> None:
 
 def _same(one: Shard, other: Shard) -> bool:
     """Whether two whole shards of one capture hold the same; what they say about where they were made may differ."""
-    if one.skipped != other.skipped or (one.samples, one.tokens) != (other.samples, other.tokens):
+    if (one.skipped, one.kept) != (other.skipped, other.kept) or (one.samples, one.tokens) != (other.samples, other.tokens):
         return False
     pieces = ((name, layer) for name in one.names for layer in (range(one.layers) if len(ARRAYS[name][1]) == 3 else [None]))
     return all(np.array_equal(one.read(name, layer), other.read(name, layer)) for name, layer in pieces)

@@ -30,9 +30,16 @@ METADATA_SHAPE: dict[str, Any] = {  # what a reader relies on; a list has elemen
     "example": {"row": int, "pieces": [{"text": str, "spans": [str]}]},
 }
 
-OPTIONAL_SHAPE: dict[str, Any] = {  # the same, of keys that need not be there
+OPTIONAL_SHAPE: dict[str, Any] = {  # the same, of keys that need not be there; a tuple holds types of which one will do
     "examples": [{"row": int, "tokens": [str]}],
     "spot_checks": [{"row": int, "tokens": int, "way": str, "largest_difference": {}}],
+    "kept": {},
+    "projections": [dict.fromkeys(("query", "key", "value", "output"), (str, type(None)))],
+}
+
+_OPTIONAL_INNER: dict[str, dict[str, Any]] = {  # the same, of what need not be in a key
+    "settings": {"keep": [str]},
+    "dims": {"kv_heads": int, "head_dim": int, "hidden_size": int},
 }
 
 _SHARD_SHAPE: dict[str, Any] = {"shard": int, "skipped": [{"row": int, "reason": str}]}
@@ -51,6 +58,8 @@ def check_metadata(metadata: Any, where: str, *, of_shard: bool = False) -> None
     for key, shape in (METADATA_SHAPE | optional | (_SHARD_SHAPE if of_shard else {})).items():
         if not _has_shape(metadata.get(key), shape):
             raise InputError(f"{where}: its metadata has no usable '{key}'; capture it again")
+    if unusable := _unusable_optional(metadata):
+        raise InputError(f"{where}: its metadata has no usable '{unusable}'; capture it again")
     try:
         json.dumps(metadata, ensure_ascii=False).encode()
         deep = _depth(metadata) > MAX_DEPTH
@@ -65,6 +74,18 @@ def check_metadata(metadata: Any, where: str, *, of_shard: bool = False) -> None
         raise InputError(f"{where}: its metadata has no usable 'plan' or 'settings'; capture it again")
 
 
+def _unusable_optional(metadata: Metadata) -> str | None:
+    """A key in which something that need not be there is not as it should be."""
+    for key, shapes in _OPTIONAL_INNER.items():
+        if not all(_has_shape(metadata[key][name], shape) for name, shape in shapes.items() if name in metadata[key]):
+            return key
+    dims: Metadata = metadata["dims"]
+    layers: list[int] = metadata["layers"]
+    if any(dims.get(name, 1) < 1 for name in _OPTIONAL_INNER["dims"]) or dims["heads"] % dims.get("kv_heads", 1):
+        return "dims"
+    return "projections" if len(metadata.get("projections", layers)) != len(layers) else None
+
+
 def _depth(value: Any) -> int:
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return 1 + max(map(_depth, inner), default=0)
@@ -75,7 +96,7 @@ def _has_shape(value: Any, shape: Any) -> bool:
         return isinstance(value, dict) and all(_has_shape(value.get(key), inner) for key, inner in shape.items())
     if isinstance(shape, list):
         return isinstance(value, list) and all(_has_shape(inner, shape[0]) for inner in value)
-    return type(value) is shape  # True is no integer here
+    return type(value) in (shape if isinstance(shape, tuple) else (shape,))  # True is no integer here
 
 
 def model_name(model: dict[str, Any]) -> str:
@@ -95,14 +116,20 @@ def identity(metadata: Metadata) -> dict[str, Any]:
     Names, paths and versions are not among them: a capture may go on in another place, and on another machine.
     """
     parts: dict[str, Any] = {
-        key: metadata[key] for key in ("templates", "span_names", "attention", "dims", "layers", "plan") if key in metadata
+        key: metadata[key] for key in ("templates", "span_names", "attention", "layers", "plan") if key in metadata
     }
+    if "dims" in metadata:  # the others follow from the model
+        parts["dims"] = {key: metadata["dims"].get(key) for key in ("layers", "heads")}
     parts |= {name: metadata["model"].get(key) for name, key in _FINGERPRINTS.items() if key in metadata["model"]}
     parts["data"] = metadata["data"].get("sha256")
     return parts | {f"settings {key}": value for key, value in (_FORMER_SETTINGS | metadata["settings"]).items()}
 
 
-_FORMER_SETTINGS = {"special_tokens": None, "spans": "without white space"}  # what caches without these keys were made with
+_FORMER_SETTINGS: dict[str, Any] = {  # what caches without these keys were made with
+    "special_tokens": None,
+    "spans": "without white space",
+    "keep": [],
+}
 _FINGERPRINTS = {"model": "fingerprint", "tokenizer": "tokenizer_fingerprint"}
 
 
@@ -123,6 +150,8 @@ def _difference(name: str, existing: Metadata, wanted: Metadata, before: Any, af
 
     if name in ("data", *_FINGERPRINTS):
         return f"{name} was {called(existing, before)}, now {called(wanted, after)}"
+    if name == "settings keep":
+        name, before, after = "--keep", *(", ".join(columns) or "nothing" for columns in (before, after))
     old, new = str(before), str(after)
     if max(len(old), len(new)) > LONGEST_SHOWN:  # then what is shown begins shortly before the first difference
         first = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))

@@ -17,15 +17,15 @@ from typing import Any
 from .errors import DamagedShardError, HeadscoreError, InputError, UnreadableFileError, one_line
 
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
-_OTHER_KIND = {
-    errno.ELOOP: "a link; a cache holds the file itself",
-    errno.EISDIR: "a folder, not a file",
-    errno.ENXIO: "not a regular file",  # a socket
-}
+_OTHER_KINDS = {stat.S_IFLNK: "a link; a cache holds the file itself", stat.S_IFDIR: "a folder, not a file"}
+
+# What Windows lacks; it has no pipes among its files either.
+_DO_NOT_WAIT: int = getattr(os, "O_NONBLOCK", 0)
+_FOLLOW_NO_LINK: int = getattr(os, "O_NOFOLLOW", 0)
 
 
 class PlainFile(io.FileIO):
-    """A regular file open for reading, which remembers whether the system refused a read.
+    """A regular file open for reading, which remembers whether a read was refused by the system or went beyond the file's end.
 
     Args:
         path: of the file.
@@ -37,22 +37,25 @@ class PlainFile(io.FileIO):
 
     _refused: OSError | None = None
     _lost = False  # stands at a place that no file has
+    _too_short = False  # for what was to be read
 
     def __init__(self, path: Path, *, follow_links: bool = False):
-        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow_links else os.O_NOFOLLOW)
+        self._path = path
+        more = _DO_NOT_WAIT | (0 if follow_links else _FOLLOW_NO_LINK)
         try:
-            super().__init__(path, opener=lambda name, _: os.open(name, flags))
-            regular = stat.S_ISREG(os.fstat(self.fileno()).st_mode)
+            found = path.stat(follow_symlinks=follow_links)
+            if not stat.S_ISREG(found.st_mode):
+                raise InputError(f"{path}: is {_OTHER_KINDS.get(stat.S_IFMT(found.st_mode), 'not a regular file')}")
+            super().__init__(path, opener=lambda name, flags: os.open(name, flags | more))
+            opened = os.fstat(self.fileno())
         except OSError as error:
             if error.errno in _NOT_THERE:
                 raise InputError(f"{path}: is not there") from error
-            if error.errno in _OTHER_KIND:
-                raise InputError(f"{path}: is {_OTHER_KIND[error.errno]}") from error
             raise unreadable(path, error) from error
-        self._path = path
-        if not regular:
+        link_followed = not (follow_links or _FOLLOW_NO_LINK or os.path.samestat(opened, found))
+        if link_followed or not stat.S_ISREG(opened.st_mode):
             self.close()
-            raise InputError(f"{path}: is not a regular file")
+            raise InputError(f"{path}: is not a regular file, or was replaced while it was opened")
 
     def readinto(self, buffer: Any, /) -> int:
         """Fill `buffer` from where the file stands, as HDF5 reads; the number of bytes.
@@ -60,14 +63,21 @@ class PlainFile(io.FileIO):
         Nothing is raised: whoever keeps an error keeps its frames, and with them the buffer, which is HDF5's own memory, and
         the program would crash as it ends. What could not be read is 0, and `require_read` raises.
         """
+        size = memoryview(buffer).nbytes
         try:
             if not self._lost:
-                return os.readv(self.fileno(), [buffer])
+                count = self._fill(buffer)
+                self._too_short |= count < size
+                return count
         except OSError as error:
             self._note(error)
+        self._too_short = True
         with memoryview(buffer).cast("B") as view:
-            view[:] = bytes(len(view))
-            return len(view)
+            view[:] = bytes(size)
+        return size
+
+    def _fill(self, buffer: Any) -> int:
+        return super().readinto(buffer)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         """Go to another place; what is read from one that no file has is 0. Nothing is raised, as in `readinto`."""
@@ -80,18 +90,14 @@ class PlainFile(io.FileIO):
                 self._note(error)
             return 0
 
-    def read_at(self, place: int, size: int) -> bytes:
-        """Up to `size` bytes from `place` on, as many as are there. Raises OSError or, beyond any file, OverflowError."""
-        try:
-            return os.pread(self.fileno(), size, place)
-        except OSError as error:
-            self._note(error)
-            raise
-
     def require_read(self) -> None:
-        """Raises UnreadableFileError if the system has refused a read, so that what was taken for the file's content is not."""
-        if self._refused:
-            raise unreadable(self._path, self._refused)
+        """Raises an error if what was taken for the file's content is not.
+
+        UnreadableFileError where the system has refused a read. DamagedShardError where one went beyond the file's end: so it
+        got zeros, and the checksum of zeros is 0.
+        """
+        if self._refused or self._too_short:
+            raise self.fault("is damaged: it ends before its data does")
 
     def fault(self, damage: str) -> HeadscoreError:
         """The error to raise where reading has failed: that the system refused a read, or else that the shard is damaged."""

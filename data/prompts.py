@@ -73,7 +73,7 @@ class PromptMaker:
             prompt = self._prompt(row, where)
             prompt.text.encode()
         except UnfitRowError as error:
-            return Skipped(number, str(error))
+            return Skipped(number, error.message)
         except UnicodeEncodeError as error:
             raise InputError(
                 f"{where}: holds half a surrogate pair ({error.object[error.start]!a}), which is not text"

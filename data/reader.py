@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .attributes import shard_metadata
-from .chunks import ChunkError, PlainChunks
 from .errors import DamagedShardError, HeadscoreError, InputError, one_line
+from .kept_columns import checked_kept
 from .layout import MAX_READ_BYTES, checked_layout, linked
 from .metadata import MAX_HEADS
 from .plain import PlainFile
@@ -22,9 +22,7 @@ from .shard import ARRAYS, Array, stored_arrays
 BLOCK_ITEMS = 1 << 22  # values of one array that are read at once, unless a single sample has more
 ROW_SUM_TOLERANCE = 0.01  # what rounding many small weights to half precision can add up to
 
-# Freed memory goes back to the system, and fetching it again page by page takes longer than reading a chunk into it. Once the C
-# library has seen a block of this size freed, it keeps as much for itself.
-np.empty(16 << 20, np.uint8)
+_FAULTS = (ArithmeticError, LookupError, ValueError, TypeError, OSError, RuntimeError)  # as HDF5 and Python find them in a file
 
 
 @dataclass(frozen=True)
@@ -39,8 +37,8 @@ class Block:
 class Shard:
     """One open shard file: its metadata, its dims, and its arrays read on demand.
 
-    `samples`, `tokens`, `layers`, `heads` are its dims. Use it as a context manager. It takes no lock. follow_links: whether a
-    symbolic link may stand for the file.
+    `samples`, `tokens`, `layers`, `heads` are its dims; `kept` has by column a value of each sample. Use it as a context
+    manager. It takes no lock. follow_links: whether a symbolic link may stand for the file.
 
     Raises DamagedShardError for a file that is not a shard, or that is damaged or unsafe to read, UnreadableFileError where the
     system refuses to read it; of the arrays, when they are asked for. Raises InputError as PlainFile, and for another version
@@ -53,7 +51,7 @@ class Shard:
         with contextlib.ExitStack() as on_failure:
             on_failure.callback(self._plain_file.close)
             with self._faults_told("is not a readable shard, or is damaged"):
-                self._file = h5py.File(self._plain_file, "r")
+                self._file = _opened(self._plain_file)
             on_failure.callback(self._file.close)
             with self._faults_told():
                 self.metadata = shard_metadata(path, self._file.id)
@@ -62,11 +60,12 @@ class Shard:
                 self.names = stored_arrays(self.metadata)
                 self._places: dict[str, Any] = {}  # HDF5's identifiers of groups and arrays
                 self._shapes: dict[str, tuple[int, ...]] = {}
-                self._plain: dict[str, PlainChunks] = {}  # the arrays that are read past HDF5
                 self._dims = self._declared_dims()
                 self._require_layers()
                 self.layers, self.heads = self._dims["L"], self._dims["H"]
                 self.samples, self.tokens = self._shape("samples/offset")[0] - 1, self._shape("tokens/span")[0]
+                names = self.metadata["settings"].get("keep", [])
+                self.kept = checked_kept(self.metadata.pop("kept", None), names, self.samples, str(path))
             on_failure.pop_all()
 
     def __enter__(self) -> Self:
@@ -90,32 +89,12 @@ class Shard:
         ranges = [parts.get(axis, slice(0, length)) for axis, length in zip(axes, shape, strict=True)]
         start, count = tuple(part.start for part in ranges), tuple(part.stop - part.start for part in ranges)
         values = np.empty(count, dtype)
-        try:
-            if name in self._plain and layer is not None:
-                for tokens, part in self._plain[name].parts(layer, ranges[2]):
-                    values[0][:, tokens] = part
-            elif values.size:
+        with self._faults_told(f"'{name}' cannot be read"):
+            if values.size:
                 place = self._places[name].get_space()
                 place.select_hyperslab(start, count)
                 self._places[name].read(h5py.h5s.create_simple(count), place, values)
-        except (OSError, OverflowError, ChunkError) as error:
-            raise self._fault(name) from error
-        self._plain_file.require_read()
         return values[0] if layer is not None and axes[0] == "L" else values
-
-    def parts(self, name: str, layer: int, block: Block) -> Iterator[tuple[slice, Array]]:
-        """What `read` gives of an array [L,H,t], in the parts it is stored in: their places in the block, and values [H,w].
-
-        Nothing is copied, and a part stays in a core's cache, so this is the way to go through all rows. Raises as `read`.
-        """
-        self._shape(name)
-        if name not in self._plain:
-            yield slice(0, int(block.offsets[-1])), self.read(name, layer, block)
-            return
-        try:
-            yield from self._plain[name].parts(layer, block.tokens)
-        except (OSError, OverflowError, ChunkError) as error:
-            raise self._fault(name) from error
 
     def offsets(self) -> npt.NDArray[np.int64]:
         """Where each sample's tokens start, int64 [n+1]; checked to begin at 0, to rise, and to end at `tokens`."""
@@ -143,12 +122,9 @@ class Shard:
         except HeadscoreError:
             self._plain_file.require_read()  # else it would be told of what is only not read
             raise
-        except (ArithmeticError, LookupError, ValueError, TypeError, OSError, RuntimeError) as error:
+        except _FAULTS as error:
             raise self._plain_file.fault(f"{what}: {one_line(error)[:160]}") from error
         self._plain_file.require_read()
-
-    def _fault(self, name: str) -> HeadscoreError:
-        return self._plain_file.fault(f"'{name}' cannot be read, most likely as its checksum does not match")
 
     def _shape(self, name: str) -> tuple[int, ...]:
         """The dims of an array. When it is first asked for, its links and layout are checked to stay inside this file.
@@ -162,10 +138,8 @@ class Shard:
             with self._faults_told():
                 self._places[group] = self._places.get(group) or linked(self.path, self._file.id, group, name)
                 self._places[name] = linked(self.path, self._places[group], array, name)
-                shape, plain = checked_layout(self.path, self._plain_file, name, self._places[name])
+                shape = checked_layout(self.path, name, self._places[name])
                 self._require_dims(name, shape)
-                if plain:
-                    self._plain[name] = plain
                 self._shapes[name] = shape
         return self._shapes[name]
 
@@ -200,6 +174,16 @@ def sample_blocks(offsets: npt.NDArray[np.int64], layers: int, heads: int) -> It
         tokens = slice(int(offsets[start]), int(offsets[stop]))
         yield Block(slice(start, stop), tokens, offsets[start : stop + 1] - offsets[start])
         start = stop
+
+
+def _opened(file: PlainFile) -> h5py.File:
+    """The file as HDF5 reads it."""
+    try:
+        # Without HDF5's cache of chunks, which takes time: each chunk is read once, or twice where a block ends inside it.
+        return h5py.File(file, "r", rdcc_nbytes=0)
+    except _FAULTS as error:
+        # Whoever keeps the error keeps its frames. Those of h5py hold what it had opened: the program would crash as it ends.
+        raise error.with_traceback(None) from None
 
 
 def verify_shard(shard: Shard) -> None:

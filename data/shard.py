@@ -2,6 +2,7 @@
 
 import io
 import json
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from math import ceil, prod
 from pathlib import Path
@@ -16,6 +17,9 @@ from .metadata import Metadata
 from .settings import QueryMode
 
 CHUNK_ITEMS = 1 << 17  # values in one chunk: large enough for fast reads, small enough for a short sample range
+
+CHECKSUMS = "checksums"  # of large attributes, by their names
+MAX_CHECKED_BYTES = 2048  # of an attribute; HDF5 keeps no checksum of one that takes more than 4,096 with its name and type
 
 Array = npt.NDArray[Any]
 
@@ -75,9 +79,10 @@ def write_shard(
     content = io.BytesIO()  # HDF5 does not survive a full disk, plain files do
     # v110 adds checksums to HDF5's own structures, so that damage outside the arrays is found too
     with h5py.File(content, "w", libver=("v110", "v110")) as file:
-        for key, value in {**metadata, "shard": number, "skipped": list(skipped)}.items():
-            text = value if isinstance(value, int | str) else json.dumps(value, ensure_ascii=False)
-            _write_attribute(file, key, text)
+        values = {**metadata, "shard": number, "skipped": list(skipped)}
+        attributes = {key: _as_attribute(value) for key, value in values.items()}
+        for key, value in _with_checksums(attributes).items():
+            _write_attribute(file, key, value)
         for name in stored_arrays(metadata):
             data = np.ascontiguousarray(arrays[name], dtype=ARRAYS[name][0])
             filters = {"fletcher32": True, "compression": compression, "shuffle": compression is not None}
@@ -87,13 +92,23 @@ def write_shard(
     write_bytes(path, content.getbuffer())
 
 
-def _write_attribute(file: h5py.File, key: str, value: int | str) -> None:
+def _with_checksums(attributes: Mapping[str, int | bytes]) -> dict[str, int | bytes]:
+    """Attributes with one more where some are so large that HDF5 keeps them without a checksum: the CRC-32 of each of those."""
+    large = {key: zlib.crc32(v) for key, v in attributes.items() if isinstance(v, bytes) and len(v) > MAX_CHECKED_BYTES}
+    return {**attributes, **({CHECKSUMS: _as_attribute(large)} if large else {})}
+
+
+def _as_attribute(value: Any) -> int | bytes:
+    text = value if isinstance(value, int | str) else json.dumps(value, ensure_ascii=False)
+    return text if isinstance(text, int) else text.encode()
+
+
+def _write_attribute(file: h5py.File, key: str, value: int | bytes) -> None:
     """Text is written with its length fixed, since HDF5 keeps other strings in a heap that has no checksum."""
     if isinstance(value, int):
         file.attrs[key] = value
     else:
-        encoded = value.encode()
-        file.attrs.create(key, encoded, dtype=h5py.string_dtype("utf-8", max(1, len(encoded))))
+        file.attrs.create(key, value, dtype=h5py.string_dtype("utf-8", max(1, len(value))))
 
 
 def _chunks(shape: tuple[int, ...]) -> tuple[int, ...]:

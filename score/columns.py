@@ -1,5 +1,6 @@
 """Whatever is linear in a pattern row, Σⱼ aⱼ wⱼ: w of each such measure as a polars expression over the tokens of a sample."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +11,10 @@ import polars as pl
 
 from ..data.errors import DamagedShardError, InputError
 from ..data.reader import Block, Shard
-from .expressions import names_of, read_expressions, require_line_by_line
+from .expressions import columns_of, names_of, read_expressions, require_line_by_line
 
 TOKENS: dict[str, Any] = {"position": pl.Float64, "tokens": pl.Float64, "id": pl.Int64}
+DATA = "data_"  # how the names of columns of the data file begin
 BUILT_IN = {  # of every sample: attention to the first token (the sink), to all others, and the mean distance in tokens
     "sink": pl.col("position") == 0,
     "rest": pl.col("position") > 0,
@@ -47,36 +49,36 @@ class Columns:
         """Whether a token is in a span or union."""
         return pl.any_horizontal([pl.col(token_column(name)) for name in self.spans()[span]])
 
-    def table(self, shard: Shard, block: Block) -> pl.DataFrame:
+    def weights(self, shard: Shard, block: Block, names: Sequence[str]) -> npt.NDArray[np.float64]:
+        """w of the named measures for each token of a block, float64 [t,K].
+
+        Raises InputError where one that the user brings is not finite, saying for which token.
+        """
+        expressions = {name: self.expressions()[name] for name in names}
+        if not names:
+            return np.empty((block.tokens.stop - block.tokens.start, 0))
+        with_ids = any("id" in columns_of(expression, TOKENS) for expression in expressions.values())
+        table = self._table(shard, block, with_ids)
+        found = table.select(expression.cast(pl.Float64).alias(name) for name, expression in expressions.items())
+        for name in [name for name in names if name in self.own]:
+            wrong = found[name].is_null() | ~found[name].is_finite()
+            if wrong.any():
+                place = table["position"][int(wrong.arg_max() or 0)]
+                raise InputError(f"--measure {name}: is not a number for a token at position {place:.0f} in {shard.path}")
+        return np.ascontiguousarray(found.to_numpy())
+
+    def _table(self, shard: Shard, block: Block, with_ids: bool) -> pl.DataFrame:
         """The token table of a block: `position` (0-based), `tokens` (how many its sample has), `id`, and a column per span."""
         lengths = np.diff(block.offsets)
         starts = np.repeat(block.offsets[:-1], lengths)
         bits = shard.read("tokens/span", block=block)
-        spans = {token_column(name): (bits >> bit) & 1 == 1 for bit, name in enumerate(self.span_names)}
-        table = {
+        table: dict[str, Any] = {
             "position": np.arange(len(bits), dtype=np.float64) - starts,
             "tokens": np.repeat(lengths, lengths).astype(np.float64),
-            "id": shard.read("tokens/id", block=block).astype(np.int64),
         }
-        return pl.DataFrame({**table, **spans})
-
-    def weights(self, table: pl.DataFrame, names: Sequence[str], where: str) -> npt.NDArray[np.float64]:
-        """w of the named measures for each token, float64 [t,K].
-
-        Raises InputError where one that the user brings is not finite, saying for which token.
-        """
-        if not names:
-            return np.empty((len(table), 0))
-        expressions = self.expressions()
-        found = table.select(expressions[name].cast(pl.Float64).alias(name) for name in names)
-        for name in [name for name in names if name in self.own]:
-            wrong = found[name].is_null() | ~found[name].is_finite()
-            if wrong.any():
-                token = table[int(wrong.arg_max() or 0)].to_dicts()[0]
-                raise InputError(
-                    f"--measure {name}: is not a number at position {token['position']:.0f} of a prompt of {where}"
-                )
-        return np.ascontiguousarray(found.to_numpy())
+        if with_ids:
+            table["id"] = shard.read("tokens/id", block=block).astype(np.int64)
+        return pl.DataFrame(table | {token_column(name): (bits >> bit) & 1 == 1 for bit, name in enumerate(self.span_names)})
 
 
 def choose_columns(
@@ -119,8 +121,9 @@ def token_column(span: str) -> str:
 def sample_columns(columns: Columns, shard: Shard) -> dict[str, npt.NDArray[Any]]:
     """What is known of each sample of a shard from its tokens alone: arrays [n].
 
-    `row`, `tokens`, for each span or union `tokens_<span>`, how many of them it has, and `starts_<span>`, whether the first
-    token is in it. Raises DamagedShardError where the shard's token arrays cannot be.
+    `row`; `tokens`; for each span or union `tokens_<span>`, how many of them it has, and `starts_<span>`, whether the first
+    token is in it; and `data_<column>`, what is kept of the data file, as text. Raises DamagedShardError where the token arrays
+    of the shard cannot be.
     """
     offsets = shard.offsets()
     bits = shard.read("tokens/span")
@@ -134,4 +137,7 @@ def sample_columns(columns: Columns, shard: Shard) -> dict[str, npt.NDArray[Any]
         counted = np.concatenate([[0], np.cumsum(inside)])
         found[f"tokens_{name}"] = counted[offsets[1:]] - counted[offsets[:-1]]
         found[f"starts_{name}"] = inside[offsets[:-1]]
+    for column, values in shard.kept.items():
+        texts = [value if isinstance(value, str | None) else json.dumps(value) for value in values]
+        found[f"{DATA}{column}"] = np.array(texts, object)
     return found

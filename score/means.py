@@ -38,22 +38,27 @@ class Sums:
 
 
 def sums(values: npt.NDArray[Any]) -> Sums:
-    """The sums over the last axis, which are the samples, of any other shape; NaN stands for a value that is not defined."""
+    """The sums over the last axis, which are the samples, of any other shape; NaN stands for a value that is not defined.
+
+    Values are cut into upper parts, short enough to add up exactly, and rests, which are cut again (Rump, Ogita & Oishi, 2008).
+    """
     defined = ~np.isnan(values)
-    high, errors = _added(np.where(defined, values, 0.0).astype(np.float64, copy=False))
-    low, rest = _added(errors)
-    return Sums(np.stack([high, low, rest.sum(axis=-1)]), defined.sum(axis=-1))
+    rest = np.where(defined, values, 0.0).astype(np.float64, copy=False)
+    parts = np.zeros((PARTS, *rest.shape[:-1]))
+    for place in range(PARTS):
+        if not rest.any():
+            break
+        upper = _upper(rest) if place < PARTS - 1 else rest
+        parts[place] = upper.sum(axis=-1)
+        rest = rest - upper
+    return Sums(parts, defined.sum(axis=-1))
 
 
-def _added(values: Float) -> tuple[Float, Float]:
-    """The rounded sum over the last axis, and what each addition of pairs, of pairs of pairs and so on took off it."""
-    errors = [values[..., :0]]
-    while values.shape[-1] > 1:
-        half = values.shape[-1] // 2
-        pairs, error = _two_sum(values[..., :half], values[..., half : 2 * half])
-        values = np.concatenate([pairs, values[..., 2 * half :]], axis=-1)
-        errors.append(error)
-    return values.sum(axis=-1), np.concatenate(errors, axis=-1)
+def _upper(values: Float) -> Float:
+    """The multiples next to the values of a unit so large that the values of each sum add up without rounding."""
+    _, exponent = np.frexp(np.abs(values).max(axis=-1, keepdims=True))
+    border = np.ldexp(1.5, exponent + values.shape[-1].bit_length() + 1)  # numbers near it are multiples of the unit
+    return (values + border) - border
 
 
 def _two_sum(one: Any, other: Any) -> tuple[Any, Any]:

@@ -4,7 +4,7 @@ Shapes: L layers, H heads, n samples of a shard, b of a block, t tokens of all o
 """
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -65,7 +65,7 @@ def block_measures(
     linear = [name for name in of_rows if name not in OF_ROWS]
     if "entropy_free" in of_rows and "rest" not in linear:
         linear.append("rest")
-    weights = columns.weights(columns.table(shard, block), linear, str(shard.path)) if of_rows else None
+    weights = columns.weights(shard, block, linear) if of_rows else None
     for place, layer in enumerate(layers):
         for name, array in stored.items():
             found[name][place] = _stored(shard, array, layer, block)
@@ -121,14 +121,14 @@ class RowSums:
             values, _ = _tables()
             return values[np.maximum.reduceat(self._bits, self._offsets[:-1], axis=1)]
         if name == "entropy":
-            return self._entropies()[0]
+            return self._entropies[0]
         if name == "entropy_free":
             rest = self.measure("rest")
             with np.errstate(divide="ignore", invalid="ignore"):
-                return np.where(rest > 0, np.maximum(self._entropies()[1] / rest + np.log(rest), 0), np.nan)
+                return np.where(rest > 0, np.maximum(self._entropies[1] / rest + np.log(rest), 0), np.nan)
         return self._sums[:, :, self._linear.index(name)].T
 
-    @cache  # noqa: B019 - it lives no longer than a layer of a block
+    @cached_property
     def _entropies(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """−Σⱼ aⱼ ln aⱼ in nats (0 ln 0 = 0) over a row, and over the row without its first token: each [H,b]."""
         starts = self._offsets[:-1]

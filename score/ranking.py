@@ -8,10 +8,12 @@ import polars as pl
 
 from ..data.errors import InputError
 from ..data.settings import Fusion, NormMode, Unit, Within
+from ..data.signatures import library_call
 
 RRF_CONSTANT = 60
 
 
+@library_call()
 def rank(
     frame: pl.DataFrame,
     weights: Mapping[str, float],

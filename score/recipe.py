@@ -1,7 +1,8 @@
 """What a ranking is made of: the measures of a cache, and the signals that settings define over them."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,7 +14,7 @@ from ..data.cache import Cache
 from ..data.errors import InputError
 from ..data.settings import QueryMode, ScoreSettings
 from . import signals as built_in
-from .columns import Columns, choose_columns, union_name
+from .columns import DATA, Columns, choose_columns, union_name
 from .expressions import (
     columns_of,
     expression_key,
@@ -35,11 +36,13 @@ class Signal:
     Args:
         name: what it is called.
         expression: over the measures, with one output.
+        title: the first sentence of its documentation, or for one of the user's, where it comes from.
         own: whether the user brought it.
     """
 
     name: str
     expression: pl.Expr
+    title: str
     own: bool = False
 
 
@@ -53,7 +56,7 @@ class Recipe:
         task: the span, or union of spans, that counts as the task's tokens.
         columns: the linear measures.
         measures: the names of all measures.
-        data: the columns of the data file that the cache keeps, and their dtypes.
+        data: the columns of the data file that the cache keeps, each called `data_<column>`.
         layers: the model's numbers of the layers.
         heads: query heads in a layer.
         kv_heads: key-value heads in a layer; None where the cache does not say.
@@ -65,7 +68,7 @@ class Recipe:
     task: str
     columns: Columns
     measures: tuple[str, ...]
-    data: Mapping[str, Any]
+    data: tuple[str, ...]
     layers: tuple[int, ...]
     heads: int
     kv_heads: int | None
@@ -88,8 +91,9 @@ class Recipe:
     def schema(self) -> dict[str, Any]:
         """The columns that a signal may be made of, and their dtypes; counts of tokens are floats, so that `/` divides them."""
         tokens = ["tokens", *(f"tokens_{name}" for name in self.columns.spans())]
-        counts: dict[str, Any] = {"sample": pl.Int64, "row": pl.Int64, **dict.fromkeys(tokens, pl.Float64), **self.data}
-        return {**counts, **PLACES, **dict.fromkeys([*self.measures, *self.aliases, "task_rest"], pl.Float64)}
+        counts: dict[str, Any] = {"sample": pl.Int64, "row": pl.Int64, **dict.fromkeys(tokens, pl.Float64)}
+        texts = dict.fromkeys(self.data, pl.String)
+        return {**counts, **texts, **PLACES, **dict.fromkeys([*self.measures, *self.aliases, "task_rest"], pl.Float64)}
 
     @cached_property
     def scanned(self) -> dict[str, Any]:
@@ -132,6 +136,11 @@ def choose_recipe(cache: Cache, settings: ScoreSettings, partial: bool) -> Recip
     """
     if not partial:
         cache.require_complete()
+    return with_signals(choose_measures(cache, settings), settings)
+
+
+def choose_measures(cache: Cache, settings: ScoreSettings) -> Recipe:
+    """What `settings` ask for of a cache, without its signals. Raises InputError as `choose_recipe`."""
     metadata = cache.metadata
     if settings.score_query_mode == "all_tokens" and metadata["settings"]["queries"] != "all_tokens":
         raise InputError(
@@ -156,7 +165,7 @@ def choose_recipe(cache: Cache, settings: ScoreSettings, partial: bool) -> Recip
         task=union_name(settings.task_span),
         columns=columns,
         measures=tuple(measure_names(result_norms, columns)),
-        data={},
+        data=tuple(f"{DATA}{column}" for column in metadata["settings"].get("keep") or ()),
         layers=tuple(metadata["layers"]),
         heads=heads,
         kv_heads=kv_heads if grouped else None,
@@ -166,44 +175,66 @@ def choose_recipe(cache: Cache, settings: ScoreSettings, partial: bool) -> Recip
         if name in built_in_signals() or name in without_own.schema:
             what = "signal" if name in built_in_signals() else "measure"
             raise InputError(f"--measure {name}: there is a {what} of this name already")
-    return with_signals(recipe, settings)
+    return recipe
 
 
 def with_signals(recipe: Recipe, settings: ScoreSettings) -> Recipe:
     """The recipe with the built-in signals and the user's. Raises InputError as `choose_recipe`."""
-    found: dict[str, Signal] = {}
-    for name, function in built_in_signals().items():
-        expression = function()
-        if expression.meta.has_multiple_outputs():  # measures by a pattern of names
-            found |= {output: Signal(output, pl.col(output)) for output in names_of(expression, recipe.schema, name)}
-        else:
-            found[name] = Signal(name, expression)
-    given = dict(settings.signal)
-    for name in [name for name, value in given.items() if value is None]:
-        if name not in found:
-            raise InputError(f"--signal {name}: is no built-in signal; give NAME='SQL', or one of {', '.join(found)}")
-        del given[name]
-    own = [("--signal", read_expressions(given, "--signal"))]
-    if settings.signals is not None:
-        own.append((f"--signals {settings.signals}:", read_python_file(settings.signals, "--signals")))
-    for flag, expressions in own:
-        for name, expression in expressions.items():
-            where = f"{flag} {name}"
-            if name in found or name in recipe.schema:
-                raise InputError(f"{where}: there is a {'signal' if name in found else 'measure'} of this name already")
-            if len(names_of(expression, recipe.schema, where)) != 1:
-                raise InputError(f"{where}: gives several columns; give one")
-            require_line_by_line(expression, recipe.schema, where, "sample")
-            found[name] = Signal(name, expression, own=True)
+    found = _built_in(recipe)
+    for where, name, expression in own_signals(settings, list(found)):
+        if name in found:
+            raise InputError(f"{where}: there is a signal of this name already")
+        found[name] = checked_signal(recipe, where, name, expression)
     for name in settings.weights:
         if name not in found:
             raise InputError(f"--weight {name}: there is no such signal; there are {', '.join(found)}")
     return dataclasses.replace(recipe, signals=found)
 
 
+def _built_in(recipe: Recipe) -> dict[str, Signal]:
+    found: dict[str, Signal] = {}
+    for name, function in built_in_signals().items():
+        expression, title = function(), title_of(function)
+        if expression.meta.has_multiple_outputs():  # measures by a pattern of names
+            found |= {output: Signal(output, pl.col(output), title) for output in names_of(expression, recipe.schema, name)}
+        else:
+            found[name] = Signal(name, expression, title)
+    return found
+
+
+def own_signals(settings: ScoreSettings, known: Sequence[str]) -> Iterator[tuple[str, str, pl.Expr]]:
+    """The signals that the user brings: where each comes from, its name, and its expression.
+
+    Raises InputError for what is no expression, and for a name without one that is not among the `known` signals.
+    """
+    given = {name: value for name, value in settings.signal.items() if value is not None}
+    for name in [name for name in settings.signal if name not in given and name not in known]:
+        raise InputError(f"--signal {name}: is no built-in signal; give NAME='SQL', or one of {', '.join(known)}")
+    for name, expression in read_expressions(given, "--signal").items():
+        yield f"--signal {name}", name, expression
+    if settings.signals is not None:
+        for name, expression in read_python_file(settings.signals, "--signals").items():
+            yield f"--signals {settings.signals}: {name}", name, expression
+
+
+def checked_signal(recipe: Recipe, where: str, name: str, expression: pl.Expr) -> Signal:
+    """A signal of the user's that was tried out. Raises InputError where it cannot be one, or is named like a measure."""
+    if name in recipe.schema:
+        raise InputError(f"{where}: there is a measure of this name already")
+    if len(names_of(expression, recipe.schema, where)) != 1:
+        raise InputError(f"{where}: gives several columns; give one")
+    require_line_by_line(expression, recipe.schema, where, "sample")
+    return Signal(name, expression, where, own=True)
+
+
 def built_in_signals() -> dict[str, Any]:
     """The functions of signals.py, by name."""
     return functions_of(built_in)
+
+
+def title_of(function: Any) -> str:
+    """The first sentence of a signal's documentation, without its full stop."""
+    return " ".join((inspect.getdoc(function) or "").split("\n\n")[0].split()).rstrip(".")
 
 
 def is_raw_norm(recipe: Recipe, name: str) -> bool:

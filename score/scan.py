@@ -14,11 +14,13 @@ from ..data.cache import Cache, open_cache
 from ..data.errors import DamagedShardError, InputError
 from ..data.reader import Block, Shard
 from ..data.settings import HeadOutput, QueryMode, ScoreSettings
+from ..data.signatures import library_call
 from .kept import open_store
 from .recipe import Recipe, choose_recipe
 from .shard_source import ShardSource
 
 
+@library_call()
 def scan_cache(
     cache: str | Path,
     *,
@@ -134,6 +136,7 @@ class PatternRows:
     weights: npt.NDArray[np.float32]
 
 
+@library_call()
 def rows(
     cache: str | Path, *, layer: int, head: int | None = None, score_query_mode: QueryMode = "last_token", partial: bool = False
 ) -> Iterator[PatternRows]:

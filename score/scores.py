@@ -9,7 +9,7 @@ import polars as pl
 
 from ..data.errors import InputError
 from ..data.metadata import Metadata, model_name
-from ..data.settings import ScoreSettings
+from ..data.settings import ScoreSettings, Unit
 
 DEFAULT_TOP_K = 20
 DEFAULT_TOP_K_PER_LAYER = 3
@@ -50,7 +50,7 @@ class Scores:
     __hash__ = None  # type: ignore[assignment]
 
     @property
-    def unit(self) -> str:
+    def unit(self) -> Unit:
         """What is ranked, and the name of its column: `head` or `kv_head`."""
         return self.settings.by
 
@@ -102,6 +102,11 @@ class Scores:
         return int(self.heads["layer_rank"].max() or 0)  # type: ignore[arg-type]
 
     @property
+    def combined_digits(self) -> int:
+        """How many decimals of the combined score are worth showing."""
+        return 2 if self.settings.fusion == "rank" else 4
+
+    @property
     def raw(self) -> pl.DataFrame:
         """The seed's mean signals: layer, head, out_raw, ent_raw, task_raw."""
         return self.heads.select("layer", self.unit, *(pl.col(name).alias(f"{name}_raw") for name in SEED_SIGNALS))
@@ -137,7 +142,7 @@ class Scores:
         for line in self.top(min(_SHOWN, len(self.heads))).iter_rows(named=True):
             values = "".join(f"<td>{line[name]:.4f}</td>" for name in self.weights)
             place = f"<td>{shown_rank(self, line)}</td><td>{head_name(line, self.unit)}</td>"
-            lines += f"<tr>{place}<td>{line['combined']:.2f}</td>{values}</tr>"
+            lines += f"<tr>{place}<td>{line['combined']:.{self.combined_digits}f}</td>{values}</tr>"
         caption = f"{html.escape(model_name(self.metadata['model']))}: {len(self.heads)} heads, {self.samples} samples"
         return f"<table><caption>{caption}</caption><thead><tr>{titles}</tr></thead><tbody>{lines}</tbody></table>"
 

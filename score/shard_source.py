@@ -46,7 +46,7 @@ class ShardSource:
     @property
     def knows_samples(self) -> bool:
         """Whether what is kept says all that must be known of each sample."""
-        return bool(self._kept) and set(self._sample_names) <= set(self._kept.samples)
+        return self._kept is not None and set(self._sample_names) <= set(self._kept.samples)
 
     @property
     def _sample_names(self) -> list[str]:
@@ -57,7 +57,8 @@ class ShardSource:
     def samples(self) -> dict[str, npt.NDArray[Any]]:
         """What is known of each sample, as `sample_columns` has it, and the columns of the data file."""
         if self._kept and self.knows_samples:
-            return {name: np.array(self._kept.samples[name]) for name in self._sample_names}
+            there = self._kept.samples
+            return {name: np.array(there[name], object if name in self.recipe.data else None) for name in self._sample_names}
         return sample_columns(self.recipe.columns, self._shard)
 
     @cached_property
@@ -86,18 +87,20 @@ class ShardSource:
 
         Returns the sums by name, and why nothing could be kept; empty where it was, or was not meant to be.
         """
+        asked: Sequence[str] = self.recipe.measures_for(self.recipe.needs(names))
+        there = self._read_kept(asked)
+        new = len(there) < len(asked)
+        if new:  # then all of them, so that they are kept, and no array is damaged unnoticed
+            asked = self.recipe.measures
+            there = self._read_kept(asked)
+        room = bool(self._store and self._store.has_room_for(len(self.samples["row"]), len(asked)))
         layers = range(len(self.recipe.layers))
-        needed = self.recipe.measures_for(self.recipe.needs(names))
-        there = self._read_kept(needed)
-        room = bool(self._store and self._key and self._store.has_room_for(len(self.samples["row"]), len(self.recipe.measures)))
-        asked = self.recipe.measures if room and len(there) < len(needed) else ()
-        there = self._read_kept(asked) if asked else there
         whole: list[Mapping[str, Measure]] = []
         found: dict[str, Sums] = {}
-        for block, measures in self._blocks(asked or needed, layers, there):
-            whole += [measures] if asked else []
+        for block, measures in self._blocks(asked, layers, there):
+            whole += [measures] if new and room else []
             parts = [_sums(table, names, self.recipe.heads) for table in self._cut(measures, block, layers, 0)]
-            added = {name: _stacked([part[name] for part in parts]) for name in names}
+            added = _stacked(parts, names)
             found = {name: found[name] + added[name] for name in names} if found else added
         return found, self._keep(found, whole) if found else ""
 
@@ -148,12 +151,15 @@ class ShardSource:
         return self._files.enter_context(self._cache.open_shard(self._path))
 
 
-def _sums(table: MeasureTable, names: Sequence[str], heads: int) -> dict[str, Sums]:
-    """The sums of signals over the samples of a table, [l,H] each."""
-    values = table.signals(names)
-    shape = (-1, heads, table.count)
-    return {name: sums(values[name].to_numpy().reshape(shape)) for name in names}
+def _sums(table: MeasureTable, names: Sequence[str], heads: int) -> Sums:
+    """The sums of signals over the samples of a table, [signals,l,H]."""
+    return sums(table.signals(names).to_numpy().T.reshape(len(names), -1, heads, table.count))
 
 
-def _stacked(parts: Sequence[Sums]) -> Sums:
-    return Sums(np.concatenate([part.parts for part in parts], axis=1), np.concatenate([part.counts for part in parts]))
+def _stacked(parts: Sequence[Sums], names: Sequence[str]) -> dict[str, Sums]:
+    """The sums of each signal, [L,H], from those of some layers each."""
+    totals, counts = (
+        np.concatenate([part.parts for part in parts], axis=2),
+        np.concatenate([part.counts for part in parts], axis=1),
+    )
+    return {name: Sums(totals[:, place], counts[place]) for place, name in enumerate(names)}

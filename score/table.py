@@ -46,8 +46,7 @@ class MeasureTable:
 
         Raises InputError where one is NaN or infinite, or is not one value for each line; it says for which row and head.
         """
-        needed = self._recipe.needs(names)
-        frame = self.frame(needed or ["tokens"])
+        frame = self.frame(self._recipe.needs(names) or ["tokens"])
         expressions = [self._recipe.signals[name].expression.cast(pl.Float64).alias(name) for name in names]
         try:
             found = frame.select(expressions)
@@ -55,8 +54,9 @@ class MeasureTable:
             raise InputError(f"--signal {self._failing(frame, names)}: cannot be computed: {one_line(error)[:160]}") from error
         if len(found) != len(frame):
             raise InputError(f"--signal: {', '.join(names)} give {len(found)} values for {len(frame)} samples and heads")
-        for name in names:
-            self._require_finite(found[name])
+        finite = found.select(pl.all().is_finite().all()).row(0)  # null is passed over
+        for name in [name for name, whole in zip(names, finite, strict=True) if not whole]:
+            self._raise_not_finite(found[name])
         return found
 
     def _failing(self, frame: pl.DataFrame, names: Sequence[str]) -> str:
@@ -69,16 +69,14 @@ class MeasureTable:
                 return name
         return ", ".join(names)
 
-    def _require_finite(self, values: pl.Series) -> None:
-        wrong = (values.is_not_null() & ~values.is_finite()).fill_null(False)
-        if wrong.any():
-            line = int(wrong.arg_max() or 0)
-            place = self.frame(["row", "layer", "head"])[line].to_dicts()[0]
-            what = "NaN" if np.isnan(values[line]) else "infinity"
-            raise InputError(
-                f"--signal {values.name}: gives {what} for row {place['row']} in L{place['layer']}H{place['head']}; "
-                "make it null where it is undefined, as with CASE WHEN … THEN … END or NULLIF"
-            )
+    def _raise_not_finite(self, values: pl.Series) -> None:
+        line = int((~values.is_finite()).fill_null(False).arg_max() or 0)
+        place = self.frame(["row", "layer", "head"])[line].to_dicts()[0]
+        what = "NaN" if np.isnan(values[line]) else "infinity"
+        raise InputError(
+            f"--signal {values.name}: gives {what} for row {place['row']} in L{place['layer']}H{place['head']}; "
+            "make it null where it is undefined, as with CASE WHEN … THEN … END or NULLIF"
+        )
 
     def _column(self, name: str) -> Any:
         heads, layers, samples = self._recipe.heads, len(self._layers), self.count
@@ -101,5 +99,5 @@ class MeasureTable:
             return np.tile(np.repeat(numbers, samples), layers)
         values = self._samples[name]
         if name in self._recipe.data:
-            return pl.concat([pl.Series(name, values)] * (layers * heads))
+            return pl.concat([pl.Series(name, values.tolist(), pl.String)] * (layers * heads))
         return np.tile(values, layers * heads)

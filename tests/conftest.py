@@ -64,10 +64,7 @@ def last_token_cache(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def arrays_read(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """The names of the arrays that have been read from shards since."""
     names: set[str] = set()
-    for way in ("read", "parts"):
-        real = getattr(Shard, way, None)
-        if real is None:
-            continue
-        spy = lambda shard, name, *which, real=real, **more: (names.add(name), real(shard, name, *which, **more))[1]  # noqa: E731
-        monkeypatch.setattr(Shard, way, spy)
+    real = Shard.read
+    spy = lambda shard, name, *which, **more: (names.add(name), real(shard, name, *which, **more))[1]  # noqa: E731
+    monkeypatch.setattr(Shard, "read", spy)
     return names

@@ -312,7 +312,7 @@ def test_a_broken_adapter_is_told_in_one_line(name: str, llama: Path, copy: Path
     with pytest.raises(InputError) as raised:
         captured(tmp_path / "c", model=str(llama), adapter=str(copy))
     told = str(raised.value)
-    assert told.startswith(f"--adapter {copy}: ") and message in told, told
+    assert told.startswith(f"adapter {copy}: ") and message in told, told
     assert "\n" not in told and len(told) < 600
     assert not (tmp_path / "c" / "shards").exists()
 
@@ -359,12 +359,12 @@ def test_where_the_base_is_not_found_it_says_what_to_give(base: str | None, mess
     with pytest.raises(InputError) as raised:
         captured(tmp_path / "c", model=str(copy))
     told = str(raised.value)
-    assert told.startswith(f"--model {copy}: {message}") and told.endswith(f"give --model BASE --adapter {copy}"), told
+    assert told.startswith(f"model {copy}: {message}") and told.endswith(f"give the base as model and {copy} as adapter"), told
 
 
 def test_a_base_that_is_an_adapter_is_refused(adapter: Path, copy: Path, tmp_path: Path) -> None:
     edit(copy / "adapter_config.json", base_model_name_or_path=str(adapter))
-    with pytest.raises(InputError, match="is no model; give --model BASE"):
+    with pytest.raises(InputError, match="is no model; give the base as model"):
         captured(tmp_path / "c", model=str(copy))
 
 
@@ -401,5 +401,5 @@ def test_without_peft_it_says_how_to_install_it(
 
 
 def test_a_quantised_model_takes_no_adapter(llama: Path, adapter: Path) -> None:
-    with pytest.raises(InputError, match="cannot be merged into a quantised model; give one that is not as --model"):
+    with pytest.raises(InputError, match="cannot be merged into a quantised model; give one that is not as model"):
         models.load_model(resolve(str(llama), adapter=str(adapter)), "fp32", CPU, quantised=True)

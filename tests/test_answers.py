@@ -111,7 +111,7 @@ def test_rows_left_out_count_in_their_shard(tmp_path: Path, chat: bool) -> None:
     reasons = {entry.row: entry.reason for shard in shards for entry in shard.skipped}
     assert [row for row in reasons if "answerKey 'Z'" in reasons[row]] == list(WRONG)
     assert len(reasons) > len(WRONG), "some are too long, too"
-    with pytest.raises(InputError, match=rf"{len(reasons)} of 24 rows would be skipped and --max-skipped allows 4"):
+    with pytest.raises(InputError, match=rf"{len(reasons)} of 24 rows would be skipped and max_skipped allows 4"):
         encode_shards(prompts, tokenizer, settings)
 
 
@@ -145,7 +145,7 @@ def test_too_many_stop_before_the_model_is_loaded(llama: Path, tmp_path: Path) -
     data = write(tmp_path / "d.jsonl")
     allowed = (len(WRONG) - 1) / 24
     with pytest.raises(
-        InputError, match="4 of 24 rows would be skipped and --max-skipped allows 3; the first is row 3: answerKey"
+        InputError, match="4 of 24 rows would be skipped and max_skipped allows 3; the first is row 3: answerKey"
     ):
         capture(llama, data, tmp_path / "c", max_skipped=allowed)
     with pytest.raises(InputError, match="24 of 24 rows would be skipped and none is left; the first is row 0: answerKey 'Z'"):

@@ -58,7 +58,7 @@ def test_where_the_output_projection_cannot_be_split_there_are_no_result_norms(t
     headscore.capture(tmp_path / "c", model=str(model), max_samples=4)
     assert headscore.inspect(tmp_path / "c", verify=True)["attention"]["result_norms"] is False
     headscore.score(tmp_path / "c", tmp_path / "r")
-    with pytest.raises(InputError, match=r"--head-output result: .* cannot be split by heads; use --head-output z"):
+    with pytest.raises(InputError, match=r"head_output='result': .* cannot be split by heads; use head_output='z'"):
         headscore.score(tmp_path / "c", tmp_path / "r2", head_output="result")
 
 

@@ -21,8 +21,7 @@ from test_score import BY_HAND, metadata, write_cache
 
 import headscore
 from headscore.data.cache import open_cache, read_metadata, shard_path
-from headscore.data.chunks import fletcher32
-from headscore.data.errors import InputError, RunError
+from headscore.data.errors import DamagedShardError, InputError, RunError
 from headscore.data.reader import Shard, verify_shard
 from headscore.data.shard import ARRAYS, write_shard
 
@@ -61,23 +60,6 @@ def test_what_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, 
                 np.testing.assert_array_equal(shard.read(name, 1), arrays[name][1].astype(dtype))
 
 
-@settings(max_examples=40)
-@given(words=st.integers(1, 5000), seed=st.integers(0, 9), kind=st.sampled_from(["any", "zeros", "ones", "few", "chunk"]))
-def test_checksums_are_those_of_hdf5(words: int, seed: int, kind: str) -> None:
-    random = np.random.default_rng(seed)
-    made = {
-        "any": lambda: random.integers(0, 1 << 16, words),
-        "zeros": lambda: np.zeros(words),  # 0 and 65,535 are the same modulo 65,535, but not as checksums
-        "ones": lambda: np.full(words, 65535),
-        "few": lambda: (random.random(words) < 0.01) * 65535,
-        "chunk": lambda: random.integers(0, 1 << 16, 1 << 19),  # the most that a chunk may hold
-    }[kind]()
-    content = made.astype("<u2")
-    with h5py.File(io.BytesIO(), "w") as file:
-        stored = file.create_dataset("x", data=content, chunks=content.shape, fletcher32=True).id.read_direct_chunk((0,))[1]
-    assert stored == content.tobytes() + fletcher32(content).to_bytes(4, "little")
-
-
 @settings(max_examples=25)
 @given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=12), sizes=st.tuples(st.integers(1, 90), st.integers(1, 90)))
 def test_how_arrays_are_cut_changes_nothing(
@@ -93,18 +75,11 @@ def test_how_arrays_are_cut_changes_nothing(
             made["layers"] = [1, 4]
             write_shard(shard_path(folder, 0), 0, arrays, made, [])
             with Shard(shard_path(folder, 0)) as shard:
-                rows = ("last_token/attention", "all_tokens/attention")
-                for name, layer in itertools.product(rows, range(LAYERS)):
-                    expected = arrays[name][layer].astype("float16")
+                per_head = [name for name, (_, axes) in ARRAYS.items() if axes[:2] == ("L", "H")]
+                for name, layer in itertools.product(per_head, range(LAYERS)):
+                    expected = arrays[name][layer].astype(ARRAYS[name][0])
                     blocks = [shard.read(name, layer, block) for block in shard.blocks()]
                     np.testing.assert_array_equal(np.concatenate(blocks, axis=1), expected)
-                    for block in shard.blocks():
-                        joined = np.full(expected[:, block.tokens].shape, np.nan)
-                        for tokens, values in shard.parts(name, layer, block):
-                            assert np.isnan(joined[:, tokens]).all(), "every token once"
-                            joined[:, tokens] = values
-                        np.testing.assert_array_equal(joined, expected[:, block.tokens])
-                assert set(shard._plain) == (set(rows) if compression == "none" else set()), "read past HDF5, and by HDF5"
 
 
 def test_the_file_is_as_the_format_says(cache: Path) -> None:
@@ -265,15 +240,84 @@ def test_a_sample_too_large_to_read_is_refused(tmp_path: Path, monkeypatch: pyte
         headscore.score(cache)
 
 
-def test_a_place_beyond_any_file_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["tokens/span", "last_token/attention"])
+@pytest.mark.parametrize("beyond", [1 << 20, 1 << 40, 2**63 + 8, 2**64 - 8])
+def test_a_place_beyond_the_file_is_refused(tmp_path: Path, name: str, beyond: int) -> None:
+    """Nothing is taken for the zeros that are said to be there; in HDF5's oldest structures, which have no checksums."""
+    cache, content = write_cache(tmp_path, **BY_HAND), io.BytesIO()
+    with h5py.File(shard_path(cache, 0), locking=False) as whole, h5py.File(content, "w", libver=("earliest", "v110")) as file:
+        for key in whole.attrs:
+            file.attrs.create(key, whole.attrs[key], dtype=whole.attrs.get_id(key).dtype)
+        for group in whole:
+            whole.copy(group, file)
+        data = np.zeros(whole[name].shape, whole[name].dtype)
+        del file[name]
+        chunks = file.create_dataset(name, data=data, chunks=data.shape, fletcher32=True).id
+        place = chunks.get_chunk_info(0).byte_offset.to_bytes(8, "little")
+    assert content.getvalue().count(place) == 1
+    shard_path(cache, 0).write_bytes(content.getvalue().replace(place, beyond.to_bytes(8, "little")))
+    with pytest.raises(DamagedShardError, match=rf"00000\.h5: ('{name}' cannot be read|is damaged: it ends before)"):
+        headscore.score(cache)
+    assert len(headscore.inspect(cache, verify=True)["damaged"]) == 1
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip"])
+def test_a_file_that_is_cut_while_it_is_open_is_damaged(tmp_path: Path, compression: str) -> None:
+    arrays = {name: np.zeros_like(values) for name, values in arrays_of_lengths([3000, 2000]).items()}
+    arrays |= {"layers/index": np.array([1, 4]), "samples/offset": np.array([0, 3000, 5000])}
+    made = metadata(LAYERS, HEADS, {"settings": {"queries": "all_tokens", "compression": compression}, "layers": [1, 4]})
+    for name in ARRAYS:
+        write_shard(shard_path(tmp_path, 0), 0, arrays, made, [])
+        with Shard(shard_path(tmp_path, 0)) as shard:
+            shard.require_arrays()
+            os.truncate(shard_path(tmp_path, 0), 1000)
+            with pytest.raises(DamagedShardError, match=r"00000\.h5: "):
+                shard.read(name)
+
+
+def stored(content: bytes) -> bytes:
+    """What HDF5 stores of a chunk with this content: the checksum after it is right."""
+    with h5py.File(io.BytesIO(), "w") as file:
+        data = np.frombuffer(content, np.uint8)
+        return bytes(file.create_dataset("x", data=data, chunks=data.shape, fletcher32=True).id.read_direct_chunk((0,))[1])
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("name", ["tokens/span", "last_token/attention", "last_token/output_norm"])
+def test_a_chunk_of_another_size_than_its_own_is_refused(tmp_path: Path, name: str, shuffle: bool) -> None:
+    """HDF5 takes what is missing from whatever lies behind in memory, although the checksum is right."""
     cache = write_cache(tmp_path, **BY_HAND)
-    with Shard(shard_path(cache, 0)) as shard:
-        shard.read("last_token/attention", 0)
-        shard._plain["last_token/attention"]._places[0, 0] = 2**63 + 8
-        with pytest.raises(InputError, match="'last_token/attention' cannot be read"):
-            shard.read("last_token/attention", 0)
-        with pytest.raises(InputError, match="'last_token/attention' cannot be read"):
-            list(shard.parts("last_token/attention", 0, next(shard.blocks())))
+    with h5py.File(shard_path(cache, 0), locking=False) as file:
+        data = file[name][:]
+    whole = stored(data.tobytes())
+    wrong = [whole[:size] for size in range(1, len(whole))] + [stored(data.tobytes()[:size]) for size in range(1, data.nbytes)]
+    for content in (*wrong, stored(data.tobytes() + bytes(2)), whole):
+
+        def write(file: h5py.File, content: bytes = content) -> None:
+            del file[name]
+            made = file.create_dataset(name, data.shape, data.dtype, chunks=data.shape, fletcher32=True, shuffle=shuffle)
+            made.id.write_direct_chunk((0,) * data.ndim, content)
+
+        change(cache, write)
+        if content != whole:
+            with pytest.raises(DamagedShardError, match=rf"'{name}' has pieces that .* are not stored as they should be"):
+                headscore.score(cache)
+    assert shuffle or headscore.score(cache).samples == 2, "the whole chunk is read"
+
+
+@pytest.mark.parametrize("size", [1, 3, 4])
+def test_a_chunk_that_is_shorter_than_a_checksum_is_refused(tmp_path: Path, size: int) -> None:
+    """HDF5 would count down from its size to the end of memory."""
+
+    def short(file: h5py.File) -> None:
+        del file["tokens/span"]
+        data = file.create_dataset("tokens/span", (6,), "uint8", chunks=(6,), fletcher32=True, compression="gzip")
+        data.id.write_direct_chunk((0,), bytes(size))
+
+    cache = write_cache(tmp_path, **BY_HAND)
+    change(cache, short)
+    with pytest.raises(DamagedShardError, match=r"'tokens/span' has pieces that .* are not stored as they should be"):
+        headscore.score(cache)
 
 
 def test_an_array_is_checked_when_it_is_read(tmp_path: Path) -> None:
@@ -324,6 +368,33 @@ def test_any_flipped_bit_of_a_small_shard_is_named_or_harmless(tmp_path_factory:
         assert "00000.h5" in str(error)
 
 
+@pytest.mark.parametrize("key", ["templates", "versions", "skipped"])
+@pytest.mark.parametrize("size", [1, 2000, 2100, 4000, 4100, 70_000])
+def test_a_flipped_bit_of_any_text_in_the_metadata_is_named(tmp_path: Path, key: str, size: int) -> None:
+    """HDF5 itself has checksums for small attributes only."""
+    text = "x" * size + "end"
+    changes = {"templates": {"templates": [{"name": "x", "text": text}]}, "versions": {"versions": {"x": text}}, "skipped": {}}
+    made = metadata(LAYERS, HEADS, {"layers": [1, 4], **changes[key]})
+    skipped = [{"row": 1, "reason": text}] if key == "skipped" else []
+    path = shard_path(tmp_path, 0)
+    write_shard(path, 0, arrays_of_lengths([3, 2]), made, skipped)
+    whole = path.read_bytes()
+    with Shard(path) as shard:
+        assert (shard.metadata, shard.skipped) == (made, skipped)
+    for place in (whole.index(text.encode()), whole.index(b"end")):
+        path.write_bytes(flipped(whole, place * 8))
+        with pytest.raises(InputError, match=r"00000\.h5: .*damaged"):
+            Shard(path)
+
+
+@pytest.mark.parametrize("sums", ["[]", "5", '{"templates": 7}', '{"nothing": 7}', '{"versions": "x"}'])
+def test_checksums_that_are_none_are_refused(tmp_path: Path, sums: str) -> None:
+    cache = write_cache(tmp_path, **BY_HAND)
+    change(cache, lambda file: file.attrs.__setitem__("checksums", np.bytes_(sums)))
+    with pytest.raises(InputError, match=r"00000\.h5: .*(no usable 'checksums'|its checksum does not match)"):
+        Shard(shard_path(cache, 0))
+
+
 def test_a_shard_of_another_capture_or_place_is_refused(cache: Path, last_token_cache: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(cache, tmp_path / "copy")
     another = r"00001\.h5: belongs to another capture \(other plan, .*settings queries.*\); remove it"
@@ -362,6 +433,12 @@ HOSTILE_METADATA = {
     "half a surrogate pair": ("versions", '{"torch": "\\ud800"}', "is not text that can be written"),
     "deep nesting": ("versions", '{"a": ' + "[" * 400 + "]" * 400 + "}", "nested more than 32 deep"),
     "deeper nesting": ("versions", '{"a": ' + "[" * 40_000 + "]" * 40_000 + "}", "damaged, or not a shard"),
+    "no kv heads": ("dims", '{"layers": 1, "heads": 2, "kv_heads": 0}', "has no usable 'dims'"),
+    "kv heads that divide no heads": ("dims", '{"layers": 1, "heads": 2, "kv_heads": 3}', "has no usable 'dims'"),
+    "a head dim that is no number": ("dims", '{"layers": 1, "heads": 2, "head_dim": "8"}', "has no usable 'dims'"),
+    "projections of another layer": ("projections", "[]", "has no usable 'projections'"),
+    "a path that is no text": ("projections", '[{"query": 3}]', "has no usable 'projections'"),
+    "projections that are no list": ("projections", "null", "has no usable 'projections'"),
     "many heads": ("dims", '{"layers": 1, "heads": 1e3}', "has no usable 'dims'"),
 }
 
@@ -442,7 +519,10 @@ def test_what_is_not_a_cache(tmp_path: Path) -> None:
 
 def test_inspect_tells_what_there_is(cache: Path, tmp_path: Path) -> None:
     facts = headscore.inspect(cache)
-    assert (facts["samples"], facts["dims"]) == (24, {"layers": 3, "heads": 4, "kv_heads": 2})
+    assert (facts["samples"], facts["dims"]) == (
+        24,
+        {"layers": 3, "heads": 4, "kv_heads": 2, "head_dim": 8, "hidden_size": 24},
+    )
     assert facts["model"]["type"] == "llama" and facts["settings"]["queries"] == "all_tokens"
     assert facts["tokens"] == sum(Shard(path).tokens for path in open_cache(cache).shards)
     assert facts["shards"] == {"there": 3, "planned": 3, "missing": ""} and facts["skipped"] == [] and facts["damaged"] == []

@@ -135,7 +135,7 @@ def test_skipped_rows_are_listed_with_their_reason(llama: Path, tmp_path: Path) 
     rows[11]["question"] = "  "
     (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
     options = {"model": str(llama), "data": str(tmp_path / "d.jsonl"), "shard_size": 8}
-    with pytest.raises(InputError, match=r"2 of 20 rows would be skipped and --max-skipped allows 0; the first is row 3"):
+    with pytest.raises(InputError, match=r"2 of 20 rows would be skipped and max_skipped allows 0; the first is row 3"):
         headscore.capture(tmp_path / "c", **options)
     assert not (tmp_path / "c").exists(), "a refused capture leaves nothing behind"
     headscore.capture(tmp_path / "c", max_skipped=0.1, **options)
@@ -203,7 +203,7 @@ def test_out_of_memory_with_one_sample_says_what_to_lower(llama: Path, tmp_path:
 
     monkeypatch.setattr(pipeline, "capture_shards", capture_shards)
     monkeypatch.setitem(runner.BATCH_OVERHEAD, "cpu", 5000)  # all in one batch
-    with pytest.raises(RunError, match="lower --max-length"):
+    with pytest.raises(RunError, match="lower max_length"):
         headscore.capture(tmp_path / "c", model=str(llama), max_samples=4, share_prefixes=False, batch_tokens=5000)
     assert tried[0] == 4 and tried[-1] == 1 and len(set(tried)) == len(tried), "each smaller than the one before"
     assert not list((tmp_path / "c").rglob("*.h5"))

@@ -177,15 +177,15 @@ def test_marks_need_no_offsets(template: str) -> None:
 def test_the_length_counts_the_chat_template() -> None:
     length = len(sample("Is ice cold?", CHATML).ids)
     settings = CaptureSettings(model="tiny", chat=True, max_length=length - 1)
-    with pytest.raises(InputError, match=f"{length} tokens are more than --max-length"):
+    with pytest.raises(InputError, match=f"{length} tokens are more than max_length"):
         encode_shards(in_chat(prompts_of("Is ice cold?"), tokenizer(CHATML), settings), tokenizer(CHATML), settings)
 
 
 REFUSED: dict[str, tuple[str | None, dict[str, Any], str]] = {
-    "no chat template": (None, {}, "--chat: the tokenizer of tiny has no chat template"),
-    "upper case": ("<s>{{ messages[-1].content | upper }}", {}, "--chat: the chat template of tiny rewrites the content"),
-    "says it twice": ("{{ messages[-1].content * 2 }}", {}, "--chat: the chat template of tiny repeats the content"),
-    "drops it": ("<s>", {}, "--chat: the chat template of tiny rewrites the content"),
+    "no chat template": (None, {}, "chat: the tokenizer of tiny has no chat template"),
+    "upper case": ("<s>{{ messages[-1].content | upper }}", {}, "chat: the chat template of tiny rewrites the content"),
+    "says it twice": ("{{ messages[-1].content * 2 }}", {}, "chat: the chat template of tiny repeats the content"),
+    "drops it": ("<s>", {}, "chat: the chat template of tiny rewrites the content"),
     "escapes quotes": ("{{ messages[-1].content | tojson }}", {}, "rows.jsonl: row 1: the chat template of tiny rewrites"),
     "folds white space": (
         "{{ messages[-1].content.split() | join(' ') }}",
@@ -207,17 +207,17 @@ REFUSED: dict[str, tuple[str | None, dict[str, Any], str]] = {
         {},
         "rows.jsonl: row 1: the chat template of tiny fails: TemplateError: no quotes",
     ),
-    "fails on all": ("{{ raise_exception('never') }}", {"system": "Hi."}, "--chat: the chat template of tiny fails: "),
-    "is no template": ("{% if %}", {}, "--chat: the chat template of tiny fails: TemplateSyntaxError"),
+    "fails on all": ("{{ raise_exception('never') }}", {"system": "Hi."}, "chat: the chat template of tiny fails: "),
+    "is no template": ("{% if %}", {}, "chat: the chat template of tiny fails: TemplateSyntaxError"),
     "takes no system prompt": (
         NO_SYSTEM,
         {"system": "Hi."},
-        "--system: leave it out: the chat template of tiny fails: TemplateError: System role not supported",
+        "system: leave it out: the chat template of tiny fails: TemplateError: System role not supported",
     ),
     "drops the system prompt": (
         "<s>{{ messages[-1].content }}",
         {"system": "Hi."},
-        "--system: the chat template of tiny drops it",
+        "system: the chat template of tiny drops it",
     ),
 }
 
@@ -240,9 +240,9 @@ def test_a_system_prompt_that_is_the_templates_own_is_no_fault() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"system": "Hi."}, "--system: is for chat models"),
-        ({"generation_prompt": False}, "--no-generation-prompt: is for chat models"),
-        ({"chat": True, "system": "\udcff"}, "--system: is not text"),
+        ({"system": "Hi."}, "system: is for chat models"),
+        ({"generation_prompt": False}, "generation_prompt=False: is for chat models"),
+        ({"chat": True, "system": "\udcff"}, "system: is not text"),
     ],
 )
 def test_options_that_would_do_nothing_are_refused(options: dict[str, Any], message: str) -> None:

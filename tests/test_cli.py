@@ -1,6 +1,8 @@
+import dataclasses
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,10 +16,15 @@ import polars as pl
 import pytest
 import tiny
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 import headscore
-from headscore import cli
+from headscore import cli, options
 from headscore.data.cache import shard_path
+from headscore.data.configuration import read_configuration
+from headscore.data.places import read_place, written_options, written_place
+from headscore.data.settings import DEFAULT_MODEL, RunSettings, ScoreSettings, WorkSettings
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -186,6 +193,168 @@ def test_inspect_escapes_what_could_drive_a_terminal(run_cli: Cli, llama: Path, 
 def test_no_command_prints_the_help(run_cli: Cli) -> None:
     status, out, err = run_cli()
     assert status == 2 and "Commands:" in out and err == ""
+
+
+def test_the_help_has_every_summary_in_full_and_options_in_groups(run_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = run_cli("--help")
+    words = " ".join(out.split())
+    for name in ("run", "capture", "score", "report", "inspect", "merge", "signals", "version"):
+        assert f"{name} {options.summary(getattr(cli, name))}" in words
+    assert not re.search(r"\.\.\.|…", out.split("Commands:")[1])
+    fields = {name for each in (RunSettings, WorkSettings) for name in each.__dataclass_fields__}
+    grouped = [name for names in options.GROUPS.values() for name in names]
+    assert len(grouped) == len(set(grouped)) and fields <= set(grouped), "each option stands in one group"
+    for command, groups in (("capture", ["Model", "Data", "Prompt", "Batches"]), ("score", ["Signals", "Ranking", "Work"])):
+        _, out, _ = run_cli(command, "--help")
+        headings = [line[:-1] for line in out.splitlines() if line.endswith(":") and not line.startswith(" ")]
+        assert set(groups) < set(headings) and headings[-2:] == ["Output", "Other"], headings
+
+
+def test_the_version_is_an_option_and_a_command(run_cli: Cli) -> None:
+    assert run_cli("--version") == run_cli("version") == (0, f"{headscore.__version__}\n", "")
+
+
+@pytest.mark.parametrize("shell", options.SHELLS)
+def test_shells_are_told_how_to_complete(run_cli: Cli, shell: str) -> None:
+    status, script, _ = run_cli("--show-completion", shell)
+    assert status == 0 and f"_HEADSCORE_COMPLETE=complete_{shell}" in script
+    status, _, err = run_cli("--show-completion", "csh")
+    assert status == 2 and "--show-completion: 'csh' is not one of bash, zsh, fish" in err
+
+
+def completions(*words: str) -> set[str]:
+    program = "import sys; sys.argv[0] = 'headscore'; from headscore.cli import main; main()"
+    asked = {
+        "_HEADSCORE_COMPLETE": "complete_bash",
+        "COMP_WORDS": " ".join(("headscore", *words)),
+        "COMP_CWORD": str(len(words)),
+    }
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env={**os.environ, **asked})
+    return set(done.stdout.split())
+
+
+def test_commands_options_and_choices_are_completed(tmp_path: Path) -> None:
+    assert {"run", "report"} == completions("r")
+    assert {"--lambda-ent", "--lambda-task"} == completions("score", "--lam")
+    assert {"last_token"} == completions("score", "--score-query-mode", "last")
+    assert {"last-token"} == completions("score", "--score-query-mode", "last-")
+    assert {"zscore", "percentile", "ratio", "none"} == completions("score", "--norm-mode", "")
+    assert completions("score", "--config", str(tmp_path / "nowhere.yaml"), "--fus") == {"--fusion"}
+
+
+@pytest.mark.parametrize("spelling", ["all_tokens", "all-tokens"])
+def test_choices_have_one_spelling_and_take_either(run_cli: Cli, cache: Path, tmp_path: Path, spelling: str) -> None:
+    expected = headscore.score(cache, score_query_mode="all_tokens").combined.write_csv()
+    assert headscore.score(cache, score_query_mode=spelling).combined.write_csv() == expected
+    config = write(tmp_path / "c.yaml", f"score_query_mode: {spelling}\n")
+    for number, way in enumerate((["--score-query-mode", spelling], ["--config", config])):
+        status, _, err = run_cli("score", cache, "--out", tmp_path / str(number), *way)
+        assert status == 0, err
+        assert (tmp_path / str(number) / "scores_combined.csv").read_text() == expected
+        assert yaml.safe_load((tmp_path / str(number) / "config.yaml").read_text())["score_query_mode"] == "all_tokens"
+
+
+def test_without_out_the_scores_are_printed_and_nothing_is_written(
+    run_cli: Cli, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(cache.rglob("*"))
+    status, out, _ = run_cli("score", cache)
+    assert (
+        status == 0 and out.splitlines()[0].split()[:2] == ["rank", "head"] and out.splitlines()[-1] == "12 heads, 24 samples"
+    )
+    assert not list(tmp_path.iterdir()) and sorted(cache.rglob("*")) == before
+
+
+# ------------------------------------------------------------------------------------------------------ configuration files
+
+
+def test_the_config_of_a_run_serves_score_and_capture(
+    run_cli: Cli, llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+    assert (
+        run_cli("run", "--model", llama, "--out", tmp_path / "r", "--max-samples", 5, "--lambda-ent", 2, "--no-report")[0] == 0
+    )
+    monkeypatch.chdir(tmp_path)
+    caplog.clear()
+    status, out, err = run_cli("score", "--config", Path("r", "config.yaml"), "--out", "s", "--lambda-task", 3)
+    assert status == 0 and "12 heads, 5 samples" in out, err
+    passed_over = [line for line in caplog.messages if "passed over" in line]
+    assert len(passed_over) == 1 and "model, revision, adapter, data" in passed_over[0]
+    made = yaml.safe_load((tmp_path / "s" / "config.yaml").read_text())
+    assert (made["lambda_ent"], made["lambda_task"]) == (2.0, 3.0)
+    status, _, err = run_cli("capture", "--config", tmp_path / "r" / "config.yaml", "--out", tmp_path / "c")
+    assert status == 0, err
+    for file in ("cache.json", "shards/00000.h5"):
+        assert (tmp_path / "c" / file).read_bytes() == (tmp_path / "r" / "cache" / file).read_bytes()
+
+
+def test_the_paths_of_a_config_count_from_its_folder(
+    run_cli: Cli, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the command is given; and those that a run writes lead to the same files from anywhere."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+    shutil.copytree(llama, here / "tiny")
+    write(here / "rows.jsonl", tiny.arc_rows()[:4])
+    write(here / "t.txt", "{question}\n{choices}\n")
+    config = write(here / "c.yaml", "model: tiny\ndata: rows.jsonl\ntemplate: t.txt\nout: results\nreport: false\n")
+    monkeypatch.chdir(there)
+    status, _, err = run_cli("run", "--config", config)
+    assert status == 0, err
+    made = here / "results" / "config.yaml"
+    written = yaml.safe_load(made.read_text())
+    assert [written[name] for name in ("model", "data", "template")] == [str(here / n) for n in ("tiny", "rows.jsonl", "t.txt")]
+    status, _, err = run_cli("run", "--config", made, "--out", "again", "--no-report")
+    assert status == 0, err
+    assert (there / "again" / "topk_global.json").read_bytes() == (here / "results" / "topk_global.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "word"), [("model", DEFAULT_MODEL), ("data", "samples"), ("template", "arc"), ("adapter", "org/a")]
+)
+def test_words_of_a_config_are_no_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, word: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert written_place(name, word, tmp_path) == read_place(name, word, tmp_path) == word
+    if name in ("data", "template"):  # a file of that name is told apart
+        assert written_place(name, f"./{word}", tmp_path) == f"./{word}"
+        assert Path(read_place(name, f"./{word}", tmp_path / "other")) == tmp_path / "other" / word
+
+
+@given(parts=st.lists(st.sampled_from(["a", "b c", "..", "samples", "é"]), min_size=1, max_size=4), inside=st.booleans())
+def test_a_path_that_is_written_is_read_as_the_same_place(parts: list[str], inside: bool) -> None:
+    folder = Path("/results/of a run")
+    path = Path(folder if inside else "/elsewhere", *parts)
+    for name in ("cache", "data", "template", "signals"):
+        assert Path(read_place(name, written_place(name, path, folder), folder)).resolve() == path.resolve()
+
+
+def test_every_option_stands_in_a_config_and_is_read_back(run_cli: Cli, llama: Path, tmp_path: Path) -> None:
+    settings = RunSettings(model=str(llama), max_samples=3, weight={"out": 2.0}, template="plain", top_k=2)
+    options_written = written_options(dataclasses.asdict(settings), tmp_path)
+    assert {*options_written} == {*RunSettings.__dataclass_fields__} and options_written["batch_size"] is None
+    config = write(tmp_path / "c.yaml", yaml.safe_dump(options_written))
+    read = read_configuration(config, {name: name for name in RunSettings.__dataclass_fields__})
+    assert RunSettings(**read) == settings
+    status, _, err = run_cli("run", "--config", config, "--out", tmp_path / "r", "--no-report")
+    assert status == 0, err
+    assert len(json.loads((tmp_path / "r" / "topk_global.json").read_text())) == 2
+
+
+@pytest.mark.parametrize("weights", ["{out: 2, ent: 0.25}", "[out=2, ent=0.25]", '"out=2"\nlambda_ent: 0.25'])
+def test_a_config_gives_mappings_or_texts(run_cli: Cli, cache: Path, tmp_path: Path, weights: str) -> None:
+    config = write(tmp_path / "c.yaml", f"weight: {weights}\n")
+    seen: dict[str, Any] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("headscore.cli._print_scores", lambda *_: None)
+        patch.setattr("headscore.pipeline.score", lambda **given: seen.update(given))
+        status, _, err = run_cli("score", cache, "--config", config)
+    assert status == 0, err
+    made = ScoreSettings(**{name: value for name, value in seen.items() if name in ScoreSettings.__dataclass_fields__})
+    assert (made.weights["out"], made.weights["ent"], made.weights["task"]) == (2.0, 0.25, 1.0)
 
 
 def test_help_and_version_need_no_heavy_import() -> None:
@@ -374,7 +543,18 @@ BAD_CAPTURES: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     "negative seed": (lambda _: ["--seed", -1], "--seed: -1 is not between"),
     "max-skipped above one": (lambda _: ["--max-skipped", 1.5], "--max-skipped: 1.5 is not between 0.0 and 1.0"),
     "unknown option": (lambda _: ["--max-sample", 3], "--max-sample"),
+    "config switch of the wrong type": (config("overwrite: 3"), "--overwrite: expected true or false, got 3"),
+    "config path of the wrong type": (config("out: 3"), "--out: expected a path, got 3"),
+    "config number of null": (config("max_samples: null"), "--max-samples: expected int, got None"),
 }
+
+
+# What is told without torch, as loading it takes seconds.
+AT_ONCE = (
+    "data missing", "data empty", "row without a column", "unknown style", "template without a column", "template missing",
+    "system without chat", "model missing", "model an empty folder", "gguf missing", "model arguments", "config key twice",
+    "config not YAML", "unknown config key", "unknown dtype", "unknown device", "zero samples", "unknown option", "out a file",
+)  # fmt: skip
 
 
 def assert_one_line_error(status: int, err: str, message: str) -> None:
@@ -391,6 +571,26 @@ def test_bad_captures_end_in_one_line_and_leave_nothing(run_cli: Cli, llama: Pat
     status, _, err = run_cli("capture", "--model", llama, "--out", tmp_path / "out", *options(tmp_path))
     assert_one_line_error(status, err, message)
     assert not list(tmp_path.rglob("*.h5")) and not list(tmp_path.rglob("cache.json"))
+
+
+WITHOUT_TORCH = (
+    "import sys; sys.modules.update(dict.fromkeys(('torch', 'transformers', 'tokenizers')));"
+    "from headscore.cli import main; main()"
+)
+
+
+@pytest.mark.parametrize("command", ["capture", "run"])
+@pytest.mark.parametrize("what", [*AT_ONCE, "unknown span"])
+def test_what_is_wrong_with_options_files_and_columns_is_told_without_torch(
+    llama: Path, tmp_path: Path, what: str, command: str
+) -> None:
+    if what == "unknown span" and command == "capture":
+        return  # which has no such option
+    bad, message = BAD_CAPTURES.get(what, (lambda _: ["--task-span", "mood"], "has no span 'mood'"))
+    given = [command, "--model", llama, "--out", tmp_path / "out", *bad(tmp_path)]
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *map(str, given)], capture_output=True, text=True)
+    assert_one_line_error(done.returncode, done.stderr, message)
+    assert "out" in what or not (tmp_path / "out").exists()
 
 
 @pytest.fixture
@@ -424,8 +624,7 @@ BAD_SCORES: dict[str, tuple[list[object], str]] = {
     "another HDF5 file": (["{tmp}/other.h5"], "other.h5: is not a shard of a headscore cache"),
     "unknown span": (["{cache}", "--task-span", "mood"], "has no span 'mood'; it has question"),
     "all_tokens from last_token": (["{last}", "--score-query-mode", "all_tokens"], "--queries all_tokens"),
-    "negative λ": (["{cache}", "--lambda-ent", "-0.5"], "--lambda-ent: -0.5 is not a number of at least 0.0"),
-    "NaN λ": (["{cache}", "--lambda-task", "nan"], "--lambda-task: nan is not a number of at least 0.0"),
+    "NaN λ": (["{cache}", "--lambda-task", "nan"], "--lambda-task: nan is not a finite number"),
     "infinite λ": (["{cache}", "--lambda-task", "inf"], "--lambda-task: inf is not"),
     "λ that is no number": (["{cache}", "--lambda-task", "much"], "--lambda-task': Input should be a valid number"),
     "top-k too large": (["{cache}", "--top-k", "13"], "--top-k: 13 is more than the 12 heads"),
@@ -441,6 +640,17 @@ BAD_SCORES: dict[str, tuple[list[object], str]] = {
     "cache with dims as text": (["{tmp}/dims"], "has no usable 'dims'"),
     "unknown config key": (["{cache}", "--config", "{tmp}/results/config.yaml", "--config", "{tmp}/bad.yaml"], "bad.yaml"),
     "no cache given": ([], "cache"),
+    "weight without a number": (["{cache}", "--weight", "ent"], "--weight: expected NAME=VALUE, got 'ent'"),
+    "a weight twice": (["{cache}", "--weight", "ent=1", "--weight", "ent=2"], "--weight: 'ent' stands twice"),
+    "two weights of a signal": (
+        ["{cache}", "--weight", "ent=1", "--lambda-ent", 2],
+        "--weight ent=1: --lambda-ent says 2; give one",
+    ),
+    "no weight at all": (
+        ["{cache}", "--weight", "out=0", "--lambda-ent", 0, "--lambda-task", 0],
+        "--weight: every weight is 0",
+    ),
+    "report without a folder": (["{cache}", "--report", "--no-out"], "--report: needs a folder for it; give --out"),
 }
 
 
@@ -452,7 +662,8 @@ def test_bad_scores_end_in_one_line_and_leave_nothing(
     places = {"tmp": broken_caches, "cache": cache, "last": last_token_cache}
     filled = [str(argument).format(**places) for argument in arguments]
     before = sorted(broken_caches.rglob("*"))
-    out = [] if "--out" in filled else ["--out", broken_caches / "out"]
+    out = [] if {"--out", "--no-out"} & {*filled} else ["--out", broken_caches / "out"]
+    filled = [argument for argument in filled if argument != "--no-out"]
     status, stdout, err = run_cli("score", *filled, *out)
     assert_one_line_error(status, err, message)
     assert stdout == "" and sorted(broken_caches.rglob("*")) == before

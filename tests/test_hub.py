@@ -119,18 +119,18 @@ def test_adapters_of_the_hub(captures: Captures, served: hub.Hub, folders: dict[
 
 def test_what_the_hub_does_not_give_is_told_in_one_line(captures: Captures, folders: dict[str, Path]) -> None:
     wanted = {
-        "--model org/none: there is no such folder, and the hub has no such model": {"model": "org/none"},
-        "--model none: there is no such folder, and the hub has no such model": {"model": "none"},
-        "--model a..b/c: there is no such folder, and it is no hub id": {"model": "a..b/c"},
-        "--model org/tiny: the hub has no revision 'new' of it": {"model": "org/tiny", "revision": "new"},
-        "--model org/tiny: the hub has no revision 'ffffffff": {"model": "org/tiny", "revision": "f" * 40},
-        "--model org/gated: the hub gives it only to those whom its owner let in": {"model": "org/gated"},
-        "--adapter org/none: there is no such folder, and the hub has no such model": {
+        "model org/none: there is no such folder, and the hub has no such model": {"model": "org/none"},
+        "model none: there is no such folder, and the hub has no such model": {"model": "none"},
+        "model a..b/c: there is no such folder, and it is no hub id": {"model": "a..b/c"},
+        "model org/tiny: the hub has no revision 'new' of it": {"model": "org/tiny", "revision": "new"},
+        "model org/tiny: the hub has no revision 'ffffffff": {"model": "org/tiny", "revision": "f" * 40},
+        "model org/gated: the hub gives it only to those whom its owner let in": {"model": "org/gated"},
+        "adapter org/none: there is no such folder, and the hub has no such model": {
             "model": "org/tiny",
             "adapter": "org/none",
         },
-        "--adapter org/tiny: is not an adapter: it has no adapter_config.json": {"model": "org/tiny", "adapter": "org/tiny"},
-        "--revision main: is for models of the hub": {"model": str(folders["v1"]), "revision": "main"},
+        "adapter org/tiny: is not an adapter: it has no adapter_config.json": {"model": "org/tiny", "adapter": "org/tiny"},
+        "revision main: is for models of the hub": {"model": str(folders["v1"]), "revision": "main"},
     }
     for message, told in zip(wanted, captures(*wanted.values()), strict=True):
         assert told["error"].startswith(message) and "\n" not in told["error"] and len(told["error"]) < 300, told
@@ -153,6 +153,6 @@ def test_without_network_the_hubs_cache_is_used_and_nothing_is_waited_for(
             found = captures(*known, {"model": "org/tiny", "revision": old}, *unknown, **offline, HF_HUB_ETAG_TIMEOUT="1")
             assert [told["model"]["fingerprint"] for told in found[:3]] == [told["model"]["fingerprint"] for told in online]
             assert found[3]["model"]["fingerprint"] == online[1]["model"]["fingerprint"]
-            assert found[4]["error"].startswith("--model org/none: there is no such folder, and the hub")
+            assert found[4]["error"].startswith("model org/none: there is no such folder, and the hub")
             assert "org/none" in found[5]["error"] and "\n" not in found[5]["error"]
             assert max(told["seconds"] for told in found[4:]) < 6

@@ -103,8 +103,8 @@ def test_another_ranking_opens_no_shard(own: Path, mode: str, options: dict[str,
 @pytest.mark.parametrize(
     ("options", "read"),
     [
-        ({"measure": {"recent": "position >= tokens - 10"}, "signal": {"late": "recent"}}, {"tokens/id"}),
-        ({"task_span": ["choices", "question"]}, {"samples/row", "samples/offset", "tokens/id"}),
+        ({"measure": {"recent": "position >= tokens - 10"}, "signal": {"late": "recent"}}, set()),
+        ({"task_span": ["choices", "question"]}, {"samples/row", "samples/offset"}),
     ],
 )
 def test_a_new_measure_reads_rows_alone_and_is_kept_too(

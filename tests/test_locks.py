@@ -176,6 +176,32 @@ def test_with_locks_what_another_process_writes_is_left_without_a_word(
 
 
 @pytest.mark.parametrize("keep_existing", [False, True])
+def test_a_file_is_locked_from_its_beginning_until_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep_existing: bool
+) -> None:
+    """Another process that clears away at any moment finds it locked."""
+    moments = []
+
+    def clear_at(owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            moments.append(name)
+            there = list(tmp_path.glob(f".*{TEMPORARY}"))
+            remove_leftovers(tmp_path)
+            assert list(tmp_path.glob(f".*{TEMPORARY}")) == there, name
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, call)
+
+    clear_at(os, "fsync")
+    clear_at(os, "link" if keep_existing else "replace")
+    assert write_text(tmp_path / "new", "whole", keep_existing=keep_existing)
+    assert moments == ["fsync", "link" if keep_existing else "replace", "fsync"], "the file, then its folder; at the first try"
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+@pytest.mark.parametrize("keep_existing", [False, True])
 def test_a_file_that_is_taken_for_a_leftover_is_written_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep_existing: bool
 ) -> None:

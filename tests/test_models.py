@@ -105,5 +105,5 @@ def test_where_the_default_model_cannot_be_kept_it_says_where_and_what_moves_it(
 
 @pytest.mark.parametrize("name", ["revision", "adapter_kwargs", "attn_implementation"])
 def test_what_has_an_option_of_its_own_is_no_model_argument(name: str, llama: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"--model-kwargs: {name} is "):
+    with pytest.raises(InputError, match=f"model_kwargs: {name} is "):
         headscore.capture(tmp_path / "c", model=str(llama), model_kwargs={name: "x"})

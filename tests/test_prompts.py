@@ -317,7 +317,7 @@ def test_a_row_of_unknown_wording_has_no_question_in_any_template() -> None:
 def test_a_built_in_template_is_not_for_rows_of_other_shapes() -> None:
     with pytest.raises(InputError, match="of no known style"):
         PromptMaker(SOURCE, [{"q": "?"}], "plain")
-    with pytest.raises(InputError, match=r"--template plain: rows.jsonl brings text and spans of its own"):
+    with pytest.raises(InputError, match=r"template plain: rows.jsonl brings text and spans of its own"):
         PromptMaker(SOURCE, [text_row("a", (0, 1))], "plain")
 
 

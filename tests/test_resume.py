@@ -169,7 +169,7 @@ def test_each_difference_is_listed_old_and_new(llama: Path, tmp_path: Path) -> N
         "settings seed was 7, now 1",
         "settings queries was all_tokens, now last_token",
         "settings dtype was fp32, now bf16",
-        "--overwrite to start anew",
+        "use another out, or overwrite=True to start anew",
     ):
         assert wanted in str(error.value)
     with pytest.raises(InputError, match=r"holds another capture: model was \S+ \[\w{12}\], now \S+ \[\w{12}\]; use"):
@@ -228,7 +228,7 @@ def test_values_that_are_not_finite_name_the_row_and_stop(
     poison(monkeypatch, {length})
     with pytest.raises(RunError, match=rf"row {row} \(sample \d of its shard\): NaN or infinite 'last_token/output_norm' from"):
         again(llama, tmp_path / "c")
-    with pytest.raises(RunError, match=rf"1 rows would be skipped, --max-skipped allows 0; one of them is row {row}"):
+    with pytest.raises(RunError, match=rf"1 rows would be skipped, max_skipped allows 0; one of them is row {row}"):
         again(llama, tmp_path / "c", on_nan="skip")
     monkeypatch.undo()
     again(llama, tmp_path / "c")
@@ -244,21 +244,21 @@ def test_the_limit_of_skipped_rows_holds_across_resumes_and_ranks(
     first, last = (next(n for n in part if n in alone) for part in (lengths[:10], lengths[10:20]))
     poison(monkeypatch, {first, last})
     for _ in range(2):
-        with pytest.raises(RunError, match="2 rows would be skipped, --max-skipped allows 1"):
+        with pytest.raises(RunError, match="2 rows would be skipped, max_skipped allows 1"):
             again(llama, tmp_path / "c", on_nan="skip", max_skipped=0.05)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     again(llama, tmp_path / "d", on_nan="skip", max_skipped=0.05)
     monkeypatch.setenv("RANK", "1")
     for _ in range(2):
-        with pytest.raises(RunError, match="2 rows would be skipped, --max-skipped allows 1"):
+        with pytest.raises(RunError, match="2 rows would be skipped, max_skipped allows 1"):
             again(llama, tmp_path / "d", on_nan="skip", max_skipped=0.05)
     assert not (tmp_path / "d" / "skipped.jsonl").exists()
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name)
     again(llama, tmp_path / "c", on_nan="skip", max_skipped=0.1)
     assert headscore.inspect(tmp_path / "c", verify=True)["samples"] == 22
-    with pytest.raises(InputError, match=r"was made with --on-nan skip and leaves out row \d+ .*; give --on-nan skip again"):
+    with pytest.raises(InputError, match=r"was made with on_nan='skip' and leaves out row \d+ .*; give on_nan='skip' again"):
         again(llama, tmp_path / "c", max_skipped=0.1)
 
 
@@ -422,7 +422,7 @@ def test_a_device_map_spreads_the_model(llama: Path, cache: Path, tmp_path: Path
     """On a machine without a GPU, auto puts all of it on the CPU; the hooks that move tensors are there all the same."""
     again(llama, tmp_path / "c", device_map="auto")
     assert_same(arrays_of(cache), arrays_of(tmp_path / "c"), exactly=True)
-    with pytest.raises(InputError, match="--device-map: chooses the devices itself"):
+    with pytest.raises(InputError, match="device_map: chooses the devices itself"):
         again(llama, tmp_path / "d", device_map="auto", device="cpu")
 
 
@@ -441,7 +441,7 @@ def test_rows_whose_spans_are_not_found_are_left_out_as_the_capture_goes_on(
     with pytest.raises(InputError, match=rf"1 of 24 rows would be skipped .*the first is row {rows[0]}: {reason}"):
         again(llama, tmp_path / "c")
     unmatched = {rows[12], rows[23]}
-    with pytest.raises(RunError, match=rf"1 rows would be skipped, --max-skipped allows 0; one of them is row {rows[12]}"):
+    with pytest.raises(RunError, match=rf"1 rows would be skipped, max_skipped allows 0; one of them is row {rows[12]}"):
         again(llama, tmp_path / "c")
     assert [path.name for path in shard_files(tmp_path / "c")] == ["00000.h5"]
     for _ in range(2):

@@ -356,11 +356,11 @@ def test_another_run_is_not_overwritten_unless_told(cache: Path, tmp_path: Path)
 def test_what_a_cache_cannot_give_is_refused(cache: Path, last_token_cache: Path) -> None:
     with pytest.raises(InputError, match="has no span 'context'; it has question, choices, template, special"):
         headscore.score(cache, task_span=["context"])
-    with pytest.raises(InputError, match="was captured with --queries last_token"):
+    with pytest.raises(InputError, match="was captured with queries='last_token'"):
         headscore.score(last_token_cache, score_query_mode="all_tokens")
-    with pytest.raises(InputError, match="--top-k: 13 is more than the 12 heads"):
+    with pytest.raises(InputError, match="top_k: 13 is more than the 12 heads"):
         headscore.score(cache, top_k=13)
-    with pytest.raises(InputError, match="--top-k-per-layer: 5 is more than the 4 heads"):
+    with pytest.raises(InputError, match="top_k_per_layer: 5 is more than the 4 heads"):
         headscore.score(cache, top_k_per_layer=5)
 
 

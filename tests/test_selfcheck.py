@@ -430,7 +430,7 @@ def test_weights_that_are_no_numbers_are_named(dtype: str, tmp_path: Path) -> No
     model = tiny.build(tiny.CONFIGS["llama"]())
     model.model.layers[1].mlp.up_proj.weight.data[0, 0] = 1e30 if dtype == "fp16" else float("nan")
     folder = tiny.save(model, tmp_path / "m")
-    said = "beyond fp16: give --dtype bf16 or fp32" if dtype == "fp16" else "its weights hold NaN or infinite values"
+    said = "beyond fp16: give dtype='bf16' or fp32" if dtype == "fp16" else "its weights hold NaN or infinite values"
     for on_nan in ("stop", "skip"):
         with pytest.raises(InputError, match=rf"llama: .*{said}") as raised:
             headscore.capture(tmp_path / "c", model=str(folder), max_samples=4, dtype=dtype, on_nan=on_nan)

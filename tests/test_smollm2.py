@@ -46,7 +46,9 @@ def test_every_array_equals_eager_attention(smollm2_cache: Path, smollm2_eager: 
 
 def test_dims_are_those_of_the_model(smollm2_cache: Path) -> None:
     facts = headscore.inspect(smollm2_cache, verify=True)
-    assert facts["dims"] == {"layers": 30, "heads": 9, "kv_heads": 3} and facts["layers"] == list(range(30))
+    assert facts["dims"] == {"layers": 30, "heads": 9, "kv_heads": 3, "head_dim": 64, "hidden_size": 576} and facts[
+        "layers"
+    ] == list(range(30))
     assert facts["samples"] == ROWS and not facts["damaged"]
 
 

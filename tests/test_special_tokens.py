@@ -288,7 +288,7 @@ def test_a_text_that_says_bos_twice_is_told(llama: Path, tmp_path: Path, caplog:
 
 
 def test_chat_templates_say_how_a_prompt_ends() -> None:
-    with pytest.raises(InputError, match="--trailing-special: with --chat"):
+    with pytest.raises(InputError, match="trailing_special: with chat=True"):
         CaptureSettings(chat=True, trailing_special=True)
 
 

@@ -232,7 +232,7 @@ def test_what_rounding_alone_does_in_half_precision_ends_no_capture(
             headscore.capture(tmp_path / f"{dtype}, wrong", **options)
 
 
-CHECK = SelfCheck([0], 1, 1, "recorded", True, True, True, NO_RULES, [0], [1], 1)
+CHECK = SelfCheck([0], 1, 1, 1, "recorded", True, True, True, NO_RULES, [0], [1], 1)
 
 
 @given(

@@ -23,7 +23,7 @@ from headscore.data.errors import DamagedShardError, HeadscoreError, InputError,
 from headscore.data.plain import PlainFile
 
 CODES = ("EIO", "EACCES", "ENOLCK", "ESTALE", "EMFILE")
-WAYS = ("open", "stat", "readv", "pread")  # the last two read for HDF5, and attention past it
+WAYS = ("open", "stat", "_fill")  # the last reads for HDF5
 
 Refuse = Callable[[Path, str, str], None]
 
@@ -38,12 +38,12 @@ def refuse(monkeypatch: pytest.MonkeyPatch) -> Refuse:
     """Lets one way to read a file or folder fail, as a failing disk or a lost mount does."""
 
     def install(path: Path, way: str, refusal: str) -> None:
-        owner = Path if way in ("stat", "iterdir") else plain.os
+        owner = {"stat": Path, "iterdir": Path, "_fill": PlainFile}.get(way, plain.os)
         real, code, meant = getattr(owner, way), getattr(errno, refusal), path.stat()
 
         def is_meant(given: int | str | Path) -> bool:
-            if isinstance(given, int):
-                return os.path.samestat(os.fstat(given), meant)
+            if isinstance(given, PlainFile):
+                return os.path.samestat(os.fstat(given.fileno()), meant)
             return os.fspath(given) == os.fspath(path)
 
         def failing(given: Any, *arguments: Any, **options: Any) -> Any:
@@ -110,7 +110,7 @@ def test_another_process_s_shard_that_cannot_be_read_is_left_to_it(
 ) -> None:
     caplog.set_level("INFO", "headscore")
     before = files_of(copy)
-    refuse(shard_path(copy, 1), "readv", "EIO")
+    refuse(shard_path(copy, 1), "_fill", "EIO")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     again(llama, copy)
@@ -254,26 +254,41 @@ def test_a_refused_read_is_remembered() -> None:
         assert isinstance(file.fault("no shard"), UnreadableFileError) and isinstance(file.fault(""), RunError)
 
 
-@pytest.mark.parametrize("after", [0, 3, 12])
+PROGRAM = """
+import sys
+import headscore
+from headscore.data.plain import PlainFile
+real, calls, kept = PlainFile._fill, [], []
+def fill(*of):
+    calls.append(1)
+    if len(calls) > int(sys.argv[2]):
+        raise OSError(5, "Input/output error")
+    return real(*of)
+PlainFile._fill = fill  # which keeps what is kept until the last
+try:
+    headscore.score(sys.argv[1])
+except headscore.HeadscoreError as error:
+    kept.append(error)
+    sys.last_value = error
+    print(type(error).__name__)
+"""
+
+
+def ends_well(cache: Path, reads: int, error: str) -> None:
+    """A program that keeps the error of a shard ends well.
+
+    An error keeps the frames that it came through; none may hold memory of HDF5's, which is gone by then, or what h5py opened.
+    """
+    done = subprocess.run([sys.executable, "-c", PROGRAM, str(cache), str(reads)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"{error}\n"), done.stderr
+
+
+@pytest.mark.parametrize("after", [0, 1, 3, 12])
 def test_a_program_that_keeps_the_error_of_a_refused_read_ends_well(copy: Path, after: int) -> None:
-    """An error keeps the frames that it came through; none of them may hold memory of HDF5's, which is gone by then."""
-    program = (
-        "import os, sys\n"
-        "import headscore\n"
-        "from headscore.data import plain\n"
-        "real, calls, kept = os.readv, [], []\n"
-        "def readv(*of):\n"
-        "    calls.append(1)\n"
-        f"    if len(calls) > {after}:\n"
-        "        raise OSError(5, 'Input/output error')\n"
-        "    return real(*of)\n"
-        "plain.os.readv = readv\n"
-        "try:\n"
-        "    headscore.score(sys.argv[1])\n"
-        "except headscore.HeadscoreError as error:\n"
-        "    kept.append(error)\n"
-        "    sys.last_value = error\n"
-        "    print(type(error).__name__)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program, str(copy)], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "UnreadableFileError\n"), done.stderr
+    ends_well(copy, after, "UnreadableFileError")
+
+
+@pytest.mark.parametrize("length", [0, 5, 600, 5000])
+def test_a_program_that_keeps_the_error_of_a_damaged_shard_ends_well(copy: Path, length: int) -> None:
+    os.truncate(shard_path(copy, 1), length)
+    ends_well(copy, 10_000, "DamagedShardError")

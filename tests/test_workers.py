@@ -7,7 +7,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial, reduce
 from operator import add
@@ -20,6 +19,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from noting import noted
 from test_cli import Cli, run_cli  # noqa: F401 - a fixture
 
 import headscore
@@ -151,13 +151,6 @@ def test_a_dask_cluster_of_processes_changes_no_bit(cache: Path, tmp_path: Path,
             headscore.score(torn, dask=address)
 
 
-def noted(notes: Path, item: int) -> int:
-    with notes.open("a") as file:
-        file.write(f"{item} {os.getpid()}\n")
-    time.sleep(item % 5 / 200)
-    return item * item
-
-
 @pytest.mark.parametrize("count", [0, 1, 60])
 def test_each_item_is_worked_on_once(tmp_path: Path, count: int) -> None:
     notes = tmp_path / "notes"
@@ -197,7 +190,7 @@ def test_a_killed_process_ends_the_others_and_is_told_in_one_line(tmp_path: Path
     script = tmp_path / "dies.py"
     script.write_text(DIES)
     done = subprocess.run([sys.executable, str(script), str(items)], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1 and done.stderr.startswith("--workers: a process ended before its time")
+    assert done.returncode == 1 and done.stderr.startswith("workers: a process ended before its time")
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -209,13 +202,13 @@ def test_a_damaged_shard_is_named_whoever_reads_it(cache: Path, tmp_path: Path) 
 
 
 def test_bad_ways_to_spread_are_refused(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="--workers: 0 is not between 1 and 1024"):
+    with pytest.raises(InputError, match="workers: 0 is not between 1 and 1024"):
         headscore.score(cache, workers=0)
-    with pytest.raises(InputError, match="--workers: is for processes of this machine; leave it out with --dask"):
+    with pytest.raises(InputError, match="workers: is for processes of this machine; leave it out with dask"):
         headscore.score(cache, workers=2, dask="tcp://127.0.0.1:1")
     for address in ("tcp://127.0.0.1:1", "nonsense://x"):
         monkeypatch.setattr("headscore.score.workers.SECONDS_TO_CONNECT", 1)
-        with pytest.raises(InputError, match=f"--dask {address}: no Dask scheduler with workers is reached"):
+        with pytest.raises(InputError, match=f"dask {address}: no Dask scheduler with workers is reached"):
             headscore.score(cache, dask=address)
     with socket.socket() as silent:  # takes connections, but never answers
         silent.bind(("127.0.0.1", 0))
@@ -233,7 +226,7 @@ def test_a_script_without_a_guard_is_told_so(cache: Path, tmp_path: Path) -> Non
     quiet = {**os.environ, "PYTHONWARNINGS": "ignore:resource_tracker"}  # which Python may put after the error
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=100, env=quiet)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("headscore.data.errors.RunError: --workers: a process ended before its time")
+    assert done.stderr.splitlines()[-1].startswith("headscore.data.errors.RunError: workers: a process ended before its time")
 
 
 def test_worker_processes_import_no_torch() -> None:

@@ -8,41 +8,31 @@ import numpy as np
 from ...data.cache import Cache
 from ...data.errors import InputError
 from ...data.reader import Block, Shard
-from ..tables import Table
 
-COLUMNS: dict[str, Any] = {
-    "sample": np.int64,
-    "row": np.int64,
-    "position": np.int64,
-    "token": object,  # numpy's own text type would drop NULs at the end
-    "spans": object,
-    "layer": np.int32,
-    "head": np.int32,
-    "weight": np.float32,
-}
+Line = dict[str, Any]
 
 
-def attended(cache: Cache, heads: Sequence[tuple[int, int]], most: int = 3) -> Table:
+def attended(cache: Cache, heads: Sequence[tuple[int, int]], most: int = 3, group: int = 1) -> list[Line]:
     """How much the last token of up to `most` example samples attends to each of their tokens, in the given heads.
 
-    heads: pairs of the model's layer number and the head. One line per token of a sample and head: `sample` (0-based in its
-    shard), `row` (0-based in the data file), `position` and `token` (its text), `spans` (names with commas between), `layer`,
-    `head`, `weight` (of the last token's pattern row), ordered by sample, then as in `heads`, then by position. There are no
-    lines where the cache keeps no examples, or they are not in a shard that is there. `token` and `spans` are text from the
-    cache, so it may be a stranger's.
+    Args:
+        cache: an opened cache.
+        heads: pairs of the model's layer number and the head, or the group of heads.
+        most: how many samples.
+        group: query heads in a group, whose mean is taken.
+
+    Returns one line per token of a sample and head: `sample` (0-based in its shard), `row` (0-based in the data file),
+    `position` and `token` (its text), `spans` (a list of their names), `layer`, `head`, `weight` (of the last token's pattern
+    row), ordered by sample, then as in `heads`, then by position. There are no lines where the cache keeps no examples, or they
+    are not in a shard that is there. `token` and `spans` are text from the cache, so it may be a stranger's.
 
     Raises InputError for a head that the model has not, for examples that contradict their shard, and for a damaged shard.
     """
-    layers, count = cache.metadata["layers"], cache.metadata["dims"]["heads"]
+    layers, count = cache.metadata["layers"], cache.metadata["dims"]["heads"] // group
     for layer, head in heads:
         if layer not in layers or not 0 <= head < count:
             raise InputError(f"{cache.path}: has no head L{layer}H{head}")
-    lines: dict[str, list[Any]] = {name: [np.empty(0, dtype)] for name, dtype in COLUMNS.items()}
-    for shard, sample, example in _examples(cache, most):
-        part = _sample_columns(shard, sample, example, heads)
-        for name, column in lines.items():
-            column.append(part[name])
-    return {name: np.concatenate(lines[name]).astype(dtype) for name, dtype in COLUMNS.items()}
+    return [line for shard, sample, example in _examples(cache, most) for line in _lines(shard, sample, example, heads, group)]
 
 
 def _examples(cache: Cache, most: int) -> Iterator[tuple[Shard, int, dict[str, Any]]]:
@@ -58,7 +48,7 @@ def _examples(cache: Cache, most: int) -> Iterator[tuple[Shard, int, dict[str, A
             return
 
 
-def _sample_columns(shard: Shard, sample: int, example: dict[str, Any], heads: Sequence[tuple[int, int]]) -> Table:
+def _lines(shard: Shard, sample: int, example: Line, heads: Sequence[tuple[int, int]], group: int) -> Iterator[Line]:
     """The lines of one sample."""
     offsets, tokens = shard.offsets()[sample : sample + 2], example["tokens"]
     length = int(offsets[1] - offsets[0])
@@ -68,22 +58,17 @@ def _sample_columns(shard: Shard, sample: int, example: dict[str, Any], heads: S
             "the cache is damaged"
         )
     block = Block(slice(sample, sample + 1), slice(int(offsets[0]), int(offsets[1])), offsets - offsets[0])
-    marks = shard.read("tokens/span", block=block)
     names = shard.metadata["span_names"]
-    spans = [",".join(name for bit, name in enumerate(names) if mark >> bit & 1) for mark in marks.tolist()]
+    marks = shard.read("tokens/span", block=block).tolist()
+    spans = [[name for bit, name in enumerate(names) if mark >> bit & 1] for mark in marks]
     order = shard.metadata["layers"]
     rows = {layer: shard.read("last_token/attention", order.index(layer), block) for layer in {layer for layer, _ in heads}}
-    weights = np.array([rows[layer][head] for layer, head in heads], np.float32).reshape(len(heads), length)
-    if not np.isfinite(weights).all() or weights.min(initial=0) < 0:
-        raise InputError(f"{shard.path}: 'last_token/attention' holds values that are negative or not finite: it is damaged")
-    lines = len(heads) * length
-    return {
-        "sample": np.full(lines, sample),
-        "row": np.full(lines, example["row"]),
-        "position": np.tile(np.arange(length), len(heads)),
-        "token": np.array(tokens * len(heads), object),
-        "spans": np.array(spans * len(heads), object),
-        "layer": np.repeat([layer for layer, _ in heads], length),
-        "head": np.repeat([head for _, head in heads], length),
-        "weight": weights.ravel(),
-    }
+    for layer, head in heads:
+        weights = rows[layer][head * group : (head + 1) * group].astype(np.float32).mean(axis=0)
+        if not np.isfinite(weights).all() or weights.min(initial=0) < 0:
+            raise InputError(
+                f"{shard.path}: 'last_token/attention' holds values that are negative or not finite: it is damaged"
+            )
+        for position, (token, within, weight) in enumerate(zip(tokens, spans, weights.tolist(), strict=True)):
+            place = {"sample": sample, "row": example["row"], "position": position, "token": token, "spans": within}
+            yield {**place, "layer": layer, "head": head, "weight": weight}

@@ -1,95 +1,143 @@
 """Charts of scored heads: one function each, a polars frame in, an Altair chart out, which a notebook shows.
 
-Every frame has `layer` and `head`. `Scores.heads` has all columns that a chart may need. Where a frame has the ranks and the
-normalised values of the three signals (RANKED), its charts have sliders for λ_ent, λ_task and k. As they move, Vega-Lite itself
-computes fusion and order of the heads anew, with the operations of `fuse.py` in the same order. A click on a head marks it.
-All raise InputError for a frame that has no lines, or lacks a column that the chart is made of.
+Every frame has `layer` and `head` (or `kv_head`). `Scores.heads` has all columns that a chart may need; a `Scores` itself does,
+too, and says how it was ranked. Where a frame has the ranks and normalised values of the signals that are weighted, its charts
+have sliders for the weights and k. As they move, Vega-Lite itself computes fusion and order of the heads anew, with the
+operations of `rank` in the same order. A click on a head marks it. All raise InputError for a frame that has no lines, or lacks
+a column that the chart is made of.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import altair as alt
+import polars as pl
 from altair.utils import schemapi
 
 from ...data.errors import InputError
-from ..signals import SIGNALS, SINK
+from ..ranking import FUSIONS
+from ..scores import Scores
+from .columns import any_column, finite, norm_columns, raw_columns, signals_of, unit_of
 from .marks import Ranking
-from .views import bars_chart, map_chart, map_columns, maps_chart, profiles_chart, scatter_chart
+from .views import SINK, Grid, bars_chart, map_chart, maps_chart, profiles_chart, scatter_chart
 
-if TYPE_CHECKING:
-    import polars as pl
-
-RANKED = tuple(f"{kind}{name}{end}" for kind, end in (("rank_", ""), ("", "_z")) for name in SIGNALS)
-_PLACE = ("layer", "head")
+Heads = pl.DataFrame | Scores
 
 
-def heatmap(frame: "pl.DataFrame", column: str | None = None, ranking: Ranking | None = None) -> alt.LayerChart:
+def heatmap(heads: Heads, column: str | None = None, ranking: Ranking | None = None) -> alt.LayerChart:
     """A layer × head map of one column, with the top k heads marked.
 
-    frame: layer, head and `column`; with RANKED too, `combined` follows the sliders and the marks are those of the top k.
-    column: by default `combined`, or else the first column that is not layer or head. ranking: where the sliders start.
+    Args:
+        heads: layer, head and `column`; with a ranking, `combined` follows the sliders and the top k are marked.
+        column: by default `combined`, or else the first column that is no place of a head.
+        ranking: where the sliders start. If not given that of the `Scores`, or the default weights where they make the frame's
+            `combined`; else the frame's own `rank`, with a slider for k alone; where it has none nothing is marked.
+
     How to read: a cell is a head, the brighter (for normalised values: the more orange) the more the task drives it.
     """
-    others = [name for name in frame.columns if name not in _PLACE]
+    frame, live = _opened(heads, ranking)
+    others = [name for name in frame.columns if name not in ("layer", "head", "kv_head")]
     column = column or ("combined" if "combined" in others or not others else others[0])
     _require(frame, column)
-    return map_chart(_data(frame), _shape(frame), column, _ranking(frame, ranking))
+    shown = any_column(column, signals_of(frame), live.norm_mode if live else "zscore")
+    return map_chart(_data(frame), Grid.of(frame), shown, live)
 
 
-def signal_maps(frame: "pl.DataFrame", ranking: Ranking | None = None) -> alt.ConcatChart:
-    """A layer × head map of each signal, raw in the first row and normalised within the layer in the second.
+def signal_maps(heads: Heads, ranking: Ranking | None = None, signals: Sequence[str] | None = None) -> alt.ConcatChart:
+    """A layer × head map of each signal, as it is and normalised.
 
-    frame: layer, head, and any of out_raw, ent_raw, task_raw, out_z, ent_z, task_z; with RANKED the top k are marked.
+    Args:
+        heads: layer, head, and the signals; with a ranking the top k are marked.
+        ranking: as in `heatmap`.
+        signals: which ones; if not given those that are weighted, or where nothing is, all.
+
     How to read: as `heatmap`; compare the maps to see which signal brings a head to the top.
     """
-    _require(frame, *(map_columns(frame.columns) or ["out_raw"]))
-    return maps_chart(_data(frame), _shape(frame), frame.columns, _ranking(frame, ranking))
+    frame, live = _opened(heads, ranking)
+    chosen = _chosen(frame, live, signals)
+    mode = live.norm_mode if live else "zscore"
+    columns = [*raw_columns(chosen), *(c for c in norm_columns(chosen, mode) if c.name in frame.columns)]
+    return maps_chart(_data(frame), Grid.of(frame), columns, max(2, min(len(chosen), 4)), live)
 
 
-def entropy_and_task(frame: "pl.DataFrame", ranking: Ranking | None = None) -> alt.LayerChart:
+def entropy_and_task(heads: Heads, ranking: Ranking | None = None) -> alt.LayerChart:
     """Every head by the entropy of its attention and its mass on the task's tokens, the mass on the first token as colour.
 
-    frame: layer, head, ent_raw, task_raw; `sink`, the mass on the first token, is the colour; with RANKED the top k have rings.
+    Args:
+        heads: layer, head, ent, task; `sink`, the mass on the first token, is the colour; with a ranking the top k have rings.
+        ranking: as in `heatmap`.
+
     How to read: up and to the left are heads that look at little else than the task; bright ones rest on the first token.
     """
-    _require(frame, "ent_raw", "task_raw")
-    return scatter_chart(_data(frame), SINK in frame.columns, _ranking(frame, ranking))
+    frame, live = _opened(heads, ranking)
+    _require(frame, "ent", "task")
+    return scatter_chart(_data(frame), Grid.of(frame), SINK in frame.columns, live)
 
 
-def layer_profiles(frame: "pl.DataFrame", ranking: Ranking | None = None) -> alt.ConcatChart:
+def layer_profiles(heads: Heads, ranking: Ranking | None = None, signals: Sequence[str] | None = None) -> alt.ConcatChart:
     """Each signal from the first layer to the last: mean and range of a layer's heads, and the top k heads as dots.
 
-    frame: layer, head, and any of out_raw, ent_raw, task_raw; with RANKED the top k are dots, and a last chart counts them.
+    Args:
+        heads: layer, head, and the signals; with a ranking the top k are dots, and a last chart counts them.
+        ranking: as in `heatmap`.
+        signals: as in `signal_maps`.
+
     How to read: a dot far above the line is a head that stands out in its layer.
     """
-    _require(frame, *([c for name in SIGNALS if (c := f"{name}_raw") in frame.columns] or ["out_raw"]))
-    return profiles_chart(_data(frame), frame.columns, _ranking(frame, ranking))
+    frame, live = _opened(heads, ranking)
+    columns = raw_columns(_chosen(frame, live, signals))
+    return profiles_chart(_data(frame), Grid.of(frame), columns, live)
 
 
-def top_heads(frame: "pl.DataFrame", ranking: Ranking | None = None) -> alt.Chart:
+def top_heads(heads: Heads, ranking: Ranking | None = None) -> alt.Chart:
     """The top k heads as bars, divided into what each signal adds to the combined score.
 
-    frame: layer, head and RANKED. How to read: the bar's length is the combined score, its parts are the weighted ranks.
+    Args:
+        heads: layer, head, and ranks and normalised values of the signals that are weighted.
+        ranking: as in `heatmap`, but needed for a frame that is not ranked by the default weights.
+
+    How to read: the parts of a bar add up to the combined score; those to the left of 0 take away from it.
     """
-    _require(frame, *RANKED)
-    return bars_chart(_data(frame), ranking or Ranking())
+    frame, live = _opened(heads, ranking)
+    _require(frame, *(ranking or Ranking()).columns())
+    if live is None or not live.weights:
+        raise InputError("a chart: the frame is not ranked by the default weights; give the result itself, or a ranking")
+    return bars_chart(_data(frame), Grid.of(frame), live)
 
 
-def _require(frame: "pl.DataFrame", *columns: str) -> None:
-    if missing := [name for name in (*_PLACE, *columns) if name not in frame.columns]:
+def _opened(heads: Heads, ranking: Ranking | None) -> tuple[pl.DataFrame, Ranking | None]:
+    """The frame, and how its heads are ranked."""
+    if isinstance(heads, Scores):
+        return heads.heads, ranking or Ranking.of(heads)
+    _require(heads)
+    if ranking is not None:
+        return heads, ranking if set(ranking.columns()) <= set(heads.columns) else None
+    return heads, _told_by(heads)
+
+
+def _told_by(frame: pl.DataFrame) -> Ranking | None:
+    """The default ranking if it is the frame's, or else what stands there."""
+    default, columns = Ranking(heads=len(frame)), set(frame.columns)
+    ranked = {"combined", "rank"} <= columns
+    if set(default.columns()) <= columns:
+        combined = frame.select(FUSIONS["rank"](default.weights, ())).to_series()
+        if "combined" not in columns or combined.equals(frame["combined"]):
+            return default
+    return Ranking({}, heads=len(frame)) if ranked else None
+
+
+def _chosen(frame: pl.DataFrame, live: Ranking | None, signals: Sequence[str] | None) -> list[str]:
+    chosen = list(signals or (live.weights if live else ()) or signals_of(frame))
+    _require(frame, *(chosen or ["out"]))
+    return chosen
+
+
+def _require(frame: pl.DataFrame, *columns: str) -> None:
+    if missing := [name for name in ("layer", unit_of(frame), *columns) if name not in frame.columns]:
         raise InputError(f"a chart: the frame has no {', '.join(missing)}; the frame `heads` of a result has every column")
     if frame.is_empty():
         raise InputError("a chart: the frame has no lines")
 
 
-def _data(frame: "pl.DataFrame") -> alt.InlineData:
+def _data(frame: pl.DataFrame) -> alt.InlineData:
     with schemapi.debug_mode(False):  # every line would be validated by itself
-        return alt.InlineData(values=frame.to_dicts())  # a frame would be refused from 5,000 lines on
-
-
-def _shape(frame: "pl.DataFrame") -> tuple[int, int]:
-    return frame["layer"].n_unique(), frame["head"].n_unique()
-
-
-def _ranking(frame: "pl.DataFrame", ranking: Ranking | None) -> Ranking | None:
-    return (ranking or Ranking()) if set(RANKED) <= set(frame.columns) else None
+        return alt.InlineData(values=finite(frame).to_dicts())  # a frame would be refused from 5,000 lines on

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import altair as alt
+import polars as pl
 
 from ...data.files import remove_leftovers, write_bytes, write_text
 from ..outputs import CHARTS_FOLDER
-from ..tables import Table, rows
 from . import views
+from .columns import any_column, finite, norm_columns, raw_columns, unit_of
 from .marks import Ranking
 from .vega import converter
 
@@ -17,14 +18,14 @@ DATA = "heads"  # by this name a chart finds its data
 _PNG_SCALE = 1.5  # pixels for each of the chart
 
 
-def write_charts(folder: Path, heads: Table, ranking: Ranking) -> None:
+def write_charts(folder: Path, heads: pl.DataFrame, ranking: Ranking) -> None:
     """Write each chart, as it stands for the scores' own weights, to charts/*.svg and *.png, each file whole or not at all.
 
     Raises RunError where a chart cannot be drawn, or the disk refuses.
     """
     remove_leftovers(folder / CHARTS_FOLDER)
-    datasets = {DATA: [dict(zip(heads, line, strict=True)) for line in rows(heads)]}
-    for name, chart in _charts(heads, ranking).items():
+    datasets = {DATA: drawn(heads, ranking).to_dicts()}
+    for name, chart in _charts(views.Grid.of(heads), ranking).items():
         spec = json.dumps({"background": "white", **chart.to_dict(validate=False), "datasets": datasets})
         with converter(f"the chart '{name}'") as convert:
             svg = convert.vegalite_to_svg(spec)
@@ -33,17 +34,21 @@ def write_charts(folder: Path, heads: Table, ranking: Ranking) -> None:
         write_bytes(folder / CHARTS_FOLDER / f"{name}.png", png)
 
 
-def shape(heads: Table) -> tuple[int, int]:
-    """How many layers and heads a layer there are."""
-    return len(set(heads["layer"].tolist())), int(heads["head"].max()) + 1
+def drawn(heads: pl.DataFrame, ranking: Ranking, others: tuple[str, ...] = ()) -> pl.DataFrame:
+    """The columns of `Scores.heads` that charts of the weighted signals, and of `others`, are made of."""
+    weighted = [name for signal in ranking.weights for name in (signal, f"{signal}_norm", f"{signal}_rank")]
+    names = ["layer", unit_of(heads), *weighted, "ent", "task", views.SINK, *others, "combined"]
+    return finite(heads.select(list(dict.fromkeys(names))))
 
 
-def _charts(heads: Table, ranking: Ranking) -> dict[str, Any]:
-    data = alt.NamedData(DATA)
+def _charts(grid: views.Grid, ranking: Ranking) -> dict[str, Any]:
+    data, signals = alt.NamedData(DATA), list(ranking.weights)
+    raw = raw_columns(signals)
+    maps, across = [*raw, *norm_columns(signals, ranking.norm_mode)], max(2, min(len(signals), 4))
     return {
-        "combined": views.map_chart(data, shape(heads), "combined", ranking),
-        "top_heads": views.bars_chart(data, ranking),
-        "signal_maps": views.maps_chart(data, shape(heads), list(heads), ranking),
-        "entropy_and_task": views.scatter_chart(data, True, ranking),
-        "layer_profiles": views.profiles_chart(data, list(heads), ranking),
+        "combined": views.map_chart(data, grid, any_column("combined", (), ranking.norm_mode), ranking),
+        "top_heads": views.bars_chart(data, grid, ranking),
+        "signal_maps": views.maps_chart(data, grid, maps, across, ranking),
+        "entropy_and_task": views.scatter_chart(data, grid, True, ranking),
+        "layer_profiles": views.profiles_chart(data, grid, raw, ranking),
     }

@@ -1,56 +1,119 @@
 """What charts of heads share: the live ranking by Vega-Lite's own parameters, the marks of the top k, and the picked head."""
 
+import dataclasses
 import math
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import altair as alt
+import polars as pl
+
+from ...data.errors import printable
+from ...data.settings import DEFAULT_WEIGHTS, Fusion, NormMode, Unit, Within
+from ..ranking import RRF_CONSTANT
+from .columns import UNITS, copies, value
 
 if TYPE_CHECKING:
-    from ..pipeline import Scores
+    from ..scores import Scores
 
 INK = "#010101"  # of marks on the page's background; the report makes it the colour of the text
 MARK = "#D55E00"  # of the picked head
 TOP = "datum.rank <= k"
-PICKED = alt.selection_point(name="picked", fields=["layer", "head"], toggle=False)
 PICKED_ONLY: Any = {"param": "picked", "empty": False}
-_ORDER = [
-    alt.SortField("combined", order="descending"),
-    alt.SortField("tiebreak", order="descending"),
-    alt.SortField("layer", order="ascending"),
-    alt.SortField("head", order="ascending"),
-]
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Where the sliders start, and how far k goes."""
+    """How heads are ranked while sliders move.
 
-    lambda_ent: float = 0.5
-    lambda_task: float = 1.0
+    Args:
+        weights: where the sliders start, by signal; none where the ranking of the frame itself is shown.
+        fusion: as in `rank`.
+        norm_mode: as in `rank`.
+        within: as in `rank`.
+        k: how many heads are marked at first.
+        heads: how many there are in all, which is as far as k goes.
+    """
+
+    weights: Mapping[str, float] = dataclasses.field(default_factory=lambda: dict(DEFAULT_WEIGHTS))
+    fusion: Fusion = "rank"
+    norm_mode: NormMode = "zscore"
+    within: Within = "layer"
     k: int = 20
-    heads: int = 100  # in all
+    heads: int = 100
 
     @classmethod
     def of(cls, scores: "Scores") -> Self:
-        """The weights and the number of top heads of a result."""
-        settings = scores.settings
-        k, heads = (len(scores.tables[name]["head"]) for name in ("topk_global", "combined"))
-        return cls(settings.lambda_ent, settings.lambda_task, k, heads)
+        """That of a result, with a slider for each signal that it weights, by 0 too where it is defined for every head."""
+        settings, heads = scores.settings, scores.heads
+        weights = {name: weight for name, weight in settings.weights.items() if weight or _is_finite(heads[f"{name}_norm"])}
+        return cls(weights, settings.fusion, settings.norm_mode, settings.within, scores.top_k, len(heads))
+
+    def columns(self) -> list[str]:
+        """The columns that the ranking is made of."""
+        kind = "norm" if self.fusion == "sum" else "rank"
+        return list(dict.fromkeys(f"{name}_{kind}" for kind in (kind, "norm") for name in self.weights))
+
+    def terms(self) -> list[str]:
+        """What each signal adds to the combined score, in Vega's expression language."""
+        return [f"{parameter} * {self._by_fusion(name)}" for name, parameter in self.named_parameters().items()]
+
+    def named_parameters(self) -> dict[str, str]:
+        """The parameter that is a signal's weight."""
+        return {name: f"weight_{place}" for place, name in enumerate(self.weights)}
+
+    def _by_fusion(self, signal: str) -> str:
+        rank = value(f"{signal}_rank")
+        if self.fusion == "rrf":  # the place counts from the highest
+            return f"(1 / ({RRF_CONSTANT} + (datum.group + 1 - {rank})))"
+        return rank if self.fusion == "rank" else value(f"{signal}_norm")
+
+    def transforms(self, unit: Unit) -> list[Any]:
+        """What gives every head `combined`, `rank`, and `place`, its rank as it is shown.
+
+        The operations are those of ranking.py in their order, so that Vega's doubles are those of `score` to the last bit.
+        """
+        places: list[Any] = [{"op": "count", "as": "ties"}, {"op": "min", "field": "rank", "as": "first"}]
+        shown = [
+            alt.JoinAggregateTransform(joinaggregate=places, groupby=["combined"]),
+            _calculated("place", "datum.ties > 1 ? datum.first + '=' : '' + datum.rank"),
+        ]
+        if not self.weights:
+            return shown
+        tiebreak = [f"{weight} * {value(f'{name}_norm')}" for name, weight in self.named_parameters().items()]
+        fused = [_calculated("combined", " + ".join(self.terms())), _calculated("tiebreak", " + ".join(tiebreak))]
+        if self.fusion == "rrf":
+            count: Any = [{"op": "count", "as": "group"}]
+            groups = ["layer"] if self.within == "layer" else []
+            fused.insert(0, alt.JoinAggregateTransform(joinaggregate=count, groupby=groups))
+        number: Any = [{"op": "row_number", "as": "rank"}]
+        return [*fused, alt.WindowTransform(window=number, sort=_order(unit), frame=[None, 0]), *shown]
 
     def parameters(self) -> list[Any]:
-        """The three parameters with their sliders."""
-        most = max(3.0, 2 * self.lambda_ent, 2 * self.lambda_task)
+        """The parameters with their sliders: a weight for each signal, and k."""
+        sliders = []
+        for name, parameter in self.named_parameters().items():
+            weight = self.weights[name]
+            most = min(max(3.0, 2 * abs(weight)), sys.float_info.max)
+            bind = alt.binding_range(min=-most if weight < 0 else 0, max=most, step=_step(weight), name=f"λ {printable(name)} ")
+            sliders.append(alt.param(parameter, value=weight, bind=bind))
         most_heads = min(self.heads, max(100, 4 * self.k))
+        return [*sliders, alt.param("k", value=self.k, bind=alt.binding_range(min=1, max=most_heads, step=1, name="k "))]
 
-        def slider(name: str, label: str, value: float, least: float, most: float, step: float) -> Any:
-            return alt.param(name, value=value, bind=alt.binding_range(min=least, max=most, step=step, name=label))
 
-        return [
-            slider("lambda_ent", "λ_ent ", self.lambda_ent, 0, most, _step(self.lambda_ent)),
-            slider("lambda_task", "λ_task ", self.lambda_task, 0, most, _step(self.lambda_task)),
-            slider("k", "k ", self.k, 1, most_heads, 1),
-        ]
+def _is_finite(values: pl.Series) -> bool:
+    return not values.has_nulls() and bool(values.is_finite().all())
+
+
+def _calculated(column: str, expression: str) -> Any:
+    return alt.CalculateTransform(calculate=expression, **{"as": column})
+
+
+def _order(unit: Unit) -> list[Any]:
+    falling = [alt.SortField(column, order="descending") for column in ("combined", "tiebreak")]
+    return falling + [alt.SortField(column, order="ascending") for column in ("layer", unit)]
 
 
 def _step(value: float) -> float:
@@ -59,35 +122,27 @@ def _step(value: float) -> float:
     return next((step for step in steps if math.isclose(round(value / step) * step, value, rel_tol=1e-12)), 1e-9)
 
 
-def ranked(chart: Any, ranking: Ranking | None, first: bool = False) -> Any:
-    """Give `chart` the `name` of every head, as L3H7, and with a ranking its sliders, `combined` and `rank` as they stand.
+def picked(unit: Unit) -> Any:
+    """The selection of one head by a click."""
+    return alt.selection_point(name="picked", fields=["layer", unit], toggle=False)
 
-    The order of operations is that of fuse.py, so that Vega's doubles are those of `score` to the last bit. first: compute this
-    before the transforms that the chart has already. Changes the chart and returns it, as Altair's copies take their time.
+
+def ranked(chart: Any, live: Ranking | None, unit: Unit, columns: Iterable[str] = (), first: bool = False) -> Any:
+    """Give `chart` the `name` of every head, as L3H7, and with a ranking its sliders, `combined`, `rank` and `place`.
+
+    columns: those that its encodings need. first: compute all this before the transforms that the chart has already. Changes
+    the chart and returns it, as Altair's copies take their time.
     """
     own = list(chart.transform) if chart.transform is not alt.Undefined else []
-    made = [*_NAME, *(_RANKING if ranking else [])]
+    name = _calculated("name", f"'L' + datum.layer + '{UNITS[unit]}' + datum.{unit}")
+    made = [*copies(columns), name, *(live.transforms(unit) if live else [])]
     chart.transform = [*made, *own] if first else [*own, *made]
-    if ranking:
+    if live:
         own = list(chart.params) if chart.params is not alt.Undefined else []
-        chart.params = [*own, *(parameter.param for parameter in ranking.parameters())]
+        chart.params = [*own, *(parameter.param for parameter in live.parameters())]
     return chart
-
-
-def _fused(column: str) -> str:
-    out, ent, task = (f"datum['{column.format(name)}']" for name in ("out", "ent", "task"))
-    return f"{out} + lambda_ent * {ent} + lambda_task * {task}"
 
 
 def top_only(chart: Any) -> Any:
     """`chart` of the top k heads alone."""
     return chart.transform_filter(TOP)
-
-
-_NAME = [alt.CalculateTransform(calculate="'L' + datum.layer + 'H' + datum.head", **{"as": "name"})]
-_ROW_NUMBER: Any = [{"op": "row_number", "as": "rank"}]
-_RANKING = [
-    alt.CalculateTransform(calculate=_fused("rank_{}"), **{"as": "combined"}),
-    alt.CalculateTransform(calculate=_fused("{}_z"), **{"as": "tiebreak"}),
-    alt.WindowTransform(window=_ROW_NUMBER, sort=_ORDER, frame=[None, 0]),
-]

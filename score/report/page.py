@@ -13,14 +13,12 @@ from altair.utils import schemapi
 from ... import __version__
 from ...data.cache import Cache
 from ...data.files import write_text
-from ..heads import heads_table
 from ..outputs import REPORT_FILE
-from ..pipeline import Scores
-from ..signals import SIGNALS, SINK
-from ..tables import Table
+from ..scores import Scores
 from . import views
 from .attended import attended
-from .drawing import DATA, shape, write_charts
+from .columns import Column, any_column, field, norm_columns, raw_columns
+from .drawing import DATA, drawn, write_charts
 from .marks import INK, Ranking
 from .sections import captured, escaped, skipped_section, tokens_section
 from .vega import vega_bundle
@@ -28,19 +26,8 @@ from .vega import vega_bundle
 logger = logging.getLogger("headscore")
 
 HEADS_WITH_TOKENS = 6
-_TABLE_COLUMNS = {  # field: title and decimals; a column shows where the heads have it, as intervals will
-    "rank": ("rank", None),
-    "name": ("head", None),
-    "combined": ("combined", 2),
-    "combined_low": ("combined from", 2),
-    "combined_high": ("to", 2),
-    "topk_probability": ("P(top k)", 3),
-    "out_raw": ("out", 4),
-    "ent_raw": ("ent", 4),
-    "task_raw": ("task", 4),
-    SINK: ("first token", 4),
-}
-_ALWAYS = ("rank", "name")
+_TABLE_DIGITS = 4
+_COMBINED = any_column("combined", (), "zscore")
 
 
 def write_report(folder: Path, cache: Cache, scores: Scores) -> None:
@@ -50,56 +37,96 @@ def write_report(folder: Path, cache: Cache, scores: Scores) -> None:
     """
     with schemapi.debug_mode(False):  # the tests validate these charts, with every option
         tokens, skipped = _counted(cache)
-        heads, ranking = heads_table(scores), Ranking.of(scores)
-        sections = _chart_sections(ranking, heads) | {"tokens": tokens_section(_attended(cache, scores))}
+        shown = _Shown(scores)
+        sections = _chart_sections(shown) | {"tokens": tokens_section(_attended(cache, scores), scores.unit)}
         sections["skipped"] = skipped_section(skipped)
         page = {
             "title": f"headscore: {scores.metadata['model'].get('name', '')}",
             "lead": captured(scores, tokens),
             "sections": "".join(sections.values()),
         }
-        write_text(folder / REPORT_FILE, _page(page, _page_data(heads, ranking), vega_bundle()))
-        write_charts(folder, heads, ranking)
+        write_text(folder / REPORT_FILE, _page(page, _page_data(shown), vega_bundle()))
+        write_charts(folder, scores.heads, shown.ranking)
     logger.info("%s: report written", folder / REPORT_FILE)
 
 
 # --------------------------------------------------------------------------------------------------------------- the page
 
 
-def _views(heads: Table, ranking: Ranking) -> dict[str, Any]:
-    """The charts of the page by their ids: each as wide as its place, on the data that the page gives them."""
-    data, size = alt.NamedData(DATA), shape(heads)
-    maps = {f"map-{c}": views.map_chart(data, size, c, ranking, fluid=True) for c in views.map_columns(list(heads))}
-    profiles = {f"profile-{name}": views.profile_chart(data, name, ranking) for name in SIGNALS}
-    wide = {
-        "top_heads": views.bars_chart(data, ranking),
-        "entropy_and_task": views.scatter_chart(data, True, ranking),
-        **profiles,
-        "profile-count": views.count_chart(data, ranking),
-    }
-    return {
-        "combined": views.map_chart(data, size, "combined", ranking, fluid=True),
-        **maps,
-        **wide,
-    }
+class _Shown:
+    """What the page shows: first the signals that are weighted, then all others, which the reader may unfold."""
+
+    def __init__(self, scores: Scores):
+        self.ranking = Ranking.of(scores)
+        self.grid = views.Grid.of(scores.heads)
+        weighted = list(self.ranking.weights)
+        others = [name for name in scores.signals if name not in weighted]
+        self.weighted, self.others = raw_columns(weighted), raw_columns(others)
+        self.normalised = norm_columns(weighted, self.ranking.norm_mode)
+        self.heads = drawn(scores.heads, self.ranking, tuple(others))
+        self.combined_digits = scores.combined_digits
+
+    def views(self) -> dict[str, Any]:
+        """The charts of the page by their ids: each as wide as its place, on the data that the page gives them."""
+        data, grid, ranking = alt.NamedData(DATA), self.grid, self.ranking
+        maps = [_COMBINED, *self.weighted, *self.normalised, *self.others]
+        profiles = zip(self.weighted, views.colours(), strict=False)
+        return {
+            **{_map_id(column): views.map_chart(data, grid, column, ranking, fluid=True) for column in maps},
+            "top_heads": views.bars_chart(data, grid, ranking),
+            "entropy_and_task": views.scatter_chart(data, grid, True, ranking),
+            **{_profile_id(column): views.profile_chart(data, grid, column, ranking, colour) for column, colour in profiles},
+            **{_profile_id(column): views.profile_chart(data, grid, column, ranking) for column in self.others},
+            "profile-count": views.count_chart(data, grid, ranking),
+        }
+
+    def values(self) -> dict[str, list[Any]]:
+        """The heads by column, and the table's columns once more where they have another field."""
+        values = self.heads.to_dict(as_series=False)
+        return values | {field(column.name): values[column.name] for column in self._in_table()}
+
+    def table(self) -> list[dict[str, Any]]:
+        """The columns of the table of top heads: the field that sorts, the one that shows, title and decimals."""
+        return [
+            {"field": "rank", "shown": "place", "title": "rank"},
+            {"field": "name", "shown": "name", "title": self.grid.unit},
+            {"field": "combined", "shown": "combined", "title": "combined", "digits": self.combined_digits},
+            *(
+                {"field": field(column.name), "shown": field(column.name), "title": column.label, "digits": _TABLE_DIGITS}
+                for column in self._in_table()
+            ),
+        ]
+
+    def _in_table(self) -> list[Column]:
+        return [*self.weighted, *(column for column in self.others if column.name == views.SINK)]
 
 
-def _page_data(heads: Table, ranking: Ranking) -> str:
+def _map_id(column: Column) -> str:
+    return "combined" if column == _COMBINED else f"map-{field(column.name)}"
+
+
+def _profile_id(column: Column) -> str:
+    return f"profile-{field(column.name)}"
+
+
+def _page_data(shown: _Shown) -> str:
     """What the page's script needs, as JSON that cannot end its element."""
-    specs = {name: _fitted(chart.to_dict(validate=False)) for name, chart in _views(heads, ranking).items()}
+    specs = {name: _fitted(chart.to_dict(validate=False)) for name, chart in shown.views().items()}
     for name, spec in specs.items():
         for parameter in spec["params"]:
             if "bind" in parameter and name == "combined":
                 parameter["bind"]["element"] = "#sliders"
             else:
                 parameter.pop("bind", None)
-    columns = [
-        {"field": field, "title": title, **({} if digits is None else {"digits": digits})}
-        for field, (title, digits) in _TABLE_COLUMNS.items()
-        if field in heads or field in _ALWAYS
-    ]
-    values = {name: column.tolist() for name, column in heads.items()}
-    data = {"main": "combined", "heads": values, "columns": columns, "config": _config(), "charts": specs}
+    data = {
+        "main": "combined",
+        "unit": shown.grid.unit,
+        "parameters": [*shown.ranking.named_parameters().values(), "k"],
+        "heads": shown.values(),
+        "columns": shown.table(),
+        "config": _config(),
+        "charts": specs,
+    }
     return (
         json.dumps(data, allow_nan=False, separators=(",", ":"))
         .replace(json.dumps(INK), '"currentColor"')
@@ -137,28 +164,42 @@ def _config() -> dict[str, Any]:
     }
 
 
-def _chart_sections(ranking: Ranking, heads: Table) -> dict[str, str]:
-    width = max(320, 46 * shape(heads)[1] + 60)
-    maps = "".join(_place(f"map-{column}") for column in views.map_columns(list(heads)))
-    profiles = "".join(_place(f"profile-{name}") for name in (*SIGNALS, "count"))
+def _chart_sections(shown: _Shown) -> dict[str, str]:
+    width = max(320, 46 * shown.grid.heads + 60)
     map_ = f'<div style="flex: 1 1 {width}px; max-width:{width}px">{_place("combined")}</div>'
     table = '<div class="scroll"><table id="top-heads-table"><thead></thead><tbody></tbody></table></div>'
     top = (
         "<div><h3>Top heads</h3><p>A line is a head of the top k; click a column's name to sort by it, and a line to mark the "
-        f"head in every chart.</p>{table}</div>"
+        f"head in every chart. Heads of the same combined score share a rank, as in 1=.</p>{table}</div>"
     )
-    return {
-        "combined": _section("combined", f'<div id="sliders"></div><div class="beside">{map_}{top}</div>'),
-        "top_heads": _section("top_heads", _place("top_heads")),
-        "signal_maps": _section("signal_maps", f'<div class="maps">{maps}</div>'),
-        "entropy_and_task": _section("entropy_and_task", _place("entropy_and_task")),
-        "layer_profiles": _section("layer_profiles", f'<div class="profiles">{profiles}</div>'),
+    maps = "".join(_signal(*pair) for pair in zip(shown.weighted, shown.normalised, strict=True))
+    profiles = "".join(_place(_profile_id(column)) for column in shown.weighted) + _place("profile-count")
+    other_maps = _folded("maps", [_signal(column) for column in shown.others])
+    other_profiles = _folded("profiles", [_place(_profile_id(column)) for column in shown.others])
+    bodies = {
+        "combined": f'<div id="sliders"></div><div class="beside">{map_}{top}</div>',
+        "top_heads": _place("top_heads"),
+        "signal_maps": f'<div class="maps">{maps}</div>{other_maps}',
+        "entropy_and_task": _place("entropy_and_task"),
+        "layer_profiles": f'<div class="profiles">{profiles}</div>{other_profiles}',
     }
+    return {name: _section(*views.reading(name, shown.ranking), body) for name, body in bodies.items()}
 
 
-def _section(name: str, body: str) -> str:
-    title, reading = views.READING[name]
+def _section(title: str, reading: str, body: str) -> str:
     return f"<h2>{title}</h2><p>{reading}</p>{body}"
+
+
+def _signal(*columns: Column) -> str:
+    """What a signal is, and its maps."""
+    caption = f'<p class="caption"><b>{escaped(columns[0].label)}</b> {escaped(columns[0].description)}</p>'
+    return f"<div>{caption}{''.join(_place(_map_id(column)) for column in columns)}</div>"
+
+
+def _folded(kind: str, parts: list[str]) -> str:
+    """Charts that are drawn once the reader unfolds them."""
+    summary = f"<summary>{len(parts)} other signals, which weigh nothing here</summary>"
+    return f'<details>{summary}<div class="{kind}">{"".join(parts)}</div></details>' if parts else ""
 
 
 def _place(name: str) -> str:
@@ -181,8 +222,8 @@ def _counted(cache: Cache) -> tuple[int, list[dict[str, Any]]]:
     return sum(tokens for tokens, _ in counted), sorted(skipped, key=lambda entry: entry["row"])
 
 
-def _attended(cache: Cache, scores: Scores) -> Table:
+def _attended(cache: Cache, scores: Scores) -> list[dict[str, Any]]:
     """What the first heads of all attend to in the samples whose token texts the cache has."""
-    top = scores.tables["topk_global"]
-    heads = list(zip(top["layer"].tolist(), top["head"].tolist(), strict=True))[:HEADS_WITH_TOKENS]
-    return attended(cache, heads)
+    top = scores.top().head(HEADS_WITH_TOKENS).select("layer", scores.unit).rows()
+    heads, groups = cache.metadata["dims"]["heads"], cache.metadata["dims"].get("kv_heads")
+    return attended(cache, top, group=heads // groups if scores.unit == "kv_head" and groups else 1)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from ... import __version__
 from ...data.errors import printable
 from ...data.metadata import model_name
-from ..tables import Table, rows
+from ...data.settings import Unit
+from .columns import UNITS
 
 if TYPE_CHECKING:
-    from ..pipeline import Scores
+    from ..scores import Scores
 
 MOST_SKIPPED_SHOWN = 200
 _SHADES = 10
@@ -35,7 +36,7 @@ def captured(scores: "Scores", tokens: int) -> str:
         "template": ", ".join(template["name"] for template in metadata["templates"]) or "none",
         "capture": _pairs(metadata["settings"]),
         "signals": f"{settings.score_query_mode}, out is the norm of {settings.head_output}, task is the mass on {spans}",
-        "score": f"{settings.norm_mode}, λ_ent {settings.lambda_ent}, λ_task {settings.lambda_task}",
+        "score": _formula(scores),
         "versions": _pairs(
             {"headscore": f"{__version__} (scores)"} | {f"{k} (capture)": v for k, v in metadata["versions"].items()}
         ),
@@ -49,25 +50,38 @@ def captured(scores: "Scores", tokens: int) -> str:
     return f"{partial if scores.missing_shards else ''}<dl>{lines}</dl>{templates}"
 
 
+_FUSED = {"rank": "rank by {name}", "rrf": "1/(60 + place by {name})", "sum": "{name}, normalised"}
+
+
+def _formula(scores: "Scores") -> str:
+    """What the combined score is made of, with the definitions of the user's own signals."""
+    settings = scores.settings
+    terms = " + ".join(f"{weight:g} × ({_FUSED[settings.fusion].format(name=name)})" for name, weight in scores.weights.items())
+    group = {"head": "of heads", "kv_head": "of groups of heads that share a key-value head"}[settings.by]
+    given = [(kind, name, text) for kind in ("measure", "signal") for name, text in getattr(settings, kind).items()]
+    own = "".join(f"; {kind} {name} = {' '.join(str(text).split())}" for kind, name, text in given if text is not None)
+    return f"{terms}, {group} within the {settings.within}; {settings.norm_mode}{own}"
+
+
 def _pairs(values: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
 
 
-def tokens_section(table: Table) -> str:
+def tokens_section(lines: Sequence[dict[str, Any]], unit: Unit = "head") -> str:
     """The prompts' tokens for some heads, the more attended the stronger their shade, spans underlined.
 
-    table: columns sample, row, token, spans (names joined by commas), layer, head, weight, in the order of the tokens; without
-    lines there is a sentence instead.
+    Args:
+        lines: of `attended`; where there are none a sentence is shown instead.
+        unit: whether they are about heads or groups of them.
     """
     title = "<h2>Most attended tokens</h2>"
-    if not table or not len(table["token"]):
+    if not lines:
         return f"{title}<p>This cache keeps no texts of tokens; one that is captured anew does.</p>"
-    names = sorted({name for spans in set(table["spans"].tolist()) for name in spans.split(",")} - {"", "template"})
+    names = sorted({name for line in lines for name in line["spans"]} - {"template"})
     underline = {name: f"u{place % _UNDERLINES}" for place, name in enumerate(names)}
-    lines = [dict(zip(table, line, strict=True)) for line in rows(table)]
     body = ""
     for (layer, head), of_head in itertools.groupby(sorted(lines, key=_by_head), key=_by_head):
-        body += f"<h3>L{layer}H{head}</h3>"
+        body += f"<h3>L{layer}{UNITS[unit]}{head}</h3>"
         for row, tokens in itertools.groupby(of_head, key=lambda line: line["row"]):
             body += f'<div class="prompt"><span class="faint">row {row} </span>{_tokens(list(tokens), underline)}</div>'
     key = "".join(f'<i class="{kind}">{escaped(name)}</i>' for name, kind in underline.items())
@@ -86,7 +100,7 @@ def _tokens(tokens: list[dict[str, Any]], underline: dict[str, str]) -> str:
     text = ""
     for token in tokens:
         shade = round(min(1.0, max(0.0, token["weight"])) ** 0.5 * _SHADES)
-        kinds = [f"w{shade}"] * (shade > 0) + [underline[name] for name in token["spans"].split(",") if name in underline][:1]
+        kinds = [f"w{shade}"] * (shade > 0) + [underline[name] for name in token["spans"] if name in underline][:1]
         shown = escaped(token["token"])
         text += f'<i class="{" ".join(kinds)}" title="{token["weight"]:.3f}">{shown}</i>' if kinds else shown
     return text

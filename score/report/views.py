@@ -3,40 +3,40 @@
 A layered chart is made in one call, with all that it has: each change afterwards would have Altair copy all of it.
 """
 
+import itertools
+import json
 import textwrap
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
 
 import altair as alt
+import polars as pl
 
-from ..signals import SIGNALS, SINK
-from .marks import INK, MARK, PICKED, PICKED_ONLY, TOP, Ranking, ranked, top_only
+from ...data.settings import Unit
+from .columns import Column, field, raw_columns, unit_of
+from .marks import INK, MARK, PICKED_ONLY, TOP, Ranking, picked, ranked, top_only
 
-TITLES = {
-    "combined": "combined score",
-    "out_raw": "out: norm of z",
-    "ent_raw": "ent: −entropy (nats)",
-    "task_raw": "task: attention mass",
-    "out_z": "out, normalised",
-    "ent_z": "ent, normalised",
-    "task_z": "task, normalised",
-    SINK: "mass on the first token",
-}
-SIGNAL_COLOURS = {"out": "#0072B2", "ent": "#E69F00", "task": "#009E73"}  # Okabe and Ito's, told apart by all
+SINK = "sink"
+FIRST_TOKEN = "mass on the first token"  # the signal `sink`, where it is a colour
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#8C6D31", "#5E4FA2")  # five of Okabe and Ito, two more
+PLAIN = "#777777"  # of a signal that weighs nothing
 _MANY = 1000  # heads from which on points are small
 _WHOLE = alt.Axis(labelExpr="datum.value == floor(datum.value) ? format(datum.value, 'd') : ''")
 _LAYERS = alt.X("layer:Q", title="layer", axis=_WHOLE, scale=alt.Scale(nice=False, zero=False, padding=6))
 _TITLE_WIDTH = 72  # characters
+_LEGEND_WIDTH = 40
+_CHARACTER = 6.5  # pixels
 READING = {
     "combined": (
         "Combined score of every head",
         "A cell is a head; brighter means that the task drives it more, and a white dot marks the top k.",
     ),
     "signal_maps": (
-        "The three signals",
-        "Raw means over the samples, and below them normalised within each layer; higher always means that the task drives the "
-        "head more. White dots are the top k.",
+        "The signals",
+        "Means over the samples, and below them the same normalised; higher always means that the task drives the head more. "
+        "White dots are the top k.",
     ),
     "entropy_and_task": (
         "Entropy against task mass",
@@ -49,59 +49,83 @@ READING = {
     ),
     "top_heads": (
         "What the top heads' scores are made of",
-        "A bar is a head and its length the combined score; the parts are its ranks within the layer by each signal, weighted.",
+        "A bar is a head; its parts add up to the combined score, those to the left of 0 taking away from it. A part is "
+        "{part}.",
     ),
+}
+PARTS = {  # by fusion
+    "rank": "the head's rank by a signal times the signal's weight",
+    "rrf": "a signal's weight divided by 60 plus the head's place by it",
+    "sum": "the head's normalised value of a signal times the signal's weight",
 }
 
 
-def map_chart(data: Any, shape: tuple[int, int], column: str, live: Ranking | None, fluid: bool = False) -> alt.LayerChart:
-    """`heatmap` of data that is given or named; shape: L, H. fluid: as wide as its place on a page."""
-    layers, heads = shape
-    wide, high = _step(heads, 520, 24), _step(layers, 480, 16)
-    cell = f"min(width / {heads}, {high})" if fluid else f"{min(wide, high)}"
+@dataclass(frozen=True)
+class Grid:
+    """How many layers a map has, how many cells a layer at most, and whether these are heads or groups of them."""
+
+    layers: int
+    heads: int
+    unit: Unit
+
+    @classmethod
+    def of(cls, frame: pl.DataFrame) -> Self:
+        """That of a frame of heads."""
+        unit = unit_of(frame)
+        return cls(frame["layer"].n_unique(), frame[unit].n_unique(), unit)
+
+
+def map_chart(data: Any, grid: Grid, column: Column, live: Ranking | None, fluid: bool = False) -> alt.LayerChart:
+    """`heatmap` of data that is given or named. fluid: as wide as its place on a page."""
+    wide, high = _step(grid.heads, 520, 24), _step(grid.layers, 480, 16)
+    cell = f"min(width / {grid.heads}, {high})" if fluid else f"{min(wide, high)}"
+    across = "head" if grid.unit == "head" else "group of heads that share a key-value head"
     place: dict[str, Any] = {
-        "x": alt.X("head:O", title="head", axis=alt.Axis(labelOverlap=True, labelSeparation=4, labelAngle=0, ticks=False)),
+        "x": alt.X(
+            f"{grid.unit}:O", title=across, axis=alt.Axis(labelOverlap=True, labelSeparation=4, labelAngle=0, ticks=False)
+        ),
         "y": alt.Y("layer:O", title="layer", axis=alt.Axis(labelOverlap=True, ticks=False)),
     }
-    diverging = column.endswith("_z")
-    scale = alt.Scale(scheme="blueorange", domainMid=0) if diverging else alt.Scale(scheme="viridis")
-    legend = alt.Legend(
-        title=f"{TITLES.get(column, column)} (higher: driven more)", orient="top", titleLimit=0, gradientThickness=10
-    )
+    scale = alt.Scale(scheme="viridis")
+    if column.middle is not None:
+        scale = alt.Scale(scheme="blueorange", domainMid=column.middle)
+    legend = _legend(f"{column.label} (higher: driven more)")
     base = alt.Chart().encode(**place)
     cells = base.mark_rect(cursor="pointer").encode(
-        color=alt.Color(f"{column}:Q", scale=scale, legend=legend),
-        tooltip=_tooltip(column, *(["rank"] if live else [])),
+        color=alt.Color(f"{field(column.name)}:Q", scale=scale, legend=legend), tooltip=_tooltip([column], live)
     )
-    marks = [cells.add_params(PICKED)]
+    marks = [cells.add_params(picked(grid.unit))]
     if live:
         dot = {"shape": "circle", "filled": True, "fill": "white", "stroke": "black", "strokeWidth": 1, "opacity": 1}
         dot["size"] = alt.ExprRef(f"max(36, min(90, pow({cell} * 0.5, 2)))")
         marks.append(top_only(base).mark_point(**dot))
     outline = base.mark_rect(fill=None, stroke=MARK, strokeWidth=2.5)
     marks.append(outline.transform_filter(PICKED_ONLY))
-    title = _title(*READING["combined"]) if column == "combined" else alt.Undefined  # the legend says what the others show
-    size = {"width": "container", "height": layers * high} if fluid else {"width": {"step": wide}, "height": {"step": high}}
-    return ranked(alt.layer(*marks, data=data, title=title, **size), live)
+    title: Any = alt.Undefined  # the legend says what it is
+    if column.name == "combined":
+        title = _title(*reading("combined", live))
+    elif column.description:
+        title = alt.Title(_lines(column.described(), wide * grid.heads / _CHARACTER), anchor="start", fontSize=11)
+    size: dict[str, Any] = {"width": {"step": wide}, "height": {"step": high}}
+    if fluid:
+        size = {"width": "container", "height": grid.layers * high}
+    return ranked(alt.layer(*marks, data=data, title=title, **size), live, grid.unit, [column.name])
 
 
-def map_columns(columns: Sequence[str]) -> list[str]:
-    """Those of `columns` that `signal_maps` shows."""
-    return [c for kind in ("raw", "z") for name in SIGNALS if (c := f"{name}_{kind}") in columns]
+def maps_chart(data: Any, grid: Grid, columns: Sequence[Column], across: int, live: Ranking | None) -> alt.ConcatChart:
+    """`signal_maps` of data that is given or named; across: how many maps stand side by side."""
+    maps = [map_chart(alt.Undefined, grid, column, live) for column in columns]
+    title = _title(*reading("signal_maps", live))
+    return _beside(maps, columns=across, data=data, title=title).resolve_scale(color="independent")
 
 
-def maps_chart(data: Any, shape: tuple[int, int], columns: Sequence[str], live: Ranking | None) -> alt.ConcatChart:
-    """`signal_maps` of data that is given or named."""
-    maps = [map_chart(alt.Undefined, shape, column, live) for column in map_columns(columns)]
-    title = _title(*READING["signal_maps"])
-    return _beside(maps, columns=3, data=data, title=title).resolve_scale(color="independent")
-
-
-def profiles_chart(data: Any, columns: Sequence[str], live: Ranking | None) -> alt.ConcatChart:
+def profiles_chart(data: Any, grid: Grid, columns: Sequence[Column], live: Ranking | None) -> alt.ConcatChart:
     """`layer_profiles` of data that is given or named."""
-    charts: list[Any] = [profile_chart(alt.Undefined, name, live) for name in SIGNALS if f"{name}_raw" in columns]
-    charts += [count_chart(alt.Undefined, live)] if live else []
-    return _beside(charts, columns=2, data=data, title=_title(*READING["layer_profiles"]))
+    charts: list[Any] = [
+        profile_chart(alt.Undefined, grid, column, live, colour) for column, colour in zip(columns, colours(), strict=False)
+    ]
+    charts += [count_chart(alt.Undefined, grid, live)] if live else []
+    return _beside(charts, columns=2, data=data, title=_title(*reading("layer_profiles", live)))
 
 
 def _beside(charts: list[Any], **properties: Any) -> alt.ConcatChart:
@@ -110,107 +134,119 @@ def _beside(charts: list[Any], **properties: Any) -> alt.ConcatChart:
         return alt.concat(*charts, **properties)
 
 
-def scatter_chart(data: Any, with_sink: bool, live: Ranking | None) -> alt.LayerChart:
+def scatter_chart(data: Any, grid: Grid, with_sink: bool, live: Ranking | None) -> alt.LayerChart:
     """`entropy_and_task` of data that is given or named."""
+    entropy, task, sink = Column("entropy", "entropy (nats)"), Column("task", "task"), Column(SINK, FIRST_TOKEN)
     base = alt.Chart().encode(
         x=alt.X("entropy:Q", title="entropy of the attention in nats (left: focused)", scale=alt.Scale(zero=False)),
-        y=alt.Y("task_raw:Q", title="attention mass on the task's tokens", scale=alt.Scale(zero=False)),
-        tooltip=_tooltip("entropy", "task_raw", *([SINK] if with_sink else []), *(["rank"] if live else [])),
+        y=alt.Y("task:Q", title="attention mass on the task's tokens", scale=alt.Scale(zero=False)),
+        tooltip=_tooltip([entropy, task, *([sink] if with_sink else [])], live),
     )
     size, opacity = (45, 0.9) if live is None or live.heads < _MANY else (18, 0.6)  # rings must show among many points
     points = base.mark_circle(size=size, opacity=opacity, stroke=INK, strokeWidth=0.6, cursor="pointer")
     if with_sink:
-        legend = alt.Legend(title=TITLES[SINK], orient="top", titleLimit=0, gradientThickness=10, gradientOpacity=1)
-        points = points.encode(color=alt.Color(f"{SINK}:Q", scale=alt.Scale(scheme="viridis", domain=[0, 1]), legend=legend))
-    marks = [points.add_params(PICKED)]
+        scale = alt.Scale(scheme="viridis", domain=[0, 1])
+        points = points.encode(color=alt.Color(f"{SINK}:Q", scale=scale, legend=_legend(FIRST_TOKEN, gradientOpacity=1)))
+    marks = [points.add_params(picked(grid.unit))]
     if live:
         marks.append(top_only(base).mark_point(size=90, stroke=INK, strokeWidth=1.5, cursor="pointer"))
     marks.append(base.transform_filter(PICKED_ONLY).mark_point(size=220, stroke=MARK, strokeWidth=3))
-    entropy = alt.CalculateTransform(calculate="-datum.ent_raw", **{"as": "entropy"})
-    title = _title(*READING["entropy_and_task"])
-    return ranked(alt.layer(*marks, data=data, title=title, transform=[entropy], width=520, height=340), live)
+    turned = alt.CalculateTransform(calculate="-datum.ent", **{"as": "entropy"})
+    title = _title(*reading("entropy_and_task", live))
+    return ranked(alt.layer(*marks, data=data, title=title, transform=[turned], width=520, height=340), live, grid.unit)
 
 
-def profile_chart(data: Any, signal: str, live: Ranking | None) -> alt.LayerChart:
+def profile_chart(data: Any, grid: Grid, column: Column, live: Ranking | None, colour: str = PLAIN) -> alt.LayerChart:
     """One signal's part of `layer_profiles`, of data that is given or named."""
-    column, colour = f"{signal}_raw", SIGNAL_COLOURS[signal]
-    title = TITLES[column]
-    base = alt.Chart().encode(x=_LAYERS)
+    name, base = field(column.name), alt.Chart().encode(x=_LAYERS)
     band = base.mark_area(opacity=0.25, color=colour).encode(
-        y=alt.Y(f"min({column}):Q", title=title, scale=alt.Scale(zero=signal != "ent")), y2=alt.Y2(f"max({column}):Q")
+        y=alt.Y(f"min({name}):Q", title=_lines(column.label, _LEGEND_WIDTH), scale=alt.Scale(zero=False)),
+        y2=alt.Y2(f"max({name}):Q"),
     )
-    line = base.mark_line(color=colour, strokeWidth=2).encode(y=alt.Y(f"mean({column}):Q"))
-    heads = base.encode(y=alt.Y(f"{column}:Q"), tooltip=_tooltip(column, *(["rank"] if live else [])))
+    line = base.mark_line(color=colour, strokeWidth=2).encode(y=alt.Y(f"mean({name}):Q"))
+    heads = base.encode(y=alt.Y(f"{name}:Q"), tooltip=_tooltip([column], live))
     marks = [band, line]
     if live:
         dots = top_only(heads).mark_point(
             filled=True, size=40, fill=colour, stroke=INK, strokeWidth=0.8, opacity=1, cursor="pointer"
         )
-        marks.append(dots.add_params(PICKED))
+        marks.append(dots.add_params(picked(grid.unit)))
         marks.append(heads.transform_filter(PICKED_ONLY).mark_point(size=180, stroke=MARK, strokeWidth=3))
-    return ranked(alt.layer(*marks, data=data, width=340, height=180), live)
+    return ranked(alt.layer(*marks, data=data, width=340, height=180), live, grid.unit, [column.name])
 
 
-def count_chart(data: Any, live: Ranking | None) -> alt.Chart:
+def count_chart(data: Any, grid: Grid, live: Ranking | None) -> alt.Chart:
     """How many of the top k each layer has: the last part of `layer_profiles`."""
     bars = alt.Chart(data).encode(
         x=_LAYERS,
-        y=alt.Y("sum(is_top):Q", title="heads in the top k", axis=_WHOLE),
+        y=alt.Y("sum(is_top):Q", title=f"{grid.unit}s in the top k", axis=_WHOLE),
     )
     bars = bars.mark_bar(width=alt.ExprRef("3"), color="#888888").transform_calculate(is_top=f"{TOP} ? 1 : 0")
-    return ranked(bars, live, first=True).properties(width=340, height=180)
+    return ranked(bars, live, grid.unit, first=True).properties(width=340, height=180)
 
 
-def bars_chart(data: Any, live: Ranking) -> alt.Chart:
+def bars_chart(data: Any, grid: Grid, live: Ranking) -> alt.Chart:
     """`top_heads` of data that is given or named."""
-    names = [f"{weight}rank({name})" for name, weight in zip(SIGNALS, ("", "λ_ent · ", "λ_task · "), strict=True)]
-    weights = dict(zip(names, ("1", "lambda_ent", "lambda_task"), strict=True))
-    colour = alt.Color(
-        "part:N",
-        title=None,
-        sort=names,
-        scale=alt.Scale(domain=names, range=list(SIGNAL_COLOURS.values())),
-        legend=alt.Legend(orient="top", columns=3, labelLimit=0, symbolType="square"),
-    )
+    names = [column.label for column in raw_columns(list(live.weights))]
+    shares = [f"share_{place}" for place in range(len(names))]
+    legend = alt.Legend(orient="top", columns=3, labelLimit=0, symbolType="square")
+    scale = alt.Scale(domain=names, range=list(itertools.islice(colours(), len(names))))
     base = alt.Chart().encode(
         y=alt.Y("name:N", title=None, sort=alt.SortField("rank"), axis=alt.Axis(ticks=False, labelLimit=0))
     )
     bars = (
         top_only(base)
-        .transform_fold([f"rank_{name}" for name in SIGNALS], as_=["signal", "signal_rank"])
-        .transform_calculate(
-            part=" : ".join(f"datum.signal == 'rank_{s}' ? '{n}'" for s, n in zip(SIGNALS, names, strict=True)) + " : ''",
-            share=" : ".join(f"datum.part == '{n}' ? {w} * datum.signal_rank" for n, w in weights.items()) + " : 0",
-            order=f"indexof({names!r}, datum.part)",
-        )
+        .transform_calculate(**dict(zip(shares, live.terms(), strict=True)))
+        .transform_fold(shares, as_=["part_key", "share"])
+        .transform_calculate(order=f"indexof({json.dumps(shares)}, datum.part_key)")
+        .transform_calculate(part=f"{json.dumps(names)}[datum.order]")
         .mark_bar(cursor="pointer", strokeWidth=2.5)
         .encode(
             x=alt.X("sum(share):Q", title="combined score (higher: driven more)"),
-            color=colour,
+            color=alt.Color("part:N", title=None, sort=names, scale=scale, legend=legend),
             order=alt.Order("order:Q"),
-            detail=[alt.Detail("layer:O"), alt.Detail("head:O"), alt.Detail("rank:Q")],
+            detail=[alt.Detail("layer:O"), alt.Detail(f"{grid.unit}:O"), alt.Detail("rank:Q"), alt.Detail("place:N")],
             stroke=alt.condition(PICKED_ONLY, alt.value(MARK), alt.value(None)),
             tooltip=[
-                *(alt.Tooltip(field) for field in ("name:N", "rank:Q", "part:N")),
+                *(alt.Tooltip("name:N"), alt.Tooltip("place:N", title="rank"), alt.Tooltip("part:N")),
                 alt.Tooltip("sum(share):Q", title="adds"),
             ],
         )
-        .add_params(PICKED)
+        .add_params(picked(grid.unit))
     )
-    return ranked(bars, live, first=True).properties(
-        data=data, title=_title(*READING["top_heads"]), width=520, height={"step": 16}
+    return ranked(bars, live, grid.unit, first=True).properties(
+        data=data, title=_title(*reading("top_heads", live)), width=520, height={"step": 16}
     )
+
+
+def colours() -> Iterator[str]:
+    """The signals' colours, in the order of the weights."""
+    return itertools.cycle(COLOURS)
+
+
+def reading(name: str, live: Ranking | None) -> tuple[str, str]:
+    """A chart's title, and how to read it."""
+    title, text = READING[name]
+    return title, text.format(part=PARTS[live.fusion] if live else "")
 
 
 def _step(count: int, most: int, largest: int) -> float:
     return max(4, min(largest, most // count))
 
 
-def _tooltip(*columns: str) -> list[Any]:
-    shown = {"rank": alt.Tooltip("rank:Q"), "entropy": alt.Tooltip("entropy:Q", title="entropy (nats)", format=".4f")}
-    others = [shown.get(c, alt.Tooltip(f"{c}:Q", title=TITLES.get(c, c), format=".4f")) for c in columns]
-    return [alt.Tooltip("name:N"), *others]
+def _legend(text: str, **more: Any) -> alt.Legend:
+    return alt.Legend(title=_lines(text, _LEGEND_WIDTH), orient="top", titleLimit=0, gradientThickness=10, **more)
 
 
-def _title(title: str, reading: str) -> alt.Title:
-    return alt.Title(title, subtitle=textwrap.wrap(reading, _TITLE_WIDTH), anchor="start")
+def _tooltip(columns: Iterable[Column], live: Ranking | None) -> list[Any]:
+    shown = [alt.Tooltip(f"{field(column.name)}:Q", title=column.label, format=".4f") for column in columns]
+    rank = [alt.Tooltip("place:N", title="rank")] if live else []
+    return [alt.Tooltip("name:N"), *shown, *rank]
+
+
+def _title(title: str, text: str) -> alt.Title:
+    return alt.Title(title, subtitle=_lines(text, _TITLE_WIDTH), anchor="start")
+
+
+def _lines(text: str, width: float) -> list[str]:
+    return textwrap.wrap(text, max(24, int(width))) or [""]

@@ -1,0 +1,88 @@
+"""Makes __init__.pyi, which tells type checkers and editors what the library's calls take: `make stub`, or
+
+python tests/stub.py
+
+It is made of the real signatures, which are made of the settings classes; tests/test_library.py says where it is out of date.
+"""
+
+import inspect
+import re
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+import headscore
+
+STUB = Path(headscore.__file__).with_name("__init__.pyi")
+
+HEAD = '''"""The library's calls with their parameters; see __init__.py.
+
+This file is made by tests/stub.py. After a change of an option or a call, make it anew: make stub
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+'''
+CALLS = ("capture", "score", "report", "run", "signals")  # whose options are the fields of settings classes
+_MODULE = re.compile(r"\b(?:[a-z_]+\.)+(?=[A-Za-z])")
+_PLAIN = {"DataFrame": "pl.DataFrame", "NoneType": "None"}
+
+
+def text() -> str:
+    """The stub as it ought to be."""
+    return "\n".join([HEAD + "\n" + "\n".join(_imports()) + "\n", *(_call(name) for name in CALLS), _all()])
+
+
+def shown(annotation: Any) -> str:
+    """A type as the stub writes it."""
+    if isinstance(annotation, str):
+        return annotation
+    if typing.get_origin(annotation) is Literal:
+        return f"Literal[{', '.join(map(_quoted, typing.get_args(annotation)))}]"
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
+        return " | ".join(map(shown, typing.get_args(annotation)))
+    name = annotation.__name__ if isinstance(annotation, type) and not typing.get_args(annotation) else str(annotation)
+    name = _MODULE.sub("", name)
+    return _PLAIN.get(name, name)
+
+
+def default(value: Any) -> str:
+    """A default as the stub writes it."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_quoted, value))}{',' * (len(value) == 1)})"
+    return _quoted(value)
+
+
+def _quoted(value: Any) -> str:
+    return f'"{value}"' if isinstance(value, str) else repr(value)
+
+
+def _imports() -> list[str]:
+    """The public names that are what they are: classes, and functions without options of their own."""
+    places = sorted((place, name) for name, place in headscore._PUBLIC.items() if name not in CALLS)
+    return [f"from {place.replace('headscore', '')} import {name} as {name}" for place, name in places]
+
+
+def _call(name: str) -> str:
+    lines, keyword = [f"def {name}("], False
+    for parameter in inspect.signature(getattr(headscore, name)).parameters.values():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and not keyword:
+            keyword = True
+            lines.append("    *,")
+        given = "" if parameter.default is inspect.Parameter.empty else f" = {default(parameter.default)}"
+        lines.append(f"    {parameter.name}: {shown(parameter.annotation)}{given},")
+    return "\n".join([*lines, f") -> {shown(inspect.signature(getattr(headscore, name)).return_annotation)}: ..."])
+
+
+def _all() -> str:
+    names = "\n".join(f'    "{name}",' for name in headscore.__all__)
+    return f"\n__version__: str\n__all__ = [\n{names}\n]\n"
+
+
+if __name__ == "__main__":
+    STUB.write_text(text())
