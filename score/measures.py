@@ -125,7 +125,7 @@ class RowSums:
         if name == "entropy_free":
             rest = self.measure("rest")
             with np.errstate(divide="ignore", invalid="ignore"):
-                return np.where(rest > 0, self._entropies[1] / rest + np.log(rest), np.nan)
+                return np.where(rest > 0, np.maximum(self._entropies[1] / rest + np.log(rest), 0), np.nan)
         return self._sums[:, :, self._linear.index(name)].T
 
     @cached_property

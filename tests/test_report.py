@@ -1,25 +1,34 @@
 """The report in a real browser: what it marks is what `score` says, and it needs no network."""
 
+import html
 import importlib.metadata
 import json
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import h5py
 import numpy as np
 import polars as pl
 import pytest
 from browser import Browser, browser, chromium
-from test_score import write_cache
+from hypothesis import given
+from hypothesis import strategies as st
+from test_score import metadata, write_cache
 
 import headscore
-from headscore.data.cache import METADATA_FILE
+from headscore.data.cache import METADATA_FILE, open_cache, shard_path, write_metadata
+from headscore.data.errors import printable
 from headscore.data.files import TEMPORARY
+from headscore.data.shard import ARRAYS, write_shard
+from headscore.score import signals
 from headscore.score.outputs import CHARTS_FOLDER, REPORT_FILES, RESULT_FILES
 from headscore.score.report import sections
+from headscore.score.report.columns import field
+from headscore.score.scores import head_name, shown_rank
 
 needs_chromium = pytest.mark.skipif(not chromium(), reason="needs Chromium on the PATH (apt-get install chromium)")
 HOSTILE = "<script>alert(1)</script><b>bold</b>@@css@@ &amp; \u202e"
@@ -44,6 +53,20 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield opened
 
 
+def with_spans(folder: Path, names: list[str], dims: dict[str, int] | None = None) -> Path:
+    """The cache with other names of its spans, and more of its dims."""
+    path = shard_path(folder, 0)
+    with h5py.File(path, locking=False) as file:
+        arrays = {name: file[name][()] for name in ARRAYS}
+    layers, heads = arrays["last_token/output_norm"].shape[:2]
+    changed = metadata(layers, heads, {"span_names": names, "dims": {"layers": layers, "heads": heads} | (dims or {})})
+    (folder / METADATA_FILE).unlink()
+    path.unlink()
+    write_metadata(folder, changed, keep_existing=False)
+    write_shard(path, 0, arrays, changed, [])
+    return folder
+
+
 def set_slider(page: Browser, name: str, value: float) -> None:
     """Move a slider as a hand does: through its element."""
     page.run(
@@ -56,15 +79,30 @@ def set_slider(page: Browser, name: str, value: float) -> None:
     )
 
 
-def marked(page: Browser) -> list[list[int]]:
+def marked(page: Browser, unit: str = "head") -> list[list[int]]:
     """The heads that the map marks, by rank."""
     heads = "headscore.rankedHeads().filter(h => h.rank <= headscore.main.signal('k')).sort((a, b) => a.rank - b.rank)"
-    return page.run(f"{heads}.map(h => [h.layer, h.head])")
+    return page.run(f"{heads}.map(h => [h.layer, h.{unit}])")
 
 
 def dots(page: Browser, view: str) -> int:
     """How many dots of the top k are drawn on a map."""
     return page.run(f"document.querySelectorAll('#{view} .mark-symbol.role-mark.layer_1_marks path').length")
+
+
+def column_of_table(page: Browser, column: int) -> list[str]:
+    return page.run(f"[...document.querySelectorAll('#top-heads-table tbody tr')].map(r => r.cells[{column}].textContent)")
+
+
+def require_same(page: Browser, scores: headscore.Scores) -> None:
+    """The page shows what `scores` are: the marks, their names and ranks with ties, and every combined score."""
+    top = scores.top()
+    assert marked(page, scores.unit) == [list(h) for h in top.select("layer", scores.unit).rows()]
+    assert column_of_table(page, 1) == [head_name(line, scores.unit) for line in top.to_dicts()]
+    assert column_of_table(page, 0) == [shown_rank(scores, line) for line in top.to_dicts()]
+    live = page.run("headscore.rankedHeads().map(h => h.combined)")
+    assert live == scores.combined["combined"].to_list(), "to the last bit"
+    assert page.run("headscore.rankedHeads().map(h => h.rank)") == scores.heads["rank"].to_list()
 
 
 @needs_chromium
@@ -77,28 +115,159 @@ def test_sliders_mark_the_heads_that_score_ranks_first(
     cache = made(tmp_path / "cache", layers, heads, levels)
     scores = headscore.report(cache, tmp_path / "out", norm_mode=norm)
     page.open(tmp_path / "out" / "report.html")
-    assert marked(page) == [list(h) for h in scores.topk_global.select("layer", "head").rows()]
+    require_same(page, scores)
     for ent, task, k in ((0, 0, 5), (0.35, 1.7, 12), (3, 0.05, layers * heads // 2), (0.15, 0.1, 1), (0.5, 3, layers * heads)):
         k = min(k, 100)
-        for name, value in (("lambda_ent", ent), ("lambda_task", task), ("k", k)):
+        for name, value in (("weight_1", ent), ("weight_2", task), ("k", k)):
             set_slider(page, name, value)
-        again = headscore.score(cache, norm_mode=norm, lambda_ent=ent, lambda_task=task, top_k=k)
-        assert marked(page) == [list(h) for h in again.topk_global.select("layer", "head").rows()]
-        shown = page.run("[...document.querySelectorAll('#top-heads-table tbody tr')].map(r => r.cells[1].textContent)")
-        assert shown == [f"L{layer}H{head}" for layer, head in again.topk_global.select("layer", "head").rows()]
-        assert dots(page, "combined") == dots(page, "map-task_z") == k
-        live = page.run("headscore.rankedHeads().map(h => h.combined)")
-        assert live == again.combined["combined"].to_list(), "to the last bit"
+        require_same(page, headscore.score(cache, norm_mode=norm, lambda_ent=ent, lambda_task=task, top_k=k))
+        assert dots(page, "combined") == dots(page, "map-task_norm") == k
+    assert not page.errors and not page.requests
+
+
+HOT = {"hot": "mass_question * 2 - sink * entropy"}
+RANKINGS: dict[str, dict[str, Any]] = {
+    "rrf": {"fusion": "rrf"},
+    "rrf of the model": {"fusion": "rrf", "within": "model", "weight": {"near": 0.7}},
+    "sum": {"fusion": "sum"},
+    "sum of the model": {"fusion": "sum", "within": "model", "norm_mode": "percentile"},
+    "ratio": {"fusion": "sum", "norm_mode": "ratio", "weight": {"sink": -0.45}},
+    "none": {"fusion": "sum", "norm_mode": "none", "weight": {"out": 0.0, "lift": 0.3}},
+    "the model's ranks": {"within": "model"},
+    "a negative weight": {"weight": {"sink": -0.7}, "lambda_ent": -0.15},
+    "a user's signal": {"signal": HOT, "weight": {"hot": 1.5, "largest": -0.4}},
+    "a user's signal, rrf": {"signal": HOT, "weight": {"hot": 1.5, "out": 0.0}, "fusion": "rrf"},
+    "groups": {"by": "kv_head", "weight": {"sink": -0.5}},
+}
+
+
+@needs_chromium
+@pytest.mark.parametrize("levels", [0, 2])
+@pytest.mark.parametrize("options", RANKINGS.values(), ids=list(RANKINGS))
+def test_the_page_ranks_as_score_does_by_any_signals(page: Browser, tmp_path: Path, options: Any, levels: int) -> None:
+    dims = {"kv_heads": 4} if "by" in options else None
+    cache = with_spans(made(tmp_path / "cache", 6, 8, levels), ["question", "choices", "template", "special"], dims)
+    scores = headscore.report(cache, tmp_path / "out", **options)
+    page.open(tmp_path / "out" / "report.html")
+    require_same(page, scores)
+    names = list(scores.settings.weights)
+    ranges = page.run("[...document.querySelectorAll('#sliders input')].map(i => [Number(i.min), Number(i.max)])")[:-1]
+    assert [least == -most for least, most in ranges] == [scores.settings.weights[name] < 0 for name in names]
+    for seed in range(2):
+        random = np.random.default_rng(seed)
+        weights = {name: round(0.05 * random.integers(most / 0.05), 2) for name, (_, most) in zip(names, ranges, strict=True)}
+        weights |= {name: -weights[name] for name in names if scores.settings.weights[name] < 0}
+        for place, name in enumerate(names):
+            set_slider(page, f"weight_{place}", weights[name])
+        set_slider(page, "k", 5 + seed)
+        again = options | {"weight": {n: w for n, w in weights.items() if n not in ("ent", "task")}, "top_k": 5 + seed}
+        again |= {"lambda_ent": weights["ent"], "lambda_task": weights["task"]}
+        require_same(page, headscore.score(cache, **again))
+        assert dots(page, "combined") == 5 + seed
     assert not page.errors and not page.requests
 
 
 @needs_chromium
-@pytest.mark.parametrize("weight", [0.333, 0.25, 7.0, 1e-5, 1 / 3])
+@pytest.mark.parametrize("weight", [0.333, 0.25, 7.0, 1e-5, 1 / 3, -0.333, -1e-5, -40.0, 0.0])
 def test_a_slider_stands_at_the_weight_of_the_scores(page: Browser, tmp_path: Path, weight: float) -> None:
     headscore.report(made(tmp_path / "cache", 2, 3), tmp_path / "out", lambda_ent=weight)
     page.open(tmp_path / "out" / "report.html")
-    shown = page.run("document.querySelector('#sliders input[name=\"lambda_ent\"]').valueAsNumber")
-    assert shown == pytest.approx(weight, rel=1e-6) and page.run("headscore.main.signal('lambda_ent')") == weight
+    shown = page.run("document.querySelector('#sliders input[name=\"weight_1\"]').valueAsNumber")
+    assert shown == pytest.approx(weight, rel=1e-6) and page.run("headscore.main.signal('weight_1')") == weight
+
+
+# ------------------------------------------------------------------------------------------------------- every signal
+
+STRANGE = ["question", "a.b", "it's", 'x"y]', "<b>[0]", "back\\slash", "\u202e{{ }}@@css@@", "$& ${k} #1"]
+
+
+def unfold(page: Browser) -> None:
+    page.run("document.querySelectorAll('main details').forEach(d => { d.open = true; })")
+    page.run("new Promise(done => setTimeout(done, 50)).then(headscore.settled)")
+
+
+@needs_chromium
+@pytest.mark.parametrize("names", [["question", "choices", "template", "special"], STRANGE])
+def test_every_signal_is_a_map_of_its_values(page: Browser, tmp_path: Path, names: list[str]) -> None:
+    cache = with_spans(made(tmp_path / "cache", 4, 6), names)
+    options: Any = {"signal": {"name": "sink * 3", "share": "largest + 1"}, "weight": {f"mass_{names[2]}": -0.5, "name": 1.0}}
+    scores = headscore.report(cache, tmp_path / "out", **options)
+    assert {f"mass_{name}" for name in names} <= set(scores.signals)
+    page.open(tmp_path / "out" / "report.html")
+    set_slider(page, "k", 7)
+    page.run("document.querySelector('#top-heads-table tbody tr').click()")
+    page.run("headscore.settled()")
+    unfold(page)
+    heads = scores.heads
+    for column in [*scores.signals, *(f"{name}_norm" for name in scores.weights)]:
+        chart = f"map-{field(column)}"
+        domain = page.run(f"headscore.views['{chart}'].scale('color').domain()")
+        assert [domain[0], domain[-1]] == [heads[column].min(), heads[column].max()], column
+        assert dots(page, chart) == 7, "where the sliders stand, also in what was drawn later"
+        assert page.run(f"headscore.views['{chart}'].data('picked_store').length") == 1
+        assert page.run(f"document.querySelector('#{chart} .mark-rect.role-mark').childElementCount") == len(heads)
+    for name in scores.signals:
+        profile = f"headscore.views['profile-{field(name)}']"
+        low, high = page.run(f"{profile}.scale('y').domain()")
+        assert low <= heads[name].min() and high >= heads[name].max()
+    shown = [line[name] for line in scores.top(7).to_dicts() for name in scores.weights]
+    cells = [column_of_table(page, 3 + place) for place in range(len(scores.weights))]
+    assert [float(cell) for line in zip(*cells, strict=True) for cell in line] == pytest.approx(shown, abs=6e-5)
+    assert page.run("document.querySelectorAll('main b b').length") == 0
+    assert not page.errors and not page.requests
+
+
+@pytest.mark.parametrize("names", [["question", "choices", "template", "special"], STRANGE])
+def test_charts_of_any_names_are_drawn(tmp_path: Path, names: list[str]) -> None:
+    import vl_convert
+
+    scores = headscore.score(with_spans(made(tmp_path / "cache", 4, 6), names), weight={f"mass_{n}": 0.3 for n in names})
+    for chart in (headscore.signal_maps, headscore.layer_profiles):
+        spec = chart(scores, signals=scores.signals).to_dict()
+        svg = vl_convert.vegalite_to_svg(json.dumps(spec))
+        for name in scores.signals:
+            shown = html.escape(f"{printable(name)}: {scores.heads[name][0]:.4f}".replace("-", "−"))
+            assert chart is headscore.layer_profiles or shown in html.escape(html.unescape(svg)), name
+    bars = vl_convert.vegalite_to_svg(json.dumps(headscore.top_heads(scores).to_dict()))
+    assert all(f"part: {printable(name)}" in html.unescape(bars) for name in scores.weights)
+
+
+def test_a_new_function_in_the_signals_file_is_a_map_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def evenness() -> pl.Expr:
+        """Evenness of the attention, as an example. More is said about it here."""
+        return 1 - pl.col("largest")
+
+    evenness.__module__ = signals.__name__
+    monkeypatch.setattr(signals, "evenness", evenness, raising=False)
+    cache = made(tmp_path / "cache", 2, 3)
+    for options in ({}, {"weight": {"evenness": -1.0}}):
+        out = tmp_path / f"out{len(options)}"
+        scores = headscore.report(cache, out, **options)
+        text, data = page_data(out)
+        assert data["heads"]["evenness"] == scores.heads["evenness"].to_list()
+        assert 'id="map-evenness"' in text and 'id="profile-evenness"' in text
+        assert "<b>evenness</b> Evenness of the attention, as an example.</p>" in text
+        colours = data["charts"]["map-evenness"]["layer"][0]["encoding"]["color"]
+        assert colours["field"] == "evenness" and "profile-evenness" in data["charts"]
+        assert ("map-evenness_norm" in data["charts"]) == bool(options), "what is weighted is shown normalised, too"
+
+
+def test_what_is_not_finite_is_no_value(tmp_path: Path) -> None:
+    odd: Any = {"odd": "CASE WHEN head % 2 = 0 THEN 1 ELSE -1 END", "gap": "CASE WHEN head > 0 THEN sink END"}
+    options: Any = {"signal": odd, "norm_mode": "ratio", "weight": {"odd": 0.0, "gap": 0.0}}
+    scores = headscore.report(made(tmp_path / "cache", 3, 4), tmp_path / "out", **options)
+    assert not scores.heads["odd_norm"].is_finite().all() and scores.heads["gap"].null_count() == 3
+    _, data = page_data(tmp_path / "out")
+    assert list(data["heads"]["gap"]) == scores.heads["gap"].to_list()
+    assert [p["name"] for p in data["charts"]["combined"]["params"] if "bind" in p] == ["weight_0", "weight_1", "weight_2", "k"]
+    spec = json.dumps(headscore.heatmap(scores.heads, "odd_norm").to_dict(), allow_nan=False)
+    assert "odd, normalised" in spec
+
+
+def page_data(out: Path) -> tuple[str, Any]:
+    """The page, and what its script reads."""
+    text = (out / "report.html").read_text()
+    return text, json.loads(re.search(r'id="page-data">(.*?)</script>', text, re.DOTALL)[1])  # type: ignore[index]
 
 
 @needs_chromium
@@ -136,69 +305,51 @@ def test_the_table_is_sorted_by_any_column(page: Browser, tmp_path: Path) -> Non
         assert keys == sorted(keys, reverse=down)
 
 
-def hostile_cache(cache: Path, folder: Path) -> Path:
-    """A cache whose every text is markup."""
-    copy = shutil.copytree(cache, folder)
-    metadata = json.loads((copy / METADATA_FILE).read_text())
-    metadata["model"]["name"] = metadata["data"]["path"] = HOSTILE
-    metadata["templates"] = [{"name": HOSTILE, "text": HOSTILE}]
-    (copy / METADATA_FILE).write_text(json.dumps(metadata))
-    return copy
-
-
-def test_text_from_data_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
-    table = {
-        name: np.array(values)
-        for name, values in {
-            "sample": [0, 0],
-            "row": [3, 3],
-            "position": [0, 1],
-            "token": [HOSTILE, "a\nb"],
-            "spans": ["question", f"template,{HOSTILE}"],
-            "layer": [1, 1],
-            "head": [2, 2],
-            "weight": [0.9, 0.1],
-        }.items()
-    }
-    for text in (sections.tokens_section(table), sections.skipped_section([{"row": 1, "reason": HOSTILE}])):
+def test_text_from_data_is_escaped() -> None:
+    place = {"sample": 0, "row": 3, "layer": 1, "head": 2}
+    lines = [
+        {**place, "position": 0, "token": HOSTILE, "spans": ["question"], "weight": 0.9},
+        {**place, "position": 1, "token": "a\nb", "spans": ["template", HOSTILE], "weight": 0.1},
+    ]
+    for text in (sections.tokens_section(lines), sections.skipped_section([{"row": 1, "reason": HOSTILE}])):
         assert "<script>" not in text and "<b>" not in text and "\u202e" not in text and "&lt;script&gt;" in text
-    assert "L1H2" in sections.tokens_section(table) and "keeps no texts" in sections.tokens_section({})
+    assert "L1H2" in sections.tokens_section(lines) and "keeps no texts" in sections.tokens_section([])
+    assert "L1G2" in sections.tokens_section(lines, "kv_head")
     many = [{"row": row, "reason": "long"} for row in range(sections.MOST_SKIPPED_SHOWN + 5)]
     assert "and 5 more" in sections.skipped_section(many)
 
 
 @needs_chromium
-def test_hostile_text_shows_as_text(page: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hostile_text_shows_as_text(page: Browser, tmp_path: Path) -> None:
     cache = made(tmp_path / "cache", 2, 3)
     scores = headscore.score(cache)
     for key in ("model", "data"):
         scores.metadata[key].update(name=HOSTILE, path=HOSTILE)
     scores.metadata["templates"].append({"name": HOSTILE, "text": HOSTILE})
-    from headscore.data.cache import open_cache
-    from headscore.score.pipeline import write_report
+    from headscore.score.report.page import write_report
 
     write_report(tmp_path, open_cache(cache), scores)
     page.open(tmp_path / "report.html")
     text = page.run("document.body.textContent")
     assert text.count("<script>alert(1)</script><b>bold</b>@@css@@ &amp;") >= 4
-    assert page.run("document.querySelectorAll('b').length") == 0 and not page.errors
+    assert page.run("document.querySelectorAll('header b, dl b, pre b').length") == 0 and not page.errors
 
 
 @pytest.mark.parametrize(("layers", "heads", "most"), [(30, 9, 3e6), (16, 32, 3e6), (80, 64, 6e6)])
 def test_the_page_is_one_small_file(page_folder: Callable[[int, int], Path], layers: int, heads: int, most: float) -> None:
     out = page_folder(layers, heads)
-    text = (out / "report.html").read_text()
+    text, data = page_data(out)
     assert len(text.encode()) < most
     assert not re.search(r"""<(script|link|iframe)[^>]+(src|href)=""", text) and "default-src 'none'" in text
     for name in REPORT_FILES[1:]:
         content = (out / name).read_bytes()
         assert content.startswith(b"\x89PNG") or b"<svg" in content[:300], name
         assert len(content) > 10_000, name
-    data = json.loads(re.search(r'id="page-data">(.*?)</script>', text, re.DOTALL)[1])  # type: ignore[index]
     scores = headscore.score(out.parent / "cache")
-    for frame in (scores.raw, scores.norm, scores.combined):
-        for column in frame.columns:
-            assert data["heads"][column] == frame[column].to_list()
+    weighted = [f"{name}_{kind}" for name in scores.weights for kind in ("norm", "rank")]
+    assert len(scores.signals) > 15
+    for column in ("layer", "head", *scores.signals, *weighted, "combined"):
+        assert data["heads"][column] == scores.heads[column].to_list()
     assert "url" not in json.dumps(data["charts"])
 
 
@@ -336,11 +487,11 @@ def test_a_forked_process_is_told_instead_of_waiting_for_ever(tmp_path: Path) ->
 
 
 def test_scores_show_themselves_in_a_notebook(tmp_path: Path) -> None:
-    scores = headscore.score(made(tmp_path, 2, 3))
-    shown = scores._repr_mimebundle_()
-    assert set(shown) == {"text/plain", "text/html", "application/vnd.vegalite.v6+json"}
-    assert shown["text/html"] == scores._repr_html_() and shown["text/html"].count("<tr>") == 7
-    json.dumps(shown)
+    scores = headscore.score(with_spans(made(tmp_path, 2, 3), ["question", HOSTILE]), weight={f"mass_{HOSTILE}": 1.0})
+    shown = scores._repr_html_()
+    assert shown.count("<tr>") == 7 and "<script>" not in shown and "&lt;script&gt;" in shown
+    assert not hasattr(scores, "_repr_mimebundle_"), "the map is the report's, of which scores know nothing"
+    assert headscore.heatmap(scores).to_dict()["params"]
 
 
 def test_the_vega_that_altair_writes_for_is_the_one_that_is_shipped() -> None:
@@ -358,12 +509,16 @@ def test_charts_hold_their_frames(tmp_path: Path) -> None:
         (scores.norm, "out_z"),
         (scores.combined, "combined"),
         (scores.raw, "task_raw"),
+        (scores.heads.select("layer", "head", "sink"), "sink"),
     ):
         spec = headscore.heatmap(frame, column).to_dict()
         (values,) = spec["datasets"].values()
         assert values == frame.to_dicts() and pl.DataFrame(values).equals(frame.cast({"layer": pl.Int64, "head": pl.Int64}))
         assert spec["layer"][0]["encoding"]["color"]["field"] == column
         assert not [p for p in spec["params"] if "bind" in p], "without ranks there is nothing for a slider to do"
+    for chart in (headscore.signal_maps, headscore.layer_profiles):
+        spec = json.dumps(chart(scores.raw).to_dict())
+        assert all(f'"{name}_raw"' in spec for name in ("out", "ent", "task")) and '"bind"' not in spec
     every = (
         headscore.heatmap,
         headscore.signal_maps,
@@ -372,8 +527,9 @@ def test_charts_hold_their_frames(tmp_path: Path) -> None:
         headscore.top_heads,
     )
     for chart in every:
-        spec = chart(scores.heads).to_dict()
-        assert {p["name"] for p in spec["params"]} >= {"lambda_ent", "lambda_task", "k"}
+        for heads in (scores.heads, scores):
+            spec = chart(heads).to_dict()
+            assert {p["name"] for p in spec["params"]} >= {"weight_0", "weight_1", "weight_2", "k"}
         assert spec["title"]["subtitle"] and chart.__doc__ and "How to read" in chart.__doc__
     assert "legend" in json.dumps(headscore.entropy_and_task(scores.heads).to_dict())
     for chart in every:
@@ -382,3 +538,23 @@ def test_charts_hold_their_frames(tmp_path: Path) -> None:
         with pytest.raises(headscore.InputError, match="no lines"):
             chart(scores.heads.head(0))
     assert "legend" not in json.dumps(headscore.entropy_and_task(scores.heads.drop("sink")).to_dict())
+    with pytest.raises(headscore.InputError, match="no nonsense"):
+        headscore.signal_maps(scores, signals=["sink", "nonsense"])
+
+
+@pytest.mark.parametrize("options", [{"fusion": "sum"}, {"lambda_ent": 2.0}, {"weight": {"sink": -1.0}}])
+def test_a_frame_of_another_ranking_is_not_ranked_anew_by_the_default_weights(tmp_path: Path, options: Any) -> None:
+    scores = headscore.score(made(tmp_path, 3, 4), **options)
+    sliders = [p for p in headscore.heatmap(scores.heads).to_dict()["params"] if "bind" in p]
+    assert [p["name"] for p in sliders] == ["k"], "the frame says who ranks first, not by which weights"
+    sliders = [p for p in headscore.heatmap(scores).to_dict()["params"] if "bind" in p]
+    assert [p["value"] for p in sliders] == [*scores.settings.weights.values(), 12]
+    with pytest.raises(headscore.InputError, match="is not ranked by the default weights"):
+        headscore.top_heads(scores.heads)
+
+
+@given(st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=5, unique=True))
+def test_fields_of_columns_are_plain_and_differ(names: list[str]) -> None:
+    fields = [field(name) for name in [*names, "name", "rank"]]
+    assert all(re.fullmatch(r"[A-Za-z_]\w*", found, re.ASCII) for found in fields)
+    assert len(set(fields)) == len({*names, "name", "rank"}) and "name" not in fields
