@@ -91,7 +91,7 @@ def table_lines(scores: "Scores", shown: int) -> Iterator[str]:
     for line in cells:
         first, head, *rest = line
         values = "".join(f"  {cell:>{max(8, width)}}" for cell, width in zip(rest, widths[2:], strict=True))
-        yield f"{first:>{max(4, widths[0])}}  {head:<{max(6, widths[1])}}{values}".rstrip()
+        yield f"{first:>{max(4, widths[0])}}  {head:<{max(7, widths[1])}}{values}".rstrip()
 
 
 def table_cells(scores: "Scores", shown: int) -> list[tuple[str, ...]]:

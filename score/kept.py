@@ -1,11 +1,10 @@
 """Keeps what a pass over a shard gave, so that scoring it again reads no row.
 
-There are two files for each shard and query mode: the measures as Parquet, with a row group per layer, and a JSON file that
-says what they are: of which shard, with its size, inode and times, and with a CRC-32 of the Parquet file, which has none of
-its own. The JSON file has one of itself, too. It also keeps the sums of signals. They lie in `derived/` in the cache folder,
-or where that cannot be written, in the user's cache folder. A shard that was replaced, damaged or copied since
-has other times, so what a cache brings along from elsewhere is never believed. Nothing depends on these files: what does not
-fit is made again.
+There are two files for each shard and query mode: the measures as Parquet, and a JSON file that says what they are: of which
+shard, with its size, inode and times, and with a CRC-32 of the Parquet file, which has none of its own. The JSON file has one
+of itself, too. It also keeps the sums of signals. They lie in `derived/` in the cache folder, or where that cannot be written,
+in the user's cache folder. A shard that was replaced, damaged or copied since has other times, so what a cache brings along
+from elsewhere is never believed. Nothing depends on these files: what does not fit is made again.
 """
 
 import base64
@@ -160,9 +159,8 @@ class Store:
     ) -> None:
         if measures:
             table = io.BytesIO()
-            rows = len(kept.samples["row"]) * self.shape[1]
             frame = pl.DataFrame({name: values.reshape(-1) for name, values in measures.items()})
-            frame.write_parquet(table, compression="uncompressed", statistics=False, row_group_size=rows)
+            frame.write_parquet(table, compression="uncompressed", statistics=False)
             kept.parquet = {"bytes": table.tell(), "crc32": zlib.crc32(table.getbuffer())}
             write_bytes(self._path(folder, shard, "parquet"), table.getbuffer(), durable=False)
         newest = list(kept.sums.items())[-MAX_SUMS:]

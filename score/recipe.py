@@ -121,11 +121,14 @@ class Recipe:
 
     def signal_key(self, name: str) -> str | None:
         """What names a signal's values for another time, with all that they depend on; None where that has no name."""
+        needs = self.needs([name])
         key = expression_key(self.signals[name].expression)
-        own = {need: expression_key(self.columns.own[need]) for need in self.needs([name]) if need in self.columns.own}
+        own = {need: expression_key(self.columns.own[need]) for need in needs if need in self.columns.own}
         if key is None or None in own.values():
             return None
-        return f"{name} {self.result:d} {self.task} {key} {' '.join(f'{need}={value}' for need, value in own.items())}".strip()
+        chosen = sorted({f"{need}={self.aliases[need]}" for need in needs if need in self.aliases})
+        of_task = [f"task_rest={self.task}"] if "task_rest" in needs else []
+        return " ".join([name, key, *chosen, *of_task, *(f"{need}={value}" for need, value in own.items())])
 
 
 def choose_recipe(cache: Cache, settings: ScoreSettings, partial: bool) -> Recipe:

@@ -152,8 +152,10 @@ class ShardSource:
 
 
 def _sums(table: MeasureTable, names: Sequence[str], heads: int) -> Sums:
-    """The sums of signals over the samples of a table, [signals,l,H]."""
-    return sums(table.signals(names).to_numpy().T.reshape(len(names), -1, heads, table.count))
+    """The sums of signals over the samples of a table, [signals,l,H]; one signal at a time stays in a core's cache."""
+    values = table.signals(names)
+    found = [sums(values[name].to_numpy().reshape(-1, heads, table.count)) for name in names]
+    return Sums(np.stack([one.parts for one in found], axis=1), np.stack([one.counts for one in found]))
 
 
 def _stacked(parts: Sequence[Sums], names: Sequence[str]) -> dict[str, Sums]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import polars as pl
 import pytest
 import tiny
 from hypothesis import given
@@ -19,8 +20,7 @@ from headscore.data.alignment import BROKEN, decode, token_texts
 from headscore.data.cache import open_cache, shard_path
 from headscore.data.errors import InputError
 from headscore.data.shard import ARRAYS, write_shard
-from headscore.score.report.attended import COLUMNS, attended
-from headscore.score.tables import frame, rows
+from headscore.score.report.attended import attended
 
 TEXTS = [["<s>", "Is", " it", "?"], ["No", "\x00"]]
 ROW_0, ROW_1 = ({"row": row, "tokens": texts} for row, texts in enumerate(TEXTS))
@@ -41,40 +41,50 @@ def with_examples(folder: Path, examples: Any, changes: dict[str, Any] | None = 
 
 def test_weights_are_those_worked_by_hand(tmp_path: Path) -> None:
     found = attended(open_cache(with_examples(tmp_path, [ROW_0, ROW_1])), [(0, 1), (0, 0)])
-    assert list(found) == list(COLUMNS) and all(found[name].dtype == np.dtype(dtype) for name, dtype in COLUMNS.items())
-    assert list(rows(found)) == [
-        (0, 0, 0, "<s>", "special", 0, 1, 0.25),
-        (0, 0, 1, "Is", "question", 0, 1, 0.25),
-        (0, 0, 2, " it", "question", 0, 1, 0.25),
-        (0, 0, 3, "?", "choices", 0, 1, 0.25),
-        (0, 0, 0, "<s>", "special", 0, 0, 0.5),
-        (0, 0, 1, "Is", "question", 0, 0, 0.25),
-        (0, 0, 2, " it", "question", 0, 0, 0.25),
-        (0, 0, 3, "?", "choices", 0, 0, 0.0),
-        (1, 1, 0, "No", "question,choices", 0, 1, 0.5),
-        (1, 1, 1, "\x00", "", 0, 1, 0.5),
-        (1, 1, 0, "No", "question,choices", 0, 0, 1.0),
-        (1, 1, 1, "\x00", "", 0, 0, 0.0),
+    assert {tuple(line) for line in found} == {("sample", "row", "position", "token", "spans", "layer", "head", "weight")}
+    assert [tuple(line.values()) for line in found] == [
+        (0, 0, 0, "<s>", ["special"], 0, 1, 0.25),
+        (0, 0, 1, "Is", ["question"], 0, 1, 0.25),
+        (0, 0, 2, " it", ["question"], 0, 1, 0.25),
+        (0, 0, 3, "?", ["choices"], 0, 1, 0.25),
+        (0, 0, 0, "<s>", ["special"], 0, 0, 0.5),
+        (0, 0, 1, "Is", ["question"], 0, 0, 0.25),
+        (0, 0, 2, " it", ["question"], 0, 0, 0.25),
+        (0, 0, 3, "?", ["choices"], 0, 0, 0.0),
+        (1, 1, 0, "No", ["question", "choices"], 0, 1, 0.5),
+        (1, 1, 1, "\x00", [], 0, 1, 0.5),
+        (1, 1, 0, "No", ["question", "choices"], 0, 0, 1.0),
+        (1, 1, 1, "\x00", [], 0, 0, 0.0),
     ]
-    assert frame(found)["token"].to_list()[-1] == "\x00", "a frame of it has the texts too"
+    assert pl.DataFrame(found)["token"].to_list()[-1] == "\x00", "a frame of it has the texts too"
 
 
 def test_most_and_the_order_of_samples(tmp_path: Path) -> None:
     cache = open_cache(with_examples(tmp_path, [ROW_1, ROW_0]))
-    assert attended(cache, [(0, 0)], most=1)["token"].tolist() == TEXTS[1]
-    assert attended(cache, [(0, 0)])["token"].tolist() == TEXTS[0] + TEXTS[1], "by sample"
+    assert tokens(attended(cache, [(0, 0)], most=1)) == TEXTS[1]
+    assert tokens(attended(cache, [(0, 0)])) == TEXTS[0] + TEXTS[1], "by sample"
+
+
+def test_a_group_of_heads_has_the_mean_of_its_heads(tmp_path: Path) -> None:
+    cache = open_cache(with_examples(tmp_path, [ROW_0, ROW_1]))
+    heads = [[line["weight"] for line in attended(cache, [(0, head)])] for head in (0, 1)]
+    assert [line["weight"] for line in attended(cache, [(0, 0)], group=2)] == np.mean(heads, axis=0).tolist()
+    with pytest.raises(InputError, match="has no head L0H1"):
+        attended(cache, [(0, 1)], group=2)
+
+
+def tokens(lines: list[dict[str, Any]]) -> list[str]:
+    return [line["token"] for line in lines]
 
 
 @pytest.mark.parametrize("examples", [[], [{"row": 9, "tokens": ["a"]}], [{"row": 10**30, "tokens": []}]])
 def test_without_an_example_there_are_no_lines(tmp_path: Path, examples: list[Any]) -> None:
-    found = attended(open_cache(with_examples(tmp_path, examples)), [(0, 0)])
-    assert {name: len(column) for name, column in found.items()} == dict.fromkeys(COLUMNS, 0)
-    assert found["weight"].dtype == np.float32 and len(frame(found)) == 0
+    assert attended(open_cache(with_examples(tmp_path, examples)), [(0, 0)]) == []
 
 
 def test_older_caches_and_no_heads_give_no_lines(tmp_path: Path) -> None:
-    assert len(attended(open_cache(write_cache(tmp_path / "a", **BY_HAND)), [(0, 0)])["row"]) == 0
-    assert len(attended(open_cache(with_examples(tmp_path / "b", [ROW_0])), [])["row"]) == 0
+    assert attended(open_cache(write_cache(tmp_path / "a", **BY_HAND)), [(0, 0)]) == []
+    assert attended(open_cache(with_examples(tmp_path / "b", [ROW_0])), []) == []
 
 
 @pytest.mark.parametrize("tokens", [[], ["a"] * 3, ["a"] * 5])
@@ -121,7 +131,7 @@ def test_a_capture_keeps_the_texts_of_its_first_tokens(cache: Path) -> None:
         rows_of_attention = shard.read("last_token/attention")
     lengths = np.diff(offsets)
     assert [example["row"] for example in examples_of(cache)] == numbers[lengths <= 300][:3].tolist()
-    found = frame(attended(opened, [(2, 3), (0, 1)]))
+    found = pl.DataFrame(attended(opened, [(2, 3), (0, 1)]))
     for example in examples_of(cache):
         sample = numbers.tolist().index(example["row"])
         start, stop = offsets[sample], offsets[sample + 1]
@@ -131,7 +141,7 @@ def test_a_capture_keeps_the_texts_of_its_first_tokens(cache: Path) -> None:
             assert lines["token"].to_list() == example["tokens"]
             np.testing.assert_array_equal(lines["weight"].to_numpy(), rows_of_attention[layer, head, start:stop].astype("f4"))
             assert sum(lines["weight"]) == pytest.approx(1, abs=0.01)
-    question = found.filter(sample=0, layer=0, head=1, spans="question")["token"].to_list()
+    question = found.filter(pl.col("spans") == ["question"], sample=0, layer=0, head=1)["token"].to_list()
     asked = tiny.arc_rows()[examples_of(cache)[0]["row"]]["question"]
     assert "".join("".join(question).split()) == "".join(asked.split())
 
@@ -139,10 +149,10 @@ def test_a_capture_keeps_the_texts_of_its_first_tokens(cache: Path) -> None:
 def test_shards_that_are_missing_or_alone(cache: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(cache, tmp_path / "copy")
     shard_path(copy, 0).unlink()
-    assert len(attended(open_cache(copy), [(0, 0)])["row"]) == 0, "the examples were in the first shard"
+    assert attended(open_cache(copy), [(0, 0)]) == [], "the examples were in the first shard"
     alone = attended(open_cache(shard_path(cache, 0)), [(0, 0)])
-    assert list(rows(alone)) == list(rows(attended(open_cache(cache), [(0, 0)])))
-    assert len(attended(open_cache(shard_path(cache, 1)), [(0, 0)])["row"]) == 0
+    assert alone == attended(open_cache(cache), [(0, 0)])
+    assert attended(open_cache(shard_path(cache, 1)), [(0, 0)]) == []
 
 
 def captured(llama: Path, folder: Path, lengths: list[int], **options: Any) -> Path:
@@ -165,14 +175,14 @@ def captured(llama: Path, folder: Path, lengths: list[int], **options: Any) -> P
 def test_which_samples_are_kept(llama: Path, tmp_path: Path, lengths: list[int], chosen: list[int]) -> None:
     folder = captured(llama, tmp_path, lengths)
     assert [example["row"] for example in examples_of(folder)] == chosen
-    assert set(attended(open_cache(folder), [(0, 0)])["row"].tolist()) == set(chosen)
+    assert {line["row"] for line in attended(open_cache(folder), [(0, 0)])} == set(chosen)
     assert (folder / cache_format.METADATA_FILE).stat().st_size < 100_000
 
 
 def test_examples_are_of_the_first_shard_that_has_samples(llama: Path, tmp_path: Path) -> None:
     folder = captured(llama, tmp_path, [0, 0, 3, 4], shard_size=2)
     assert [example["row"] for example in examples_of(folder)] == [2, 3]
-    assert set(attended(open_cache(folder), [(0, 0)])["row"].tolist()) == {2, 3}
+    assert {line["row"] for line in attended(open_cache(folder), [(0, 0)])} == {2, 3}
 
 
 @given(st.text(max_size=60))

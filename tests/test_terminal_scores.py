@@ -1,19 +1,24 @@
 """The table and the map that a ranking ends with on a terminal: each head is a cell, and the top heads are marked."""
 
+import dataclasses
 import io
 import os
 import pty
+import re
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from rich.console import Console
 from rich.text import Text
 
 from headscore import cli
+from headscore.data.settings import ScoreSettings, Unit
+from headscore.score.ranking import rank
+from headscore.score.scores import Scores
 from headscore.terminal_scores import MARKS, VIRIDIS, show_scores
 
 Cell = tuple[int, int]
@@ -22,19 +27,15 @@ SUMMARY = "all results in [bold]here"
 SHAPES = {"smollm2": (30, 9), "16x32": (16, 32), "wide": (32, 40), "tall": (80, 64), "odd": (61, 7), "one head": (1, 1)}
 
 
-def made_up(layers: int, heads: int, top: int = 20, first_layer: int = 0) -> Any:
-    """Scores with tables alone; every second layer has attention if `first_layer` is not 0."""
-    number = first_layer + np.arange(layers) * (2 if first_layer else 1)
-    place = {"layer": np.repeat(number, heads), "head": np.tile(np.arange(heads), layers)}
-    combined = np.random.default_rng(0).permutation(layers * heads) / 2 + 1
-    order = np.argsort(-combined)[: min(top, layers * heads)]
-    ranked = {name: column[order] for name, column in place.items()}
-    tables = {
-        "raw": {**place, "out_raw": combined * 2, "ent_raw": -combined, "task_raw": combined / 1000},
-        "combined": {**place, "combined": combined},
-        "topk_global": {**ranked, "combined": combined[order], "rank": np.arange(1, len(order) + 1)},
-    }
-    return SimpleNamespace(tables=tables, samples=7, missing_shards="")
+def made_up(layers: int, heads: int, top: int = 20, first_layer: int = 0, unit: Unit = "head", ties: int = 1) -> Scores:
+    """Scores of which so many at a time are the same; every second layer has attention if `first_layer` is not 0."""
+    number = first_layer + np.arange(layers, dtype=np.int32) * (2 if first_layer else 1)
+    places = {"layer": np.repeat(number, heads), unit: np.tile(np.arange(heads, dtype=np.int32), layers)}
+    combined = np.random.default_rng(0).permutation(layers * heads) // ties / 2 + 1
+    ranked = rank(pl.DataFrame(places | {"out": combined}), {"out": 1}, unit=unit, fusion="sum", norm_mode="none")
+    signals = {"out": pl.col("combined") * 2, "ent": -pl.col("combined"), "task": pl.col("combined") / 1000}
+    settings = ScoreSettings(by=unit, top_k=min(top, layers * heads))
+    return Scores(ranked.with_columns(**signals), 7, {}, "", settings, {"model": {}})
 
 
 def shown(scores: Any, width: int, **options: Any) -> tuple[list[Text], Console]:
@@ -81,10 +82,9 @@ def cells(lines: list[Text], console: Console, gutter: int, heads: int) -> tuple
     return colours, marked
 
 
-def top_cells(scores: Any) -> dict[Cell, int]:
-    layers = np.unique(scores.tables["combined"]["layer"]).tolist()
-    top = scores.tables["topk_global"]
-    return {(layers.index(la), he): ra for la, he, ra in zip(top["layer"], top["head"], top["rank"], strict=True)}
+def top_cells(scores: Scores) -> dict[Cell, int]:
+    layers = scores.combined["layer"].unique(maintain_order=True).to_list()
+    return {(layers.index(layer), head): rank for layer, head, _, rank in scores.topk_global.iter_rows()}
 
 
 @pytest.mark.parametrize("first_layer", [0, 3])
@@ -93,7 +93,7 @@ def test_every_head_is_a_cell_and_the_top_heads_are_marked(shape: tuple[int, int
     layers, heads = shape
     scores = made_up(layers, heads, first_layer=first_layer)
     lines, console = shown(scores, 80)
-    last = scores.tables["combined"]["layer"][-1]
+    last = scores.combined["layer"][-1]
     colours, marked = cells(lines, console, len(f"L{last}") + 1, heads)
     ranks = top_cells(scores)
     assert {cell for cell in colours if cell[0] < layers} == {(layer, head) for layer in range(layers) for head in range(heads)}
@@ -105,7 +105,7 @@ def test_every_head_is_a_cell_and_the_top_heads_are_marked(shape: tuple[int, int
 def test_brighter_is_higher() -> None:
     scores = made_up(16, 32)
     colours, _ = cells(*shown(scores, 80), 4, 32)
-    values = scores.tables["combined"]["combined"].reshape(16, 32)
+    values = scores.combined["combined"].to_numpy().reshape(16, 32)
     light = np.array([np.dot((0.2126, 0.7152, 0.0722), colours[cell]) for cell in np.ndindex(16, 32)])
     assert (np.diff(light[np.argsort(values, axis=None)]) > -1).all(), "rounded to whole numbers"
     assert colours[tuple(np.argwhere(values == values.min())[0])] == tuple(int(part) for part in VIRIDIS[0])
@@ -154,7 +154,7 @@ def test_without_colours_shades_and_marks_tell_the_same(shape: tuple[int, int], 
     body = [line.plain for line in map_lines(lines)[1:-1]]
     gutter, columns = len(f"L{layers - 1}") + 1, 2 if heads < 38 and layers <= 40 else 1
     assert len(body) == layers and all(len(line) == gutter + columns * heads for line in body)
-    values = scores.tables["combined"]["combined"].reshape(layers, heads)
+    values = scores.combined["combined"].to_numpy().reshape(layers, heads)
     scaled = (values - values.min()) / max(values.max() - values.min(), 1)
     top = top_cells(scores)
     for layer, head in np.ndindex(layers, heads):
@@ -168,16 +168,46 @@ def test_without_colours_shades_and_marks_tell_the_same(shape: tuple[int, int], 
 def test_the_table_has_the_top_heads_and_text_is_shown_as_it_is() -> None:
     scores = made_up(30, 9)
     lines, _ = shown(scores, 80)
-    top = scores.tables["topk_global"]
-    for place, line in enumerate(lines[1:11]):
-        layer, head, combined, rank = (top[name][place] for name in ("layer", "head", "combined", "rank"))
+    for head, line in zip(scores.topk_global.iter_rows(), lines[1:11], strict=False):
+        layer, number, combined, place = head
         signals = [f"{combined * 2:.4f}", f"{-combined:.4f}", f"{combined / 1000:.4f}"]
-        assert line.plain.split() == [str(rank), f"L{layer}H{head}", f"{combined:.2f}", *signals]
+        assert line.plain.split() == [str(place), f"L{layer}H{number}", f"{combined:.2f}", *signals]
     assert lines[0].plain.split() == ["rank", "head", "combined", "out", "ent", "task"] and not lines[11].plain
     assert lines[-2].plain == SUMMARY
     console = Console(file=io.StringIO(), force_terminal=True, width=80)
     show_scores(scores, 3, "results in a\x1b[2Jb", console)
     assert "results in a\\x1b[2Jb" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_ties_are_shown_as_ties() -> None:
+    scores = made_up(8, 6, ties=3)
+    lines, _ = shown(scores, 80)
+    assert [line.plain.split()[0] for line in lines[1:11]] == ["1=", "1=", "1=", "4=", "4=", "4=", "7=", "7=", "7=", "10="]
+    body = map_lines(lines)[1:-1]
+    numbers = [int(cell) for line in body for place in range(3, 15, 2) if (cell := line.plain[place : place + 2].strip())]
+    assert sorted(numbers) == sorted(scores.top()["tied_rank"].to_list()), "on the map heads that tie have one number"
+
+
+def test_groups_of_heads_and_other_signals_have_their_names() -> None:
+    lines, _ = shown(made_up(30, 3, unit="kv_head"), 80)
+    assert lines[0].plain.split()[:3] == ["rank", "kv_head", "combined"]
+    assert re.fullmatch(r"L\d+G[012]", lines[1].plain.split()[1])
+    scores = made_up(2, 2)
+    strange = scores.heads.with_columns(pl.col("task").alias("mass_[red]a\x1b[2J"))
+    settings = ScoreSettings(lambda_ent=0, lambda_task=0)
+    object.__setattr__(settings, "weight", {"mass_[red]a\x1b[2J": -1.0})
+    lines, console = shown(dataclasses.replace(scores, heads=strange, settings=settings), 80)
+    assert lines[0].plain.split() == ["rank", "head", "combined", "out", "mass_[red]a\\x1b[2J"]
+    assert "\x1b[2J" not in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("fusion", "shown_as"), [("rank", "2.50"), ("rrf", "2.5000"), ("sum", "2.5000")])
+def test_small_scores_keep_their_decimals(fusion: Any, shown_as: str) -> None:
+    scores = dataclasses.replace(made_up(2, 2), settings=ScoreSettings(fusion=fusion, top_k=4))
+    lines, _ = shown(scores, 80)
+    assert lines[1].plain.split()[2] == shown_as
+    assert f"combined {'1.00' if fusion == 'rank' else '1.0000'}" in map_lines(lines)[-1].plain
+    assert f"<td>{shown_as}</td>" in scores._repr_html_()
 
 
 PLAIN = """\

@@ -308,7 +308,7 @@ def test_an_incomplete_cache_is_scored_only_when_asked_and_says_so(
     status, printed, _ = run_cli("score", incomplete, "--out", out, "--overwrite")
     assert status == 0 and "PARTIAL" not in printed
     config = yaml.safe_load((out / "config.yaml").read_text())
-    assert "partial" not in config and "missing_shards" not in config["record"]
+    assert config["partial"] is False and "missing_shards" not in config["record"]
 
 
 def test_the_config_of_a_partial_run_repeats_it(run_cli: Cli, incomplete: Path, tmp_path: Path) -> None:  # noqa: F811

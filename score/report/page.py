@@ -21,6 +21,7 @@ from .columns import Column, any_column, field, norm_columns, raw_columns
 from .drawing import DATA, drawn, write_charts
 from .marks import INK, Ranking
 from .sections import captured, escaped, skipped_section, tokens_section
+from .texts import reading
 from .vega import vega_bundle
 
 logger = logging.getLogger("headscore")
@@ -183,7 +184,7 @@ def _chart_sections(shown: _Shown) -> dict[str, str]:
         "entropy_and_task": _place("entropy_and_task"),
         "layer_profiles": f'<div class="profiles">{profiles}</div>{other_profiles}',
     }
-    return {name: _section(*views.reading(name, shown.ranking), body) for name, body in bodies.items()}
+    return {name: _section(*reading(name, shown.ranking), body) for name, body in bodies.items()}
 
 
 def _section(title: str, reading: str, body: str) -> str:

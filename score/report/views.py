@@ -17,8 +17,10 @@ import polars as pl
 from ...data.settings import Unit
 from .columns import Column, field, raw_columns, unit_of
 from .marks import INK, MARK, PICKED_ONLY, TOP, Ranking, picked, ranked, top_only
+from .texts import reading
 
 SINK = "sink"
+HIGHER = " (higher: driven more)"
 FIRST_TOKEN = "mass on the first token"  # the signal `sink`, where it is a colour
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#8C6D31", "#5E4FA2")  # five of Okabe and Ito, two more
 PLAIN = "#777777"  # of a signal that weighs nothing
@@ -28,36 +30,6 @@ _LAYERS = alt.X("layer:Q", title="layer", axis=_WHOLE, scale=alt.Scale(nice=Fals
 _TITLE_WIDTH = 72  # characters
 _LEGEND_WIDTH = 40
 _CHARACTER = 6.5  # pixels
-READING = {
-    "combined": (
-        "Combined score of every head",
-        "A cell is a head; brighter means that the task drives it more, and a white dot marks the top k.",
-    ),
-    "signal_maps": (
-        "The signals",
-        "Means over the samples, and below them the same normalised; higher always means that the task drives the head more. "
-        "White dots are the top k.",
-    ),
-    "entropy_and_task": (
-        "Entropy against task mass",
-        "A point is a head; to the left its attention is focused, further up more of it goes to the task's tokens, and "
-        "brighter points rest on the first token (a sink). Rings mark the top k.",
-    ),
-    "layer_profiles": (
-        "Signals by layer",
-        "The line is the mean of a layer's heads, the band their range; dots are the top k heads, which the last chart counts.",
-    ),
-    "top_heads": (
-        "What the top heads' scores are made of",
-        "A bar is a head; its parts add up to the combined score, those to the left of 0 taking away from it. A part is "
-        "{part}.",
-    ),
-}
-PARTS = {  # by fusion
-    "rank": "the head's rank by a signal times the signal's weight",
-    "rrf": "a signal's weight divided by 60 plus the head's place by it",
-    "sum": "the head's normalised value of a signal times the signal's weight",
-}
 
 
 @dataclass(frozen=True)
@@ -89,7 +61,7 @@ def map_chart(data: Any, grid: Grid, column: Column, live: Ranking | None, fluid
     scale = alt.Scale(scheme="viridis")
     if column.middle is not None:
         scale = alt.Scale(scheme="blueorange", domainMid=column.middle)
-    legend = _legend(f"{column.label} (higher: driven more)")
+    legend = _legend(f"{column.label}{HIGHER if column.name == 'combined' else ''}")
     base = alt.Chart().encode(**place)
     cells = base.mark_rect(cursor="pointer").encode(
         color=alt.Color(f"{field(column.name)}:Q", scale=scale, legend=legend), tooltip=_tooltip([column], live)
@@ -105,7 +77,9 @@ def map_chart(data: Any, grid: Grid, column: Column, live: Ranking | None, fluid
     if column.name == "combined":
         title = _title(*reading("combined", live))
     elif column.description:
-        title = alt.Title(_lines(column.described(), wide * grid.heads / _CHARACTER), anchor="start", fontSize=11)
+        title = alt.Title(
+            _lines(column.described(), wide * grid.heads / _CHARACTER), anchor="start", fontSize=11, fontWeight="normal"
+        )
     size: dict[str, Any] = {"width": {"step": wide}, "height": {"step": high}}
     if fluid:
         size = {"width": "container", "height": grid.layers * high}
@@ -159,11 +133,12 @@ def scatter_chart(data: Any, grid: Grid, with_sink: bool, live: Ranking | None) 
 def profile_chart(data: Any, grid: Grid, column: Column, live: Ranking | None, colour: str = PLAIN) -> alt.LayerChart:
     """One signal's part of `layer_profiles`, of data that is given or named."""
     name, base = field(column.name), alt.Chart().encode(x=_LAYERS)
-    band = base.mark_area(opacity=0.25, color=colour).encode(
+    said = f"{column.label} by layer"  # or Vega-Lite writes the axis's title into an expression
+    band = base.mark_area(opacity=0.25, color=colour, description=said).encode(
         y=alt.Y(f"min({name}):Q", title=_lines(column.label, _LEGEND_WIDTH), scale=alt.Scale(zero=False)),
         y2=alt.Y2(f"max({name}):Q"),
     )
-    line = base.mark_line(color=colour, strokeWidth=2).encode(y=alt.Y(f"mean({name}):Q"))
+    line = base.mark_line(color=colour, strokeWidth=2, description=said).encode(y=alt.Y(f"mean({name}):Q"))
     heads = base.encode(y=alt.Y(f"{name}:Q"), tooltip=_tooltip([column], live))
     marks = [band, line]
     if live:
@@ -202,7 +177,7 @@ def bars_chart(data: Any, grid: Grid, live: Ranking) -> alt.Chart:
         .transform_calculate(part=f"{json.dumps(names)}[datum.order]")
         .mark_bar(cursor="pointer", strokeWidth=2.5)
         .encode(
-            x=alt.X("sum(share):Q", title="combined score (higher: driven more)"),
+            x=alt.X("sum(share):Q", title=f"combined score{HIGHER}"),
             color=alt.Color("part:N", title=None, sort=names, scale=scale, legend=legend),
             order=alt.Order("order:Q"),
             detail=[alt.Detail("layer:O"), alt.Detail(f"{grid.unit}:O"), alt.Detail("rank:Q"), alt.Detail("place:N")],
@@ -224,12 +199,6 @@ def colours() -> Iterator[str]:
     return itertools.cycle(COLOURS)
 
 
-def reading(name: str, live: Ranking | None) -> tuple[str, str]:
-    """A chart's title, and how to read it."""
-    title, text = READING[name]
-    return title, text.format(part=PARTS[live.fusion] if live else "")
-
-
 def _step(count: int, most: int, largest: int) -> float:
     return max(4, min(largest, most // count))
 
@@ -239,9 +208,14 @@ def _legend(text: str, **more: Any) -> alt.Legend:
 
 
 def _tooltip(columns: Iterable[Column], live: Ranking | None) -> list[Any]:
-    shown = [alt.Tooltip(f"{field(column.name)}:Q", title=column.label, format=".4f") for column in columns]
+    shown = [alt.Tooltip(f"{field(column.name)}:Q", title=_key(column.label), format=".4f") for column in columns]
     rank = [alt.Tooltip("place:N", title="rank")] if live else []
     return [alt.Tooltip("name:N"), *shown, *rank]
+
+
+def _key(text: str) -> str:
+    """A tooltip's title: Vega-Lite writes it into an expression and escapes quotes, but not what escapes a quote."""
+    return text.replace("\\", "\\\\")
 
 
 def _title(title: str, text: str) -> alt.Title:
