@@ -78,19 +78,14 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     return app.command(cls=GroupedCommand, short_help=summary(function))(function)
 
 
-def _show_version(asked: bool) -> None:
-    if asked:
-        version()
-        raise typer.Exit
-
-
 @app.callback(invoke_without_command=True)
 def _headscore(
     context: typer.Context,
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_show_version)
-    ] = False,
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
+    if show_version:
+        version()
+        raise typer.Exit
     if context.invoked_subcommand is None:
         print(context.get_help())
         raise typer.Exit(2)
@@ -250,7 +245,3 @@ def _print_scores(scores: "Scores", out: Path | None) -> None:
     for line in table_lines(scores, TOP_HEADS_SHOWN):
         print(line)
     print(f"\n{summary}")
-
-
-if __name__ == "__main__":
-    main()

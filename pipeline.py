@@ -59,12 +59,8 @@ def score(
         return score_cache(opened, settings, work, partial, executor)
     with results_folder(Path(out)):
         scores = score_cache(opened, settings, work, partial, executor)
-        write_results(
-            Path(out),
-            scores,
-            {"cache": written_place("cache", cache, Path(out)), **({"partial": True} if partial else {})},
-            overwrite,
-        )
+        extra = {"cache": written_place("cache", cache, Path(out)), "partial": partial}
+        write_results(Path(out), scores, extra, overwrite)
         if report:
             _write_report(Path(out), opened, scores)
     return scores
@@ -115,13 +111,14 @@ def run(
     extra = written_options(pick(CaptureSettings, chosen), folder)
     with results_folder(folder):
         # what would stop the scoring is better known now than after the capture
-        require_same_run(folder, options_config(ScoreSettings(**pick(ScoreSettings, chosen)), extra), overwrite)
+        scoring = ScoreSettings(**pick(ScoreSettings, chosen))
+        require_same_run(folder, options_config(scoring, extra, folder), overwrite)
         prompts = checked_prompts(settings)
         require_known_spans(settings.task_span, prompts.maker.span_names, str(prompts.path))
         with output_folder(folder / CACHE_FOLDER):
             capture_prompts(folder / CACHE_FOLDER, settings, prompts, overwrite, progress)
         cache = open_cache(folder / CACHE_FOLDER)
-        scores = score_cache(cache, ScoreSettings(**pick(ScoreSettings, chosen)))
+        scores = score_cache(cache, scoring)
         write_results(folder, scores, extra, overwrite)
         if report and (missing := missing_packages()):
             logger.warning("no report is made, as it needs %s: pip install 'headscore[report]'", " and ".join(missing))

@@ -12,7 +12,7 @@ import numpy as np
 from ..data.cache import Cache
 from ..data.errors import InputError
 from .kept import Store
-from .means import Float, Sums
+from .means import Float, Sums, sums
 from .recipe import Recipe
 from .shard_source import ShardSource
 
@@ -115,5 +115,4 @@ def _without_task(source: ShardSource) -> int:
 
 def _nothing(recipe: Recipe) -> Sums:
     """The sums of a shard without samples."""
-    shape = (len(recipe.layers), recipe.heads)
-    return Sums(np.zeros(shape), np.zeros(shape), np.zeros(shape, np.int64))
+    return sums(np.empty((len(recipe.layers), recipe.heads, 0)))

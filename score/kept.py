@@ -1,11 +1,10 @@
 """Keeps what a pass over a shard gave, so that scoring it again reads no row.
 
-There are two files for each shard and query mode: the measures as Parquet, with a row group per layer, and a JSON file that
-says what they are: of which shard, with its size, inode and times, and with a CRC-32 of the Parquet file, which has none of
-its own. The JSON file has one of itself, too. It also keeps the sums of signals. They lie in `derived/` in the cache folder,
-or where that cannot be written, in the user's cache folder. A shard that was replaced, damaged or copied since
-has other times, so what a cache brings along from elsewhere is never believed. Nothing depends on these files: what does not
-fit is made again.
+There are two files for each shard and query mode: the measures as Parquet, and a JSON file that says what they are: of which
+shard, with its size, inode and times, and with a CRC-32 of the Parquet file, which has none of its own. The JSON file has one
+of itself, too. It also keeps the sums of signals. They lie in `derived/` in the cache folder, or where that cannot be written,
+in the user's cache folder. A shard that was replaced, damaged or copied since has other times, so what a cache brings along
+from elsewhere is never believed. Nothing depends on these files: what does not fit is made again.
 """
 
 import base64
@@ -32,13 +31,13 @@ from ..data.errors import HeadscoreError, RunError, UnreadableFileError
 from ..data.files import remove_leftovers, user_cache, write_bytes
 from ..data.metadata import MAX_HEADS, identity
 from ..data.plain import kind_of, read_plain
-from .means import Sums
+from .means import PARTS, Sums
 from .measures import Measure
 
 logger = logging.getLogger("headscore")
 
 DERIVED_FOLDER = "derived"
-VERSION = 3  # of these files, and of what measures and built-in signals mean: raise it when either changes
+VERSION = 4  # of these files, and of what measures and built-in signals mean: raise it when either changes
 
 MAX_BYTES = 128 << 20  # of the measures that are kept of a shard, as they are held at once
 MAX_JSON_BYTES = 64 << 20
@@ -160,21 +159,18 @@ class Store:
     ) -> None:
         if measures:
             table = io.BytesIO()
-            rows = len(kept.samples["row"]) * self.shape[1]
             frame = pl.DataFrame({name: values.reshape(-1) for name, values in measures.items()})
-            frame.write_parquet(table, compression="uncompressed", statistics=False, row_group_size=rows)
+            frame.write_parquet(table, compression="uncompressed", statistics=False)
             kept.parquet = {"bytes": table.tell(), "crc32": zlib.crc32(table.getbuffer())}
             write_bytes(self._path(folder, shard, "parquet"), table.getbuffer(), durable=False)
         newest = list(kept.sums.items())[-MAX_SUMS:]
-        sums = {name: [_text(part) for part in (found.high, found.low, found.counts)] for name, found in newest}
+        sums = {name: [_text(found.parts), _text(found.counts)] for name, found in newest}
         content = {**key, "samples": kept.samples, "measures": kept.measures, "parquet": kept.parquet, "sums": sums}
         text = json.dumps(content).encode()
         write_bytes(self._path(folder, shard, "json"), _checksum(text) + text, durable=False)
 
-    def _sums(self, high: str, low: str, counts: str) -> Sums:
-        return Sums(
-            *(_array(text, dtype).reshape(self.shape) for text, dtype in ((high, "<f8"), (low, "<f8"), (counts, "<i8")))
-        )
+    def _sums(self, parts: str, counts: str) -> Sums:
+        return Sums(_array(parts, "<f8").reshape(PARTS, *self.shape), _array(counts, "<i8").reshape(self.shape))
 
 
 def open_store(cache: Cache, mode: str) -> Store | None:

@@ -3,6 +3,8 @@
 Shapes: L layers, H heads, n samples of a shard, b of a block, t tokens of all of them, K linear measures.
 """
 
+import math
+import threading
 from collections.abc import Sequence
 from functools import cache, cached_property
 from typing import Any
@@ -11,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data.errors import DamagedShardError
-from ..data.reader import Block, Shard
+from ..data.reader import BLOCK_ITEMS, Block, Shard
 from ..data.settings import QueryMode
 from .columns import Columns
 
@@ -25,6 +27,10 @@ NORMS = {  # by the array that holds them
 }
 MEAN_ENTROPY = "all_tokens/entropy"  # the mean of all rows' entropies, which is not that of the mean row
 OF_ROWS = ("entropy", "entropy_free", "largest")  # that are not linear in a row
+
+ROWS = (
+    64  # of a sample that are worked on at once, from as many layers as have so many heads; fewer, larger products are faster
+)
 
 _ONE = 0x3C00  # the bits of 1.0 in half precision; those of the numbers from 0 to 1 rise with them
 _ENTROPY_UNIT = 2.0**-34
@@ -66,17 +72,25 @@ def block_measures(
     if "entropy_free" in of_rows and "rest" not in linear:
         linear.append("rest")
     weights = columns.weights(shard, block, linear) if of_rows else None
-    for place, layer in enumerate(layers):
-        for name, array in stored.items():
-            found[name][place] = _stored(shard, array, layer, block)
-        if weights is not None:
-            rows = RowSums(_bits(shard, f"{mode}/attention", layer, block), block.offsets, weights, linear)
-            for name in of_rows:
-                found[name][place] = rows.measure(name)
+    for name, array in stored.items():
+        if len(layers) == shard.layers:  # in one go, as a layer has few values
+            found[name][:] = _stored(shard, array, None, block)
+        else:
+            for place, layer in enumerate(layers):
+                found[name][place] = _stored(shard, array, layer, block)
+    if weights is None:
+        return found
+    step = max(1, min(ROWS // shard.heads, BLOCK_ITEMS // (shard.heads * len(weights))))
+    for start in range(0, len(layers), step):
+        group = layers[start : start + step]
+        bits = np.concatenate([_bits(shard, f"{mode}/attention", layer, block) for layer in group])
+        rows = RowSums(bits, block.offsets, weights, linear)
+        for name in of_rows:
+            found[name][start : start + step] = rows.measure(name).reshape(len(group), shard.heads, samples)
     return found
 
 
-def _stored(shard: Shard, array: str, layer: int, block: Block) -> npt.NDArray[np.float32]:
+def _stored(shard: Shard, array: str, layer: int | None, block: Block) -> npt.NDArray[np.float32]:
     values = shard.read(array, layer, block)
     if not np.isfinite(values).all() or values.min(initial=0) < 0:
         raise DamagedShardError(f"{shard.path}: '{array}' holds values that are negative or not finite: the shard is damaged")
@@ -91,14 +105,14 @@ def _bits(shard: Shard, array: str, layer: int, block: Block) -> npt.NDArray[np.
 
 
 class RowSums:
-    """What is summed over the pattern rows of some samples in one layer.
+    """What is summed over the pattern rows of some samples in one or more layers.
 
     Sums are the same in whatever order they are added. Half-precision weights are multiples of 2⁻²⁴, so masses and other sums
     with whole-numbered w are exact in float64; −p ln p is rounded to multiples of 2⁻³⁴, so entropies add up exactly, too, and
     are right within T · 3e-11.
 
     Args:
-        bits: the rows as half-precision bits, uint16 [H,t], none beyond those of 1.
+        bits: the rows as half-precision bits, uint16 [R,t], none beyond those of 1; R rows for each sample.
         offsets: where each sample's tokens start, int64 [b+1].
         weights: w of each linear measure, float64 [t,K].
         linear: the names of the K linear measures.
@@ -108,15 +122,15 @@ class RowSums:
         self, bits: npt.NDArray[np.uint16], offsets: npt.NDArray[np.int64], weights: npt.NDArray[Any], linear: Sequence[str]
     ):
         self._bits, self._offsets, self._linear = bits, offsets, list(linear)
-        self._places = bits.astype(np.intp)
-        values, _ = _tables()
-        rows = values.take(self._places)
+        self._places = _scratch("places", bits.shape, np.intp)
+        np.copyto(self._places, bits)
+        rows = np.take(_tables()[0], self._places, out=_scratch("values", bits.shape, np.float64), mode="clip")
         self._sums = np.empty((len(offsets) - 1, len(bits), len(self._linear)))
         for sample, (start, stop) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
             np.matmul(rows[:, start:stop], weights[start:stop], out=self._sums[sample])
 
     def measure(self, name: str) -> npt.NDArray[Any]:
-        """A measure [H,b] of each row."""
+        """A measure [R,b] of each row."""
         if name == "largest":
             values, _ = _tables()
             return values[np.maximum.reduceat(self._bits, self._offsets[:-1], axis=1)]
@@ -125,19 +139,32 @@ class RowSums:
         if name == "entropy_free":
             rest = self.measure("rest")
             with np.errstate(divide="ignore", invalid="ignore"):
-                return np.where(rest > 0, self._entropies[1] / rest + np.log(rest), np.nan)
+                return np.where(rest > 0, np.maximum(self._entropies[1] / rest + np.log(rest), 0), np.nan)
         return self._sums[:, :, self._linear.index(name)].T
 
     @cached_property
     def _entropies(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        """−Σⱼ aⱼ ln aⱼ in nats (0 ln 0 = 0) over a row, and over the row without its first token: each [H,b]."""
+        """−Σⱼ aⱼ ln aⱼ in nats (0 ln 0 = 0) over a row, and over the row without its first token: each [R,b]."""
         starts = self._offsets[:-1]
         _, entropies = _tables()
-        parts = entropies.take(self._places)
+        parts = np.take(entropies, self._places, out=_scratch("values", self._places.shape, np.float64), mode="clip")
         first = parts[:, starts]
         parts[:, starts] = 0
         rest = np.add.reduceat(parts, starts, axis=1)
         return first + rest, rest
+
+
+def _scratch(name: str, shape: tuple[int, ...], dtype: type) -> npt.NDArray[Any]:
+    """Memory that is used again and again: having the system hand out fresh pages takes longer than filling them."""
+    items = math.prod(shape)
+    there = getattr(_local, name, None)
+    if there is None or len(there) < items:
+        there = np.empty(items, dtype)
+        setattr(_local, name, there)
+    return there[:items].reshape(shape)
+
+
+_local = threading.local()
 
 
 @cache

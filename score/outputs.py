@@ -16,6 +16,7 @@ from .. import __version__
 from ..data.cache import METADATA_FILE
 from ..data.errors import InputError, one_line
 from ..data.files import output_folder, write_bytes, write_text
+from ..data.places import written_options
 from ..data.settings import RECORD_KEY, ScoreSettings
 from .scores import Scores
 
@@ -71,7 +72,7 @@ def write_results(folder: Path, scores: Scores, extra: Mapping[str, Any], overwr
     extra: what config.yaml holds besides the score settings. Raises InputError where the folder holds another run's results and
     `overwrite` is False; the same run may be repeated.
     """
-    config = run_config(scores, extra)
+    config = run_config(scores, extra, folder)
     require_same_run(folder, config, overwrite)
     if overwrite:  # a report that is there may be another run's
         for name in REPORT_FILES:
@@ -92,26 +93,28 @@ def write_results(folder: Path, scores: Scores, extra: Mapping[str, Any], overwr
     logger.info("%s: results written", folder)
 
 
-def run_config(scores: Scores, extra: Mapping[str, Any]) -> dict[str, Any]:
+def run_config(scores: Scores, extra: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """What config.yaml holds: every option by its name, and under `record` how the cache was made."""
     record = {"headscore": __version__, "samples": scores.samples}
     if scores.missing_shards:
         record["missing_shards"] = scores.missing_shards
     record |= {key: scores.metadata[key] for key in _CAPTURE_KEYS if key in scores.metadata}
-    return {**options_config(scores.settings, extra), RECORD_KEY: record}
+    if texts := {name: str(value) for name, value in _expressions(scores.settings).items()}:
+        record["expressions"] = texts
+    return {**options_config(scores.settings, extra, folder), RECORD_KEY: record}
 
 
-def options_config(settings: ScoreSettings, extra: Mapping[str, Any]) -> dict[str, Any]:
-    """The options in config.yaml; what was left to its default of None is left out."""
+def options_config(settings: ScoreSettings, extra: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The options in the config.yaml of `folder`; None for what was left to its default, and for a polars expression."""
     chosen = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
-    return {**extra, **{name: _written(value) for name, value in chosen.items() if value is not None}}
+    for option in ("measure", "signal"):
+        chosen[option] = {name: None if isinstance(value, pl.Expr) else value for name, value in chosen[option].items()}
+    return {**extra, **written_options(chosen, folder)}
 
 
-def _written(value: Any) -> Any:
-    """A setting as YAML can have it; a polars expression is told as a text that cannot be read back."""
-    if isinstance(value, Mapping):
-        return {name: str(inner) if isinstance(inner, pl.Expr) else inner for name, inner in value.items()}
-    return list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
+def _expressions(settings: ScoreSettings) -> dict[str, pl.Expr]:
+    """The measures and signals that were given as polars expressions, which no configuration file can say."""
+    return {name: value for name, value in {**settings.measure, **settings.signal}.items() if isinstance(value, pl.Expr)}
 
 
 def require_same_run(folder: Path, config: dict[str, Any], overwrite: bool) -> None:

@@ -1,6 +1,8 @@
 """From signals to a ranking: normalised, ranked, fused and ordered, in polars, written once for any groups of heads."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import get_args
 
 import polars as pl
 
@@ -43,18 +45,19 @@ def rank(
     values, then by layer and head; `tied_rank`, the first rank among all heads of equal combined score; and `layer_rank`, the
     rank within the layer.
 
-    Raises InputError where a column is missing, or a weighted signal is null, NaN or infinite for a head.
+    Raises InputError where a column is missing or has two lines for a head, a weighted signal is null, NaN, infinite or no
+    number for a head, and for weights or options that there are not.
     """
+    for option, value, known in (
+        ("fusion", fusion, FUSIONS),
+        ("norm_mode", norm_mode, NORM_MODES),
+        ("within", within, get_args(Within)),
+        ("unit", unit, get_args(Unit)),
+    ):
+        if value not in known:
+            raise InputError(f"rank: {option}={value!r} is not one of {', '.join(known)}")
     keys = [*by, "layer", unit]
-    if missing := [name for name in (*keys, *weights) if name not in frame.columns]:
-        raise InputError(f"rank: the frame has no {', '.join(missing)}; it has {', '.join(frame.columns)}")
-    if not any(weights.values()):
-        raise InputError("rank: every weight is 0, so there is nothing to rank by")
-    wrong = [name for name, weight in weights.items() if weight and not _is_finite(frame[name])]
-    if wrong:
-        raise InputError(f"rank: the signal '{wrong[0]}' is undefined or not finite for some heads")
-    if frame.select(keys).is_duplicated().any():
-        raise InputError(f"rank: some lines have the same {', '.join(keys)}; there must be one line per head")
+    _require_rankable(frame, keys, weights)
     signals = [name for name in frame.columns if name not in (*keys, "head", "kv_head") and frame[name].dtype.is_float()]
     signals += [name for name in weights if name not in signals]
     group = [*by, "layer"] if within == "layer" else list(by)
@@ -62,6 +65,22 @@ def rank(
     combined = FUSIONS[fusion](weights, group)
     tiebreak = _weighted({name: pl.col(f"{name}_norm") for name in weights}, weights)
     return _ordered(ranked.with_columns(combined=combined, _tiebreak=tiebreak), list(by), unit)
+
+
+def _require_rankable(frame: pl.DataFrame, keys: Sequence[str], weights: Mapping[str, float]) -> None:
+    if missing := [name for name in (*keys, *weights) if name not in frame.columns]:
+        raise InputError(f"rank: the frame has no {', '.join(missing)}; it has {', '.join(frame.columns)}")
+    for name, weight in weights.items():
+        if not math.isfinite(weight):
+            raise InputError(f"rank: the weight of '{name}', {weight}, is not a finite number")
+        if weight and not frame[name].dtype.is_numeric():
+            raise InputError(f"rank: the signal '{name}' is of {frame[name].dtype}, not of numbers")
+        if weight and not _is_finite(frame[name]):
+            raise InputError(f"rank: the signal '{name}' is undefined or not finite for some heads")
+    if not any(weights.values()):
+        raise InputError("rank: every weight is 0, so there is nothing to rank by")
+    if frame.select(keys).is_duplicated().any():
+        raise InputError(f"rank: some lines have the same {', '.join(keys)}; there must be one line per head")
 
 
 def _is_finite(values: pl.Series) -> bool:
@@ -88,7 +107,8 @@ def _ranked(
 
 
 def _over(expression: pl.Expr, group: Sequence[str]) -> pl.Expr:
-    return expression.over(list(group)) if group else expression
+    """By a struct, as polars adds up the groups of a sorted column in another way, and so the last bits would differ."""
+    return expression.over(pl.struct(*group, pl.lit(0)))
 
 
 def _ranks(x: pl.Expr) -> pl.Expr:
@@ -98,7 +118,9 @@ def _ranks(x: pl.Expr) -> pl.Expr:
 
 def _zscore(x: pl.Expr) -> pl.Expr:
     constant = x.max() == x.min()  # the rounded mean may differ from equal values
-    return pl.when(constant).then(0.0).otherwise((x - x.mean()) / x.std(ddof=0))
+    # by a power of 2, which changes no digit: the square of a difference could be too small or too large for a float
+    scaled = x * pl.lit(2.0).pow(-x.abs().max().log(2).floor())
+    return pl.when(constant).then(0.0).otherwise((scaled - scaled.mean()) / scaled.std(ddof=0))
 
 
 def _percentile(x: pl.Expr) -> pl.Expr:

@@ -16,6 +16,7 @@ from ..data.settings import QueryMode, ScoreSettings
 from . import signals as built_in
 from .columns import DATA, Columns, choose_columns, union_name
 from .expressions import (
+    columns_of,
     expression_key,
     functions_of,
     names_of,
@@ -23,7 +24,7 @@ from .expressions import (
     read_python_file,
     require_line_by_line,
 )
-from .measures import NORMS, measure_names
+from .measures import NORMS, OF_ROWS, measure_names
 
 PLACES: dict[str, Any] = {"layer": pl.Int32, "head": pl.Int32, "kv_head": pl.Int32}
 
@@ -97,14 +98,14 @@ class Recipe:
     @cached_property
     def scanned(self) -> dict[str, Any]:
         """The columns of `scan_cache`: those of a signal, with counts as whole numbers, and the signals."""
-        whole = {name: pl.Int64 for name in self.schema if name == "tokens" or name.startswith(("tokens_", "task_tokens"))}
+        whole = dict.fromkeys(["tokens", "task_tokens", *(f"tokens_{name}" for name in self.columns.spans())], pl.Int64)
         return {**self.schema, **whole, **{name: pl.Float64 for name in self.signals if name not in self.schema}}
 
     def needs(self, names: Iterable[str]) -> list[str]:
         """The columns of `schema` that the named signals are made of."""
         found: dict[str, None] = {}
         for name in names:
-            found |= dict.fromkeys(self.signals[name].expression.meta.root_names())
+            found |= dict.fromkeys(columns_of(self.signals[name].expression, self.schema))
         return list(found)
 
     def measures_for(self, columns: Iterable[str]) -> list[str]:
@@ -120,11 +121,14 @@ class Recipe:
 
     def signal_key(self, name: str) -> str | None:
         """What names a signal's values for another time, with all that they depend on; None where that has no name."""
+        needs = self.needs([name])
         key = expression_key(self.signals[name].expression)
-        own = [expression_key(self.columns.own[need]) for need in self.needs([name]) if need in self.columns.own]
-        if key is None or None in own:
+        own = {need: expression_key(self.columns.own[need]) for need in needs if need in self.columns.own}
+        if key is None or None in own.values():
             return None
-        return f"{name} {self.result:d} {self.task} {key} {' '.join(map(str, own))}".strip()
+        chosen = sorted({f"{need}={self.aliases[need]}" for need in needs if need in self.aliases})
+        of_task = [f"task_rest={self.task}"] if "task_rest" in needs else []
+        return " ".join([name, key, *chosen, *of_task, *(f"{need}={value}" for need, value in own.items())])
 
 
 def choose_recipe(cache: Cache, settings: ScoreSettings, partial: bool) -> Recipe:
@@ -153,12 +157,12 @@ def choose_measures(cache: Cache, settings: ScoreSettings) -> Recipe:
             "cannot be split by heads; use --head-output z"
         )
     cache.require_spans(settings.task_span)
-    columns = choose_columns(metadata["span_names"], settings.task_span, settings.measure, [*PLACES, *NORMS])
+    columns = choose_columns(metadata["span_names"], settings.task_span, settings.measure, [*PLACES, *NORMS, *OF_ROWS])
     heads, kv_heads = metadata["dims"]["heads"], metadata["dims"].get("kv_heads")
     grouped = isinstance(kv_heads, int) and kv_heads > 0 and heads % kv_heads == 0
     if settings.by == "kv_head" and not grouped:
         raise InputError(f"--by kv_head: {cache.path} does not say how its {heads} heads share key-value heads")
-    return Recipe(
+    recipe = Recipe(
         mode=settings.score_query_mode,
         result=settings.head_output == "result",
         task=union_name(settings.task_span),
@@ -169,6 +173,12 @@ def choose_measures(cache: Cache, settings: ScoreSettings) -> Recipe:
         heads=heads,
         kv_heads=kv_heads if grouped else None,
     )
+    without_own = dataclasses.replace(recipe, columns=dataclasses.replace(columns, own={}), measures=())
+    for name in columns.own:
+        if name in built_in_signals() or name in without_own.schema:
+            what = "signal" if name in built_in_signals() else "measure"
+            raise InputError(f"--measure {name}: there is a {what} of this name already")
+    return recipe
 
 
 def with_signals(recipe: Recipe, settings: ScoreSettings) -> Recipe:

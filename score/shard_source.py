@@ -87,16 +87,18 @@ class ShardSource:
 
         Returns the sums by name, and why nothing could be kept; empty where it was, or was not meant to be.
         """
+        asked: Sequence[str] = self.recipe.measures_for(self.recipe.needs(names))
+        there = self._read_kept(asked)
+        new = len(there) < len(asked)
+        if new:  # then all of them, so that they are kept, and no array is damaged unnoticed
+            asked = self.recipe.measures
+            there = self._read_kept(asked)
+        room = bool(self._store and self._store.has_room_for(len(self.samples["row"]), len(asked)))
         layers = range(len(self.recipe.layers))
-        needed = self.recipe.measures_for(self.recipe.needs(names))
-        there = self._read_kept(needed)
-        room = bool(self._store and self._key and self._store.has_room_for(len(self.samples["row"]), len(self.recipe.measures)))
-        asked = self.recipe.measures if room and len(there) < len(needed) else ()
-        there = self._read_kept(asked) if asked else there
         whole: list[Mapping[str, Measure]] = []
         found: dict[str, Sums] = {}
-        for block, measures in self._blocks(asked or needed, layers, there):
-            whole += [measures] if asked else []
+        for block, measures in self._blocks(asked, layers, there):
+            whole += [measures] if new and room else []
             parts = [_sums(table, names, self.recipe.heads) for table in self._cut(measures, block, layers, 0)]
             added = _stacked(parts, names)
             found = {name: found[name] + added[name] for name in names} if found else added
@@ -150,11 +152,16 @@ class ShardSource:
 
 
 def _sums(table: MeasureTable, names: Sequence[str], heads: int) -> Sums:
-    """The sums of signals over the samples of a table, [signals,l,H]."""
-    return sums(table.signals(names).to_numpy().T.reshape(len(names), -1, heads, table.count))
+    """The sums of signals over the samples of a table, [signals,l,H]; one signal at a time stays in a core's cache."""
+    values = table.signals(names)
+    found = [sums(values[name].to_numpy().reshape(-1, heads, table.count)) for name in names]
+    return Sums(np.stack([one.parts for one in found], axis=1), np.stack([one.counts for one in found]))
 
 
 def _stacked(parts: Sequence[Sums], names: Sequence[str]) -> dict[str, Sums]:
     """The sums of each signal, [L,H], from those of some layers each."""
-    high, low, counts = (np.concatenate([getattr(part, kind) for part in parts], axis=1) for kind in ("high", "low", "counts"))
-    return {name: Sums(high[place], low[place], counts[place]) for place, name in enumerate(names)}
+    totals, counts = (
+        np.concatenate([part.parts for part in parts], axis=2),
+        np.concatenate([part.counts for part in parts], axis=1),
+    )
+    return {name: Sums(totals[:, place], counts[place]) for place, name in enumerate(names)}

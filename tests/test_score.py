@@ -1,6 +1,8 @@
+import copy
 import itertools
 import json
 import math
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -45,8 +47,18 @@ def metadata(layers: int, heads: int, changes: dict[str, Any] | None = None) -> 
     return {**made, **(changes or {})}
 
 
-def write_cache(folder: Path, rows: np.ndarray, out: np.ndarray, span: list[int], lengths: list[int]) -> Path:
-    """A one-shard cache of last-token rows [L,H,t] and output norms [L,H,n]; the all_tokens arrays are shifted copies."""
+def write_cache(
+    folder: Path,
+    rows: np.ndarray,
+    out: np.ndarray,
+    span: list[int],
+    lengths: list[int],
+    others: dict[str, np.ndarray] | None = None,
+) -> Path:
+    """A one-shard cache of last-token rows [L,H,t] and output norms [L,H,n]; the all_tokens arrays are shifted copies.
+
+    others: arrays that are to be something else.
+    """
     layers, heads = rows.shape[:2]
     made = metadata(layers, heads)
     arrays = {
@@ -62,6 +74,7 @@ def write_cache(folder: Path, rows: np.ndarray, out: np.ndarray, span: list[int]
         "all_tokens/result_norm": out + 2,
         "all_tokens/attention": rows[:, ::-1],
         "all_tokens/entropy": out + 3,
+        **(others or {}),
     }
     cache_format.write_metadata(folder, made, keep_existing=False)
     write_shard(cache_format.shard_path(folder, 0), 0, arrays, made, [])
@@ -168,7 +181,7 @@ def test_every_result_file_equals_a_numpy_computation_from_eager_tensors(
     options = {"score_query_mode": query_mode, "head_output": head_output, "task_span": spans, "norm_mode": norm_mode}
     headscore.score(cache, tmp_path, lambda_ent=lambdas[0], lambda_task=lambdas[1], top_k=5, top_k_per_layer=2, **options)
     raw = eager_means(cache, llama_eager, query_mode, head_output, spans)
-    expected = reference.ranking(raw, norm_mode, *lambdas)
+    expected = reference.ranking(raw, {"out": 1.0, "ent": lambdas[0], "task": lambdas[1]}, norm_mode)
 
     def column(file: str, name: str) -> np.ndarray:
         frame = pl.read_csv(tmp_path / file)
@@ -189,48 +202,6 @@ def test_every_result_file_equals_a_numpy_computation_from_eager_tensors(
     assert [head["rank"] for head in per_layer] == [1, 2] * 3
 
 
-# ------------------------------------------------------------------------------------------------------------- scan_cache
-
-
-def test_scan_cache_means_are_the_raw_scores(cache: Path) -> None:
-    frame = headscore.scan_cache(cache)
-    assert frame.collect_schema().names() == ["sample", "row", "tokens", "layer", "head", "out", "ent", "task"]
-    means = frame.group_by("layer", "head").agg(pl.col("out", "ent", "task").mean()).sort("layer", "head").collect()
-    raw = headscore.score(cache).raw
-    for name in SIGNALS:
-        np.testing.assert_allclose(means[name], raw[f"{name}_raw"], rtol=1e-12)
-    assert frame.select(pl.len()).collect().item() == 24 * 3 * 4
-
-
-def test_scan_cache_answers_any_query_like_the_collected_frame(cache: Path) -> None:
-    lazy = headscore.scan_cache(cache, task_span=["choices"], score_query_mode="all_tokens")
-    whole = lazy.collect()
-    assert whole.select("sample", "layer", "head").rows() == list(itertools.product(range(24), range(3), range(4)))
-    for query in (
-        lambda f: f.select("head", "task"),
-        lambda f: f.filter(pl.col("ent") < pl.col("ent").mean()).select("row"),
-        lambda f: f.filter((pl.col("layer") == 1) & (pl.col("out") > 0.1)).select("sample", "task"),
-        lambda f: f.head(125),
-        lambda f: f.filter(pl.col("head") == 2).head(40).select("tokens"),
-        lambda f: f.tail(3),
-    ):
-        assert query(lazy).collect().equals(query(whole.lazy()).collect())
-
-
-def test_signals_are_read_only_when_asked_for(cache: Path, arrays_read: set[str]) -> None:
-    headscore.scan_cache(cache, fresh=True).select("row", "layer").collect()
-    assert not {name for name in arrays_read if name.startswith(("last_token", "all_tokens"))}
-    headscore.scan_cache(cache, fresh=True).select("out").collect()
-    assert {name for name in arrays_read if name.startswith(("last_token", "all_tokens"))} == {"last_token/output_norm"}
-
-
-def test_a_shard_alone_is_a_cache(cache: Path) -> None:
-    shard = open_cache(cache).shards[1]
-    whole = headscore.scan_cache(cache).filter(pl.col("sample").is_between(10, 19)).drop("sample").collect()
-    assert headscore.scan_cache(shard).drop("sample").collect().equals(whole)
-    assert headscore.score(shard).samples == 10
-
-
 # ---------------------------------------------------------------------------------------------------------------- outputs
 
 
@@ -244,11 +215,13 @@ def test_nothing_is_written_unless_told_where(cache: Path, tmp_path: Path, monke
     assert {path.name for path in cache.iterdir()} <= {*parts, "derived"}
 
 
-def test_the_seven_files_and_a_config_that_repeats_the_run(cache: Path, tmp_path: Path) -> None:
+def test_the_result_files_and_a_config_that_repeats_the_run(cache: Path, tmp_path: Path) -> None:
     headscore.score(cache, tmp_path / "one", lambda_ent=0.1, task_span=["choices", "question"], norm_mode="percentile")
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert names == [
         "config.yaml",
+        "heads.csv",
+        "heads.parquet",
         "run.log",
         "scores_combined.csv",
         "scores_norm.csv",
@@ -266,9 +239,107 @@ def test_the_seven_files_and_a_config_that_repeats_the_run(cache: Path, tmp_path
     assert "12 heads from 24 samples" in (tmp_path / "one" / "run.log").read_text()
 
 
-def test_csv_keeps_full_precision(cache: Path, tmp_path: Path) -> None:
-    scores = headscore.score(cache, tmp_path / "r")
-    assert pl.read_csv(tmp_path / "r" / "scores_raw.csv").drop("layer", "head").equals(scores.raw.drop("layer", "head"))
+@pytest.mark.parametrize("options", [{}, {"by": "kv_head", "signal": {"gone": "NULLIF(entropy, entropy)"}}])
+def test_files_keep_full_precision(cache: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    scores = headscore.score(cache, tmp_path / "r", **options)
+    assert pl.read_csv(tmp_path / "r" / "scores_raw.csv", schema=scores.raw.schema).equals(scores.raw)
+    assert pl.read_csv(tmp_path / "r" / "heads.csv", schema=scores.heads.schema).equals(scores.heads)
+    assert pl.read_parquet(tmp_path / "r" / "heads.parquet").equals(scores.heads)
+
+
+def test_the_seeds_files_are_as_they_were(cache: Path, tmp_path: Path) -> None:
+    headscore.score(cache, tmp_path / "r", weight={"lift": 2}, fusion="rrf", within="model")
+    columns = {name: pl.read_csv(tmp_path / "r" / f"scores_{name}.csv").columns for name in ("raw", "norm", "combined")}
+    assert columns == {
+        "raw": ["layer", "head", "out_raw", "ent_raw", "task_raw"],
+        "norm": ["layer", "head", "out_z", "ent_z", "task_z"],
+        "combined": ["layer", "head", "combined"],
+    }
+    for name in ("topk_global", "topk_per_layer"):
+        heads = json.loads((tmp_path / "r" / f"{name}.json").read_text())
+        assert all(list(head) == ["layer", "head", "combined", "rank"] for head in heads)
+
+
+# ------------------------------------------------------------------------------------------------------------- the object
+
+
+def test_scores_are_equal_where_heads_and_settings_are(cache: Path, last_token_cache: Path) -> None:
+    one, same = headscore.score(cache), headscore.score(cache, workers=2)
+    assert one == same
+    others = [
+        headscore.score(cache, lambda_task=2),
+        headscore.score(cache, top_k=3),
+        headscore.score(cache, signal={"mine": "sink"}),
+        headscore.score(cache, signal={"mine": pl.col("rest")}),
+        headscore.score(cache, fusion="sum"),
+        headscore.score(last_token_cache),
+        headscore.score(open_cache(cache).shards[0]),
+    ]
+    for other in (*others, None, 3, "x", one.heads.to_dicts()):
+        assert one != other
+    assert one in [*others, same] and one not in others
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(one)
+
+
+@pytest.mark.parametrize("signal", [{}, {"mine": "sink"}, {"mine": pl.col("sink") * 2}])
+def test_scores_can_be_sent_elsewhere(cache: Path, signal: dict[str, Any]) -> None:
+    scores = headscore.score(cache, signal=signal, by="kv_head")
+    again = pickle.loads(pickle.dumps(scores))
+    assert again == scores and copy.deepcopy(scores) == scores
+    assert again.topk_global.equals(scores.topk_global)
+
+
+def test_scores_show_their_top(cache: Path) -> None:
+    scores = headscore.score(cache, weight={"lift": 0.5})
+    assert repr(scores).startswith("12 heads, 24 samples\nshape: (12, 4)")
+    shown = scores._repr_html_()
+    first = scores.top(1).to_dicts()[0]
+    assert f"<td>L{first['layer']}H{first['head']}</td><td>{first['combined']:.2f}</td>" in shown
+    assert shown.count("<tr>") == 11 and "<th>lift</th>" in shown and "<th>sink</th>" not in shown
+    groups = headscore.score(cache, by="kv_head")
+    assert groups.topk_global.columns == ["layer", "kv_head", "combined", "rank"]
+    assert "<td>L0G1</td>" in groups._repr_html_()
+
+
+def test_what_a_cache_calls_its_model_is_not_run_in_a_notebook(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path, **BY_HAND)
+    made = json.loads((cache / "cache.json").read_text())
+    shard = cache_format.shard_path(cache, 0)
+    with Shard(shard) as opened:
+        arrays = {name: opened.read(name) for name in opened.names}
+    made["model"]["name"] = "<script>alert(1)</script>&"
+    cache_format.write_metadata(cache, made, keep_existing=False)
+    write_shard(shard, 0, arrays, made, [])
+    shown = headscore.score(cache)._repr_html_()
+    assert "<script" not in shown and "&lt;script&gt;" in shown
+
+
+def test_the_top_of_all_and_of_each_layer(cache: Path) -> None:
+    scores = headscore.score(cache, top_k=5, top_k_per_layer=2)
+    for n in range(1, 13):
+        assert scores.top(n).equals(scores.heads.sort("rank").head(n))
+    for n in range(1, 5):
+        wanted = [scores.heads.filter(layer=layer).sort("rank").head(n) for layer in range(3)]
+        assert scores.top(n, per="layer").equals(pl.concat(wanted))
+    assert scores.top().height == 5 and scores.top(per="layer").height == 6
+    assert scores.topk_global.equals(scores.top().select("layer", "head", "combined", "rank"))
+    for wrong in ({"n": 0}, {"n": 13}, {"n": -1}, {"n": 5, "per": "layer"}):
+        with pytest.raises(InputError, match=r"top: n=-?\d+ is not between 1 and the (12|4) heads there are"):
+            scores.top(**wrong)
+    with pytest.raises(InputError, match="top: per='head' is not 'layer' or None"):
+        scores.top(per="head")
+
+
+def test_ties_share_a_rank(tmp_path: Path) -> None:
+    rows = np.full((2, 4, 6), [1 / 4] * 4 + [1 / 2] * 2)
+    out = np.array([[[1.0, 1], [2, 2], [2, 2], [3, 3]]] * 2)
+    scores = headscore.score(write_cache(tmp_path, rows, out, [1] * 6, [4, 2]))
+    assert scores.heads["combined"].to_list() == [4.75, 6.25, 6.25, 7.75] * 2
+    assert scores.heads["tied_rank"].to_list() == [7, 3, 3, 1] * 2
+    assert scores.heads["rank"].to_list() == [7, 3, 4, 1, 8, 5, 6, 2]
+    assert scores.heads["layer_rank"].to_list() == [4, 2, 3, 1] * 2
+    assert "<td>3=</td><td>L0H1</td>" in scores._repr_html_()
 
 
 def test_another_run_is_not_overwritten_unless_told(cache: Path, tmp_path: Path) -> None:

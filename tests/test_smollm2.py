@@ -57,9 +57,8 @@ def test_scores_equal_numpy_from_eager_tensors(smollm2_cache: Path, smollm2_eage
     raw = eager_means(smollm2_cache, smollm2_eager, "last_token", "z", ["question"])
     for name in SIGNALS:
         np.testing.assert_allclose(scores.raw[f"{name}_raw"].to_numpy().reshape(30, 9), raw[name], rtol=2e-3, atol=5e-4)
-    order = reference.ranking({n: scores.raw[f"{n}_raw"].to_numpy().reshape(30, 9) for n in SIGNALS}, "zscore", 0.5, 1.0)[
-        "order"
-    ]
+    means = {name: scores.raw[f"{name}_raw"].to_numpy().reshape(30, 9) for name in SIGNALS}
+    order = reference.ranking(means, {"out": 1.0, "ent": 0.5, "task": 1.0})["order"]
     assert list(scores.topk_global.select("layer", "head").iter_rows()) == order[:20]
 
 
