@@ -398,7 +398,7 @@ def test_built_in_signals_are_per_sample_and_keep_their_names(cache: Path) -> No
 
 
 def test_built_in_signals_say_where_they_come_from_and_how_large_they_get() -> None:
-    from headscore.score.recipe import built_in_signals
+    from headscore.score.signal_sources import built_in_signals
 
     for name, function in built_in_signals().items():
         assert function.__doc__ and "Range " in function.__doc__, name
