@@ -1,8 +1,7 @@
 """What a ranking is made of: the measures of a cache, and the signals that settings define over them."""
 
 import dataclasses
-import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,18 +13,10 @@ from ..data.cache import Cache
 from ..data.errors import InputError
 from ..data.forks import require_own_threads
 from ..data.settings import QueryMode, ScoreSettings
-from . import signals as built_in
 from .columns import DATA, Columns, choose_columns, union_name
-from .expressions import (
-    columns_of,
-    expression_key,
-    functions_of,
-    names_of,
-    read_expressions,
-    read_python_file,
-    require_line_by_line,
-)
+from .expressions import columns_of, expression_key, names_of, require_line_by_line
 from .measures import NORMS, OF_ROWS, measure_names
+from .signal_sources import built_in_signals, own_signals, title_of
 
 PLACES: dict[str, Any] = {"layer": pl.Int32, "head": pl.Int32, "kv_head": pl.Int32}
 
@@ -207,21 +198,6 @@ def _built_in(recipe: Recipe) -> dict[str, Signal]:
     return found
 
 
-def own_signals(settings: ScoreSettings, known: Sequence[str]) -> Iterator[tuple[str, str, pl.Expr]]:
-    """The signals that the user brings: where each comes from, its name, and its expression.
-
-    Raises InputError for what is no expression, and for a name without one that is not among the `known` signals.
-    """
-    given = {name: value for name, value in settings.signal.items() if value is not None}
-    for name in [name for name in settings.signal if name not in given and name not in known]:
-        raise InputError(f"--signal {name}: is no built-in signal; give NAME='SQL', or one of {', '.join(known)}")
-    for name, expression in read_expressions(given, "--signal").items():
-        yield f"--signal {name}", name, expression
-    if settings.signals is not None:
-        for name, expression in read_python_file(settings.signals, "--signals").items():
-            yield f"--signals {settings.signals}: {name}", name, expression
-
-
 def checked_signal(recipe: Recipe, where: str, name: str, expression: pl.Expr) -> Signal:
     """A signal of the user's that was tried out. Raises InputError where it cannot be one, or is named like a measure."""
     if name in recipe.schema:
@@ -230,16 +206,6 @@ def checked_signal(recipe: Recipe, where: str, name: str, expression: pl.Expr) -
         raise InputError(f"{where}: gives several columns; give one")
     require_line_by_line(expression, recipe.schema, where, "sample")
     return Signal(name, expression, where, own=True)
-
-
-def built_in_signals() -> dict[str, Any]:
-    """The functions of signals.py, by name."""
-    return functions_of(built_in)
-
-
-def title_of(function: Any) -> str:
-    """The first sentence of a signal's documentation, without its full stop."""
-    return " ".join((inspect.getdoc(function) or "").split("\n\n")[0].split()).rstrip(".")
 
 
 def is_raw_norm(recipe: Recipe, name: str) -> bool:

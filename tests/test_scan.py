@@ -153,7 +153,9 @@ def test_only_the_layers_that_a_filter_lets_pass_are_read(cache: Path, monkeypat
     def spy(shard: Shard, name: str, layer: int | None = None, block: Any = None) -> Any:
         found = real(shard, name, layer, block)
         if name.startswith(("last_token", "all_tokens")):
-            read.append((name, -1 if layer is None else layer, found.nbytes))
+            read.extend((name, number, found.nbytes // 3) for number in range(3)) if layer is None else read.append(
+                (name, layer, found.nbytes)
+            )
         return found
 
     monkeypatch.setattr(Shard, "read", spy)
@@ -240,13 +242,13 @@ def test_an_empty_cache_has_no_lines(empty: Path) -> None:
 def test_a_scan_refuses_what_score_refuses(cache: Path, last_token_cache: Path, tmp_path: Path) -> None:
     for options, said in (
         ({"task_span": ["context"]}, "has no span 'context'; it has question, choices, template, special"),
-        ({"score_query_mode": "some"}, "--score-query-mode: 'some' is not one of last_token, all_tokens"),
-        ({"head_output": "x"}, "--head-output: 'x' is not one of"),
+        ({"score_query_mode": "some"}, "score_query_mode: 'some' is not one of last_token, all_tokens"),
+        ({"head_output": "x"}, "head_output: 'x' is not one of"),
         ({"signal": {"mine": "nope"}}, "there is no 'nope'"),
     ):
         with pytest.raises(InputError, match=said):
             headscore.scan_cache(cache, **options)
-    with pytest.raises(InputError, match="was captured with --queries last_token"):
+    with pytest.raises(InputError, match="was captured with queries='last_token'"):
         headscore.scan_cache(last_token_cache, score_query_mode="all_tokens")
     with pytest.raises(InputError, match="cache not found"):
         headscore.scan_cache(tmp_path / "nothing")
@@ -309,7 +311,7 @@ def test_rows_that_there_are_not_are_refused(cache: Path, last_token_cache: Path
     ):
         with pytest.raises(InputError, match=said):
             headscore.rows(cache, **options)
-    with pytest.raises(InputError, match="was captured with --queries last_token"):
+    with pytest.raises(InputError, match="was captured with queries='last_token'"):
         headscore.rows(last_token_cache, layer=0, score_query_mode="all_tokens")
     made = tmp_path / "made"
     write_cache(made, **BY_HAND)

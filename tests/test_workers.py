@@ -7,7 +7,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial, reduce
 from operator import add
@@ -20,6 +19,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from noting import noted
 from test_cli import Cli, run_cli  # noqa: F401 - a fixture
 
 import headscore
@@ -149,13 +149,6 @@ def test_a_dask_cluster_of_processes_changes_no_bit(cache: Path, tmp_path: Path,
         shard_path(torn, 1).write_bytes(b"torn")
         with pytest.raises(InputError, match=r"00001\.h5: is not a readable shard"):
             headscore.score(torn, dask=address)
-
-
-def noted(notes: Path, item: int) -> int:
-    with notes.open("a") as file:
-        file.write(f"{item} {os.getpid()}\n")
-    time.sleep(item % 5 / 200)
-    return item * item
 
 
 @pytest.mark.parametrize("count", [0, 1, 60])
