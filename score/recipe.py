@@ -11,6 +11,7 @@ import polars as pl
 
 from ..data.cache import Cache
 from ..data.errors import InputError
+from ..data.forks import require_own_threads
 from ..data.settings import QueryMode, ScoreSettings
 from .columns import DATA, Columns, choose_columns, union_name
 from .expressions import columns_of, expression_key, names_of, require_line_by_line
@@ -128,6 +129,7 @@ def choose_recipe(cache: Cache, settings: ScoreSettings, partial: bool) -> Recip
     Raises InputError where the cache cannot give it, is incomplete but not `partial`, or a signal or measure of the user's is
     no expression over what there is.
     """
+    require_own_threads("scoring", "polars")
     if not partial:
         cache.require_complete()
     return with_signals(choose_measures(cache, settings), settings)
