@@ -15,6 +15,7 @@ from .voice import learn_options, option_flag
 
 _NAME = r"[A-Za-z_]\w*"
 _ASSIGNMENT = re.compile(rf"\s*({_NAME})\s*(?:=(?!=)\s*(.*\S)\s*)?", re.DOTALL)  # NAME=VALUE, or NAME alone
+_WEIGHT = re.compile(r"\s*(\S|\S.*\S)\s*=\s*([^=]*[^=\s])\s*", re.DOTALL)  # a name that is there, whatever it is made of
 
 
 def option(
@@ -120,7 +121,7 @@ def _assignments(flag: str, value: Any, number: bool) -> dict[str, Any]:
     pairs = list(value.items()) if isinstance(value, Mapping) else [_pair(flag, text, number) for text in _texts(flag, value)]
     made: dict[str, Any] = {}
     for name, given in pairs:
-        if not isinstance(name, str) or not re.fullmatch(_NAME, name):
+        if not isinstance(name, str) or not (number or re.fullmatch(_NAME, name)):  # a weight may be of any span's mass
             raise InputError(f"{flag}: {name!r:.80} is not a name; use letters, digits and _")
         if name in made:
             raise InputError(f"{flag}: '{name}' stands twice")
@@ -136,8 +137,8 @@ def _texts(flag: str, value: Any) -> list[str] | tuple[str, ...]:
 
 
 def _pair(flag: str, text: str, number: bool) -> tuple[str, str | None]:
-    found = _ASSIGNMENT.fullmatch(text)
-    if not found or (number and found[2] is None):
+    found = (_WEIGHT if number else _ASSIGNMENT).fullmatch(text)
+    if not found:
         raise InputError(f"{flag}: expected NAME=VALUE, got {text!r:.80}")
     return found[1], found[2]
 

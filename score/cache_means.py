@@ -11,6 +11,7 @@ import numpy as np
 
 from ..data.cache import Cache
 from ..data.errors import InputError
+from ..data.forks import require_own_threads
 from .kept import Store
 from .means import Float, Sums, sums
 from .recipe import Recipe
@@ -94,6 +95,7 @@ def _parts(cache: Cache, recipe: Recipe, store: Store | None, executor: Executor
 
 def shard_sums(cache: Cache, recipe: Recipe, store: Store | None, path: Path) -> ShardSums:
     """What one shard's samples add up to, read block by block, so that memory is bounded. Raises as `cache_means`."""
+    require_own_threads("scoring", "polars")
     with ShardSource(cache, recipe, store, path) as source:
         missing = [name for name in recipe.signals if name not in source.kept_sums]
         found, unkept = source.add_up(missing) if missing else ({}, "")

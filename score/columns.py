@@ -11,7 +11,7 @@ import polars as pl
 
 from ..data.errors import DamagedShardError, InputError
 from ..data.reader import Block, Shard
-from .expressions import columns_of, names_of, read_expressions, require_line_by_line
+from .expressions import columns_of, names_of, read_expressions, require_line_by_line, require_same_in_parts
 
 TOKENS: dict[str, Any] = {"position": pl.Float64, "tokens": pl.Float64, "id": pl.Int64}
 DATA = "data_"  # how the names of columns of the data file begin
@@ -47,7 +47,11 @@ class Columns:
 
     def membership(self, span: str) -> pl.Expr:
         """Whether a token is in a span or union."""
-        return pl.any_horizontal([pl.col(token_column(name)) for name in self.spans()[span]])
+        return pl.any_horizontal([pl.col(_bit(self.span_names.index(name))) for name in self.spans()[span]])
+
+    def schema(self) -> dict[str, Any]:
+        """The columns of the token table that a measure may be made of, and their dtypes."""
+        return {**TOKENS, **dict.fromkeys(token_columns(self.span_names), pl.Boolean)}
 
     def weights(self, shard: Shard, block: Block, names: Sequence[str]) -> npt.NDArray[np.float64]:
         """w of the named measures for each token of a block, float64 [t,K].
@@ -65,6 +69,7 @@ class Columns:
             if wrong.any():
                 place = table["position"][int(wrong.arg_max() or 0)]
                 raise InputError(f"--measure {name}: is not a number for a token at position {place:.0f} in {shard.path}")
+            require_same_in_parts(expressions[name], table, found[name], f"--measure {name}", "token")
         return np.ascontiguousarray(found.to_numpy())
 
     def _table(self, shard: Shard, block: Block, with_ids: bool) -> pl.DataFrame:
@@ -78,7 +83,9 @@ class Columns:
         }
         if with_ids:
             table["id"] = shard.read("tokens/id", block=block).astype(np.int64)
-        return pl.DataFrame(table | {token_column(name): (bits >> bit) & 1 == 1 for bit, name in enumerate(self.span_names)})
+        inside = [(bits >> bit) & 1 == 1 for bit in range(len(self.span_names))]
+        table |= {_bit(bit): values for bit, values in enumerate(inside)}
+        return pl.DataFrame(table | dict(zip(token_columns(self.span_names), inside, strict=True)))
 
 
 def choose_columns(
@@ -95,10 +102,11 @@ def choose_columns(
     Raises InputError for a measure that cannot be computed, or whose name is taken.
     """
     chosen = tuple(sorted(set(task_span)))
-    columns = Columns(tuple(span_names), {union_name(task_span): chosen} if len(chosen) > 1 else {}, {})
+    unions = {union_name(task_span, span_names): chosen} if len(chosen) > 1 else {}
+    columns = Columns(tuple(span_names), unions, {})
     taken = (*taken, *columns.expressions())
     own = read_expressions(measure, "--measure")
-    schema = {**TOKENS, **{token_column(name): pl.Boolean for name in span_names}}
+    schema = columns.schema()
     for name, expression in own.items():
         if name in taken:
             raise InputError(f"--measure {name}: there is a measure of this name already")
@@ -108,14 +116,28 @@ def choose_columns(
     return Columns(columns.span_names, columns.unions, own)
 
 
-def union_name(spans: Sequence[str]) -> str:
-    """What the union of some spans is called: their names in alphabetic order with + between, each once."""
-    return "+".join(sorted(set(spans)))
+def union_name(spans: Sequence[str], known: Sequence[str]) -> str:
+    """What the union of some spans is called: their names in alphabetic order with + between, unlike any span's own name."""
+    name = "+".join(sorted(set(spans)))
+    while len(set(spans)) > 1 and name in known:
+        name += "+"
+    return name
 
 
-def token_column(span: str) -> str:
-    """The name of a span's column in the token table: its own, unless that is the name of another column."""
-    return f"span_{span}" if span in TOKENS else span
+def token_columns(span_names: Sequence[str]) -> list[str]:
+    """The names of the spans' columns in the token table: their own, or with `span_` before it where that is taken."""
+    found: list[str] = []
+    for name in span_names:
+        column = f"span_{name}" if name in TOKENS else name
+        while column in TOKENS or column in found or (column != name and column in span_names):
+            column = f"span_{column}"
+        found.append(column)
+    return found
+
+
+def _bit(number: int) -> str:
+    """The name by which measures of our own find a span's column, whatever the span is called."""
+    return f"\0{number}"
 
 
 def sample_columns(columns: Columns, shard: Shard) -> dict[str, npt.NDArray[Any]]:

@@ -18,7 +18,13 @@ Schema = Mapping[str, Any]
 
 # A subquery can read files, and polars reads them as soon as it parses the text. No word of one may stand anywhere.
 _SUBQUERY = re.compile(r"\b(select|from|table|values|with|exists|union|intersect|except)\b", re.IGNORECASE)
+_QUOTED = re.compile(r"""'[^'\\$]*'|"[^"\\$]*\"""")
+_COMMENT = re.compile(r"--|/\*|#")
+_OPERATOR = re.compile(r"\b(?:and|or|not|then|when)\b|[-+*/%<>=|&]+", re.IGNORECASE)
+MAX_OPERATORS = 200  # polars takes time that grows faster than their number, and recurses into them
+MAX_LETTERS = 1_000_000
 _PAIRS = 8
+_ALONE = 8
 # What a serialized expression has that calls plugins, or Python functions, pickled as bytes or numbers: those may change.
 _CODE = re.compile(rb"AnonymousFunction|FfiPlugin|\x80[\x02-\x05]\xcc?\x95")
 
@@ -44,12 +50,20 @@ def read_expressions(given: Mapping[str, Any], flag: str) -> dict[str, pl.Expr]:
 
 
 def _from_sql(text: str, where: str) -> pl.Expr:
-    if found := _SUBQUERY.search(text):
-        raise InputError(f"{where}: '{found[0]}' is not for expressions: a subquery could read files")
+    bare = _QUOTED.sub(" ", text)
+    if found := _SUBQUERY.search(bare):
+        raise InputError(f"{where}: '{found[0]}' is not for expressions: a subquery could read files; put a name in quotes")
+    if _COMMENT.search(bare) or any(sign in bare for sign in "'\"\\$`"):
+        raise InputError(f"{where}: has a comment, or quotes that cannot be told apart; leave them out")
+    if len(_OPERATOR.findall(bare)) > MAX_OPERATORS or len(text) > MAX_LETTERS:
+        raise InputError(f"{where}: has more than {MAX_OPERATORS} operators or {MAX_LETTERS} letters; IN (…) takes many values")
     try:
-        return pl.sql_expr(text)
+        expression = pl.sql_expr(text)
     except (pl.exceptions.PolarsError, ValueError) as error:
         raise InputError(f"{where}: is no SQL expression: {one_line(error)[:160]}") from error
+    if expression.meta != expression.meta.undo_aliases():
+        raise InputError(f"{where}: '{text:.60}' gives its result another name; is an operator missing?")
+    return expression
 
 
 def read_python_file(path: Path, flag: str) -> dict[str, pl.Expr]:
@@ -140,6 +154,29 @@ def require_line_by_line(expression: pl.Expr, schema: Schema, where: str, line: 
         )
 
 
+def require_same_in_parts(expression: pl.Expr, frame: pl.DataFrame, found: pl.Series, where: str, line: str) -> None:
+    """Raises InputError where an expression gives some lines of a table other values without the other lines.
+
+    What made-up lines do not show may show here: a condition that few lines meet, or a shift by more lines than those.
+
+    Args:
+        expression: with one output.
+        frame: the table, with every column that the expression needs.
+        found: what it gives for all lines.
+        where: what is tried, for the message.
+        line: what a line of the table is.
+    """
+    values, count = _floats(found.to_frame()), len(frame)
+    lines = np.arange(count)
+    parts = [lines[::-1], lines[1::2], *np.array_split(np.linspace(0, count - 1, min(count, _ALONE)).astype(np.int64), _ALONE)]
+    for part in parts:
+        some = frame[part].select(expression)
+        if len(some) != len(part) or not _equal(_floats(some), values[part]):
+            raise InputError(
+                f"{where}: its value for one {line} depends on other {line}s; it must be computed from that {line} alone"
+            )
+
+
 def _made_up(schema: Schema) -> pl.DataFrame:
     """Lines of random values. Each has a partner with the same integers, booleans and texts. A column of floats is the same in
     half of the pairs, others than any other column's, so that no groups of lines are alike in all; the last line has none.
@@ -155,7 +192,7 @@ def _made_up(schema: Schema) -> pl.DataFrame:
             values[1, pairs] = values[0, pairs]
             columns[name] = [*values.ravel()[:-1].tolist(), None]
         elif dtype == pl.String:
-            columns[name] = [f"text {value}" for value in [*half, *half]]
+            columns[name] = [f"{value}" for value in [*half, *half]]
         else:
             columns[name] = np.tile(half < 20 if dtype == pl.Boolean else half, 2)
     return pl.DataFrame(columns, schema=dict(schema))

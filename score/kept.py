@@ -97,7 +97,9 @@ class Store:
         """What is kept of a shard; None where that is nothing to be believed."""
         if key := self.key(shard):
             for folder in self.folders:
-                with contextlib.suppress(OSError, HeadscoreError, ValueError, LookupError, TypeError, AttributeError):
+                with contextlib.suppress(
+                    OSError, HeadscoreError, ValueError, LookupError, TypeError, AttributeError, RecursionError
+                ):
                     if found := self._read(folder, shard, key):
                         return found
         return None
@@ -105,13 +107,14 @@ class Store:
     def read_measures(self, shard: Path, kept: Kept, names: Sequence[str]) -> dict[str, Measure] | None:
         """The named measures of a shard, float32 [L,H,n]; None where the file is not what `kept` says."""
         for folder in self.folders:
-            with contextlib.suppress(OSError, HeadscoreError):
+            with contextlib.suppress(OSError, HeadscoreError, ValueError, LookupError, TypeError, pl.exceptions.PolarsError):
                 content = read_plain(self._path(folder, shard, "parquet"), MAX_BYTES * 2)
                 if content is None or {"bytes": len(content), "crc32": zlib.crc32(content)} != kept.parquet:
                     continue
                 frame = pl.read_parquet(io.BytesIO(content), columns=list(names))
                 shape = (*self.shape, len(kept.samples["row"]))
-                return {name: frame[name].to_numpy().reshape(shape) for name in names}
+                if all(frame[name].dtype == pl.Float32 for name in names):
+                    return {name: frame[name].to_numpy().reshape(shape) for name in names}
         return None
 
     def write(self, shard: Path, key: Mapping[str, Any], kept: Kept, measures: Mapping[str, Measure] | None) -> str:

@@ -11,6 +11,7 @@ from ..data.settings import Fusion, NormMode, Unit, Within
 from ..data.signatures import library_call
 
 RRF_CONSTANT = 60
+TIE_DIGITS = 12  # combined scores that agree in so many are equal but for rounding
 
 
 @library_call()
@@ -180,7 +181,7 @@ def _ordered(frame: pl.DataFrame, by: list[str], unit: Unit) -> pl.DataFrame:
     ordered = frame.sort([*by, "combined", "_tiebreak", "layer", unit], descending=falling, maintain_order=True)
     numbered = ordered.with_columns(
         rank=_over(place, by),
-        tied_rank=_over(pl.col("combined").rank("min", descending=True).cast(pl.Int64), by),
+        tied_rank=_over(pl.col("combined").round_sig_figs(TIE_DIGITS).rank("min", descending=True).cast(pl.Int64), by),
         layer_rank=_over(place, [*by, "layer"]),
     )
     return numbered.drop("_tiebreak").sort(keys)

@@ -18,6 +18,7 @@ from .expressions import columns_of, expression_key, names_of, require_line_by_l
 from .measures import NORMS, OF_ROWS, measure_names
 from .signal_sources import built_in_signals, own_signals, title_of
 
+RESULT_COLUMNS = ("combined", "rank", "tied_rank", "layer_rank", "_tiebreak", "low", "high", "p_top")
 PLACES: dict[str, Any] = {"layer": pl.Int32, "head": pl.Int32, "kv_head": pl.Int32}
 
 
@@ -158,7 +159,7 @@ def choose_measures(cache: Cache, settings: ScoreSettings) -> Recipe:
     recipe = Recipe(
         mode=settings.score_query_mode,
         result=settings.head_output == "result",
-        task=union_name(settings.task_span),
+        task=union_name(settings.task_span, metadata["span_names"]),
         columns=columns,
         measures=tuple(measure_names(result_norms, columns)),
         data=tuple(f"{DATA}{column}" for column in metadata["settings"].get("keep") or ()),
@@ -180,11 +181,20 @@ def with_signals(recipe: Recipe, settings: ScoreSettings) -> Recipe:
     for where, name, expression in own_signals(settings, list(found)):
         if name in found:
             raise InputError(f"{where}: there is a signal of this name already")
-        found[name] = checked_signal(recipe, where, name, expression)
+        signal = checked_signal(recipe, where, name, expression)
+        others = {*RESULT_COLUMNS, *(column for other in found for column in _result_columns(other))}
+        if clash := others.intersection(_result_columns(name)):
+            raise InputError(f"{where}: results have another column '{min(clash)}'; use another name")
+        found[name] = signal
     for name in settings.weights:
         if name not in found:
             raise InputError(f"--weight {name}: there is no such signal; there are {', '.join(found)}")
     return dataclasses.replace(recipe, signals=found)
+
+
+def _result_columns(signal: str) -> tuple[str, str, str]:
+    """The columns of a result that a signal has."""
+    return signal, f"{signal}_norm", f"{signal}_rank"
 
 
 def _built_in(recipe: Recipe) -> dict[str, Signal]:

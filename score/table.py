@@ -8,6 +8,7 @@ import numpy.typing as npt
 import polars as pl
 
 from ..data.errors import InputError, one_line
+from .expressions import require_same_in_parts
 from .measures import Measure
 from .recipe import Recipe
 
@@ -57,6 +58,8 @@ class MeasureTable:
         finite = found.select(pl.all().is_finite().all()).row(0)  # null is passed over
         for name in [name for name, whole in zip(names, finite, strict=True) if not whole]:
             self._raise_not_finite(found[name])
+        for signal in (self._recipe.signals[name] for name in names if self._recipe.signals[name].own):
+            require_same_in_parts(signal.expression, frame, found[signal.name], signal.title, "sample")
         return found
 
     def _failing(self, frame: pl.DataFrame, names: Sequence[str]) -> str:

@@ -13,10 +13,12 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_score import BY_HAND, write_cache
+from test_score import BY_HAND, metadata, write_cache
 
 import headscore
+from headscore.data import cache as cache_format
 from headscore.data.errors import InputError
+from headscore.data.shard import write_shard
 from headscore.score.expressions import read_expressions, require_line_by_line
 
 SCHEMA: dict[str, Any] = {
@@ -515,3 +517,71 @@ def test_a_signal_of_a_file_is_held_to_the_same(small: Path, tmp_path: Path, bod
     (tmp_path / "mine.py").write_text("import polars as pl\ndef lift():\n    return pl.col('sink')\n")
     with pytest.raises(InputError, match="lift: there is a signal of this name already"):
         headscore.score(small, signals=tmp_path / "mine.py")
+
+
+@pytest.mark.parametrize(
+    "mixing",
+    [
+        "CASE WHEN tokens > 1 THEN sink - AVG(sink) END",
+        "CASE WHEN row > 4 THEN sink - AVG(sink) ELSE sink END",
+        "CASE WHEN entropy > 1 THEN MAX(sink) ELSE 0 END",
+        pl.col("norm").clip(upper_bound=pl.col("norm").quantile(0.99)),
+        pl.col("sink").shift(20).fill_null(0),
+        pl.when(pl.len() > 100).then(pl.col("sink")).otherwise(0.0),
+    ],
+    ids=str,
+)
+def test_what_mixes_samples_of_a_cache_alone_is_refused_too(cache: Path, mixing: Any) -> None:
+    """Made-up samples do not meet every condition."""
+    with pytest.raises(InputError, match="depends on other samples"):
+        headscore.score(cache, signal={"mine": mixing}, fresh=True)
+
+
+def test_what_mixes_tokens_of_a_cache_alone_is_refused_too(cache: Path) -> None:
+    with pytest.raises(InputError, match="depends on other tokens"):
+        headscore.score(cache, measure={"m": "CASE WHEN position >= 1 THEN position / MAX(position) ELSE 0 END"}, fresh=True)
+
+
+@pytest.mark.parametrize("name", ["rank", "combined", "tied_rank", "layer_rank", "out_norm", "out_rank", "p_top"])
+def test_a_signal_cannot_have_the_name_of_a_column_of_results(cache: Path, name: str) -> None:
+    with pytest.raises(InputError, match="results have another column"):
+        headscore.score(cache, signal={name: "sink * 2"})
+
+
+def test_text_that_means_something_else_is_refused(cache: Path) -> None:
+    for text, why in {
+        "mass_question mass_choices": "is an operator missing",
+        "sink AS other": "is an operator missing",
+        "sink -- largest": "comment",
+        "sink /* 2 */": "comment",
+        "+".join(["sink"] * 300): "more than 200 operators",
+    }.items():
+        with pytest.raises(InputError, match=why):
+            headscore.score(cache, signal={"mine": text})
+    heads = headscore.score(cache, measure={"some": f"id IN ({', '.join(map(str, range(5000)))})"}, signal={"s": "some"}).heads
+    assert heads["s"].is_between(0, 1.001).all()
+
+
+def test_spans_of_any_name_have_their_own_masses(tmp_path: Path) -> None:
+    names = ["id", "span_id", "*", "^.*$"]
+    made = metadata(1, 2, {"span_names": names})
+    rows, span = BY_HAND["rows"], np.array([1, 2, 4, 8, 1, 2])
+    arrays = {
+        "samples/row": np.arange(2),
+        "samples/offset": np.array([0, 4, 6]),
+        "tokens/id": np.zeros(6),
+        "tokens/span": span,
+        "layers/index": np.arange(1),
+        "last_token/attention": rows,
+        "all_tokens/attention": rows,
+        **{
+            f"{mode}/{norm}": BY_HAND["out"] for mode in ("last_token", "all_tokens") for norm in ("output_norm", "result_norm")
+        },
+        "all_tokens/entropy": BY_HAND["out"],
+    }
+    cache_format.write_metadata(tmp_path, made, keep_existing=False)
+    write_shard(cache_format.shard_path(tmp_path, 0), 0, arrays, made, [])
+    for bit, name in enumerate(names):
+        scores = headscore.score(tmp_path, task_span=name, weight={f"mass_{name}": 0.5})
+        by_hand = [np.mean([row[:4][span[:4] == 1 << bit].sum(), row[4:][span[4:] == 1 << bit].sum()]) for row in rows[0]]
+        assert scores.heads["task"].to_list() == by_hand == scores.heads[f"mass_{name}"].to_list(), name

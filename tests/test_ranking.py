@@ -73,7 +73,7 @@ def assert_ordered(found: pl.DataFrame, weights: dict[str, float], unit: str = "
     keys = zip(found["combined"], tiebreak, found["layer"], found[unit], strict=True)
     order = sorted(range(len(found)), key=[(-c, -t, layer, head) for c, t, layer, head in keys].__getitem__)
     assert found["rank"].gather(order).to_list() == list(range(1, len(found) + 1))
-    combined = found["combined"].to_list()
+    combined = [float(f"{value:.12g}") for value in found["combined"]]  # equal but for rounding
     assert found["tied_rank"].to_list() == [1 + sum(other > one for other in combined) for one in combined]
     for _, layer in found.group_by("layer"):
         assert layer["layer_rank"].to_list() == layer["rank"].rank("ordinal").to_list()
@@ -296,3 +296,11 @@ def test_what_cannot_be_ranked_is_told_in_one_line(
 def test_an_empty_frame_has_an_empty_ranking() -> None:
     frame = framed({"out": np.empty((0, 3))})
     assert rank(frame, {"out": 1.0}).columns[-4:] == ["combined", "rank", "tied_rank", "layer_rank"]
+
+
+def test_heads_that_are_equal_but_for_rounding_tie() -> None:
+    """0.1 · 1 + 0.3 · 3 and 0.1 · 4 + 0.3 · 2 are the same number in two ways."""
+    frame = pl.DataFrame({"layer": 0, "head": range(4), "out": [1.0, 4.0, 2.0, 3.0], "ent": [3.0, 2.0, 1.0, 4.0]})
+    found = rank(frame, {"out": 0.1, "ent": 0.3})
+    assert found["combined"][0] != found["combined"][1], "so the definition of the order tells them apart"
+    assert found["tied_rank"].to_list() == [2, 2, 4, 1]
