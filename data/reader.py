@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from .attributes import shard_metadata
+from .checks import require_sums, require_values
 from .errors import DamagedShardError, HeadscoreError, InputError, one_line
 from .kept_columns import checked_kept
 from .layout import MAX_READ_BYTES, checked_layout, linked
-from .metadata import MAX_HEADS
+from .metadata import MAX_HEADS, MAX_LAYERS
 from .plain import PlainFile
 from .shard import ARRAYS, Array, stored_arrays
 
 BLOCK_ITEMS = 1 << 22  # values of one array that are read at once, unless a single sample has more
-ROW_SUM_TOLERANCE = 0.01  # what rounding many small weights to half precision can add up to
 
 _FAULTS = (ArithmeticError, LookupError, ValueError, TypeError, OSError, RuntimeError)  # as HDF5 and Python find them in a file
 
@@ -52,7 +53,7 @@ class Shard:
             on_failure.callback(self._plain_file.close)
             with self._faults_told("is not a readable shard, or is damaged"):
                 self._file = _opened(self._plain_file)
-            on_failure.callback(self._file.close)
+            on_failure.callback(self._close_file)
             with self._faults_told():
                 self.metadata = shard_metadata(path, self._file.id)
                 self.number: int = self.metadata.pop("shard")
@@ -72,14 +73,18 @@ class Shard:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self._close_file()
         self._plain_file.close()
 
-    def read(self, name: str, layer: int | None = None, block: Block | None = None) -> Array:
-        """An array of ARRAYS by its name, whole, for one layer, or for the samples of a block; checksums are verified.
+    def _close_file(self) -> None:
+        with contextlib.suppress(*_FAULTS):  # HDF5 refuses to close some that are damaged, which then are told as such
+            self._file.close()
 
-        Raises InputError where the shard has no such array, DamagedShardError where its data is damaged, and
-        UnreadableFileError where the system refuses to read it.
+    def read(self, name: str, layer: int | None = None, block: Block | None = None) -> Array:
+        """An array of ARRAYS by its name, whole, for one layer, or for the samples of a block, with what is read checked.
+
+        Raises InputError where the shard has no such array, DamagedShardError where its data is damaged or holds values that
+        cannot be (`checks.require_values`), and UnreadableFileError where the system refuses to read it.
         """
         shape = self._shape(name)
         dtype, axes = ARRAYS[name]
@@ -94,6 +99,7 @@ class Shard:
                 place = self._places[name].get_space()
                 place.select_hyperslab(start, count)
                 self._places[name].read(h5py.h5s.create_simple(count), place, values)
+            require_values(self.path, name, values, len(self.metadata["span_names"]))
         return values[0] if layer is not None and axes[0] == "L" else values
 
     def offsets(self) -> npt.NDArray[np.int64]:
@@ -138,7 +144,8 @@ class Shard:
             with self._faults_told():
                 self._places[group] = self._places.get(group) or linked(self.path, self._file.id, group, name)
                 self._places[name] = linked(self.path, self._places[group], array, name)
-                shape = checked_layout(self.path, name, self._places[name])
+                file_bytes = os.fstat(self._plain_file.fileno()).st_size
+                shape = checked_layout(self.path, name, self._places[name], file_bytes)
                 self._require_dims(name, shape)
                 self._shapes[name] = shape
         return self._shapes[name]
@@ -146,8 +153,9 @@ class Shard:
     def _declared_dims(self) -> dict[str, int]:
         """The dims by their axis, as far as the metadata has them."""
         layers, heads = self.metadata["dims"]["layers"], self.metadata["dims"]["heads"]
-        if min(layers, heads) < 1 or layers * heads > MAX_HEADS:
-            raise DamagedShardError(f"{self.path}: has {layers} layers of {heads} heads, none or more than {MAX_HEADS} in all")
+        if min(layers, heads) < 1 or layers > MAX_LAYERS or layers * heads > MAX_HEADS:
+            most = f"{MAX_LAYERS} layers or {MAX_HEADS} heads in all"
+            raise DamagedShardError(f"{self.path}: has {layers} layers of {heads} heads, none or more than {most}")
         return {"L": layers, "H": heads}
 
     def _require_dims(self, name: str, shape: tuple[int, ...]) -> None:
@@ -187,28 +195,19 @@ def _opened(file: PlainFile) -> h5py.File:
 
 
 def verify_shard(shard: Shard) -> None:
-    """Read every array of a shard and check it: checksums, offsets, finite values, and pattern rows that sum to 1.
+    """Read every array of a shard and check it: checksums, offsets, values that can be, and pattern rows that sum to 1.
 
     Raises DamagedShardError for the first thing that is wrong.
     """
     shard.require_arrays()  # those of a shard without samples are not read
-    rows = shard.read("samples/row")
-    if (np.diff(rows) <= 0).any() or rows.min(initial=0) < 0:
-        raise DamagedShardError(f"{shard.path}: 'samples/row' does not rise from 0 or more")
-    if shard.read("tokens/id").min(initial=0) < 0:
-        raise DamagedShardError(f"{shard.path}: 'tokens/id' holds negative ids")
-    if shard.read("tokens/span").max(initial=0) >> len(shard.metadata["span_names"]):
-        raise DamagedShardError(f"{shard.path}: 'tokens/span' marks spans that have no name")
+    for name in ("samples/row", "tokens/id", "tokens/span"):
+        shard.read(name)
     per_head = [name for name in shard.names if ARRAYS[name][1][:2] == ("L", "H")]
     for block, name, layer in itertools.product(shard.blocks(), per_head, range(shard.layers)):
         values = shard.read(name, layer, block)
-        if not np.isfinite(values).all() or values.min(initial=0) < 0:
-            raise DamagedShardError(f"{shard.path}: '{name}' holds values that are negative or not finite")
         if name.endswith("attention"):
-            sums = np.add.reduceat(values, block.offsets[:-1], axis=1, dtype=np.float32)
-            least = 1 if shard.metadata["attention"]["full_rows"] else 0
-            if sums.max() > 1 + ROW_SUM_TOLERANCE or sums.min() < least - ROW_SUM_TOLERANCE:
-                raise DamagedShardError(f"{shard.path}: '{name}' holds rows that do not sum to {'' if least else 'at most '}1")
+            sums = np.add.reduceat(values, block.offsets[:-1], axis=1, dtype=np.float64)
+            require_sums(shard.path, name, sums, shard.metadata["attention"]["full_rows"])
 
 
 def _why_absent(name: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..data.errors import DamagedShardError
+from ..data.checks import require_sums
 from ..data.reader import BLOCK_ITEMS, Block, Shard
 from ..data.settings import QueryMode
 from .columns import Columns
@@ -69,39 +69,26 @@ def block_measures(
         stored["entropy"] = MEAN_ENTROPY
     of_rows = [name for name in names if name not in stored]
     linear = [name for name in of_rows if name not in OF_ROWS]
-    if "entropy_free" in of_rows and "rest" not in linear:
-        linear.append("rest")
+    linear += [name for name in ("sink", "rest") if name not in linear]  # what a row sums to is checked
     weights = columns.weights(shard, block, linear) if of_rows else None
     for name, array in stored.items():
         if len(layers) == shard.layers:  # in one go, as a layer has few values
-            found[name][:] = _stored(shard, array, None, block)
+            found[name][:] = shard.read(array, None, block)
         else:
             for place, layer in enumerate(layers):
-                found[name][place] = _stored(shard, array, layer, block)
+                found[name][place] = shard.read(array, layer, block)
     if weights is None:
         return found
+    attention, full_rows = f"{mode}/attention", shard.metadata["attention"]["full_rows"]
     step = max(1, min(ROWS // shard.heads, BLOCK_ITEMS // (shard.heads * len(weights))))
     for start in range(0, len(layers), step):
         group = layers[start : start + step]
-        bits = np.concatenate([_bits(shard, f"{mode}/attention", layer, block) for layer in group])
+        bits = np.concatenate([shard.read(attention, layer, block).view(np.uint16) for layer in group])
         rows = RowSums(bits, block.offsets, weights, linear)
+        require_sums(shard.path, attention, rows.measure("sink") + rows.measure("rest"), full_rows)
         for name in of_rows:
             found[name][start : start + step] = rows.measure(name).reshape(len(group), shard.heads, samples)
     return found
-
-
-def _stored(shard: Shard, array: str, layer: int | None, block: Block) -> npt.NDArray[np.float32]:
-    values = shard.read(array, layer, block)
-    if not np.isfinite(values).all() or values.min(initial=0) < 0:
-        raise DamagedShardError(f"{shard.path}: '{array}' holds values that are negative or not finite: the shard is damaged")
-    return values
-
-
-def _bits(shard: Shard, array: str, layer: int, block: Block) -> npt.NDArray[np.uint16]:
-    bits = shard.read(array, layer, block).view(np.uint16)
-    if bits.max(initial=0) > _ONE:
-        raise DamagedShardError(f"{shard.path}: '{array}' holds values that are not between 0 and 1: the shard is damaged")
-    return bits
 
 
 class RowSums:
