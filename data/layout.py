@@ -1,6 +1,7 @@
 """How a shard's arrays are stored, checked before they are read: a stranger's file may not lead elsewhere or fill memory."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import ceil, prod
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from .errors import DamagedShardError
 from .shard import ARRAYS
+from .structures import Structures
 
 # What a stranger's file may ask of a reader's memory.
 MAX_CHUNK_BYTES = 1 << 20
@@ -27,10 +29,14 @@ _TYPES = {  # as files have them: a type that NumPy would take for the same migh
 }
 
 
-def linked(path: Path, place: Any, part: str, name: str) -> Any:
-    """What a hard link leads to: no other can be trusted to stay inside this file."""
+def linked(path: Path, place: Any, part: str, name: str, structures: Structures) -> Any:
+    """What a hard link leads to: no other can be trusted to stay inside this file.
+
+    Raises DamagedShardError where there is none, and ValueError as `Structures.require_safe`.
+    """
     links, link = getattr(place, "links", None), part.encode()  # only groups have links
-    if links and links.exists(link) and links.get_info(link).type == h5py.h5l.TYPE_HARD:
+    if links and links.exists(link) and (info := links.get_info(link)).type == h5py.h5l.TYPE_HARD:
+        structures.require_safe(info.u)
         return h5py.h5o.open(place, link)
     raise DamagedShardError(f"{path}: '{name}' is missing or is not a plain array of this file")
 
@@ -90,14 +96,12 @@ def _stored_whole(array: Any, chunk: Sequence[int], count: int, whole: int, file
         return len(found) > count or None  # True ends it: a damaged index may go round in circles
 
     array.chunk_iter(add)
+    if len({piece.chunk_offset for piece in found}) != len(found) or len(found) != count:
+        return False
+    for piece in found:
+        if piece.byte_offset is None or piece.size != whole or piece.filter_mask:
+            return False
+        if any(place % part or place >= n for place, n, part in zip(piece.chunk_offset, array.shape, chunk, strict=True)):
+            return False
     starts = sorted(piece.byte_offset for piece in found)
-    return (
-        len({piece.chunk_offset for piece in found}) == len(found) == count
-        and all(piece.size == whole and piece.filter_mask == 0 for piece in found)
-        and all(
-            0 <= place < length and place % part == 0
-            for piece in found
-            for place, length, part in zip(piece.chunk_offset, array.shape, chunk, strict=True)
-        )
-        and all(stop - start >= whole for start, stop in zip(starts, [*starts[1:], file_bytes], strict=True))
-    )
+    return all(stop - start >= whole for start, stop in pairwise([*starts, file_bytes]))

@@ -79,6 +79,19 @@ class PlainFile(io.FileIO):
     def _fill(self, buffer: Any) -> int:
         return super().readinto(buffer)
 
+    def size(self) -> int:
+        """How many bytes the file has."""
+        return os.fstat(self.fileno()).st_size
+
+    def read_at(self, place: int, size: int) -> bytes:
+        """The `size` bytes at a place; ValueError where the file does not have them all."""
+        if not 0 <= place <= place + size <= self.size():
+            raise ValueError("it leads beyond the file's end")
+        super().seek(place)
+        if len(content := self.read(size)) < size:
+            raise ValueError("it was cut while it was read")
+        return content
+
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         """Go to another place; what is read from one that no file has is 0. Nothing is raised, as in `readinto`."""
         try:

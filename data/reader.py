@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from .layout import MAX_READ_BYTES, checked_layout, linked
 from .metadata import MAX_HEADS, MAX_LAYERS
 from .plain import PlainFile
 from .shard import ARRAYS, Array, stored_arrays
+from .structures import Structures
 
 BLOCK_ITEMS = 1 << 22  # values of one array that are read at once, unless a single sample has more
 
@@ -52,6 +52,8 @@ class Shard:
         with contextlib.ExitStack() as on_failure:
             on_failure.callback(self._plain_file.close)
             with self._faults_told("is not a readable shard, or is damaged"):
+                self._structures = Structures(self._plain_file.read_at)
+                self._structures.require_safe_root()
                 self._file = _opened(self._plain_file)
             on_failure.callback(self._close_file)
             with self._faults_told():
@@ -142,10 +144,10 @@ class Shard:
         if name not in self._shapes:
             group, array = name.split("/")
             with self._faults_told():
-                self._places[group] = self._places.get(group) or linked(self.path, self._file.id, group, name)
-                self._places[name] = linked(self.path, self._places[group], array, name)
-                file_bytes = os.fstat(self._plain_file.fileno()).st_size
-                shape = checked_layout(self.path, name, self._places[name], file_bytes)
+                if group not in self._places:
+                    self._places[group] = linked(self.path, self._file.id, group, name, self._structures)
+                self._places[name] = linked(self.path, self._places[group], array, name, self._structures)
+                shape = checked_layout(self.path, name, self._places[name], self._plain_file.size())
                 self._require_dims(name, shape)
                 self._shapes[name] = shape
         return self._shapes[name]

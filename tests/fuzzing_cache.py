@@ -1,12 +1,12 @@
-"""Mutates the HDF5 files of a small cache, and checks that every command stands it: the long version of test_fuzz_cache.py.
+"""Mutates the shard of a small cache, and checks that headscore stands it: the long version of test_fuzz_cache.py.
 
     python tests/fuzzing_cache.py --mutations 4000
 
 Shards are written with old and new `libver`, with the indexes of chunks that HDF5 has. A mutation changes bytes of HDF5's own
 structures: at random, to numbers that are often wrong, or to what stands elsewhere in the file; or it cuts the file. In half of
-them the checksums of the structures are made right again, as an attacker would. `score`, `inspect` and `inspect(verify=True)` must
-end within 20 s and 1 GB with the same scores or an error of headscore's own; where checksums were made right, with any scores.
-Mutations run in child processes, many in each, so that a crash is seen.
+them the checksums of the structures are made right again, as an attacker would. Scoring, inspecting and verifying must end within
+20 s and 1 GB with the same scores or an error of headscore's own; where checksums were made right, with any scores. Mutations run
+in child processes, many in each, so that a crash is seen.
 """
 
 import argparse
