@@ -72,9 +72,9 @@ def require_small(kept: Kept, rows: Sequence[int]) -> None:
     if size > MAX_KEPT_BYTES or values > MAX_KEPT_VALUES:
         largest = max(kept, key=lambda column: stored_bytes({column: kept[column]}))
         raise InputError(
-            f"--keep {largest}: of rows {rows[0]} to {rows[-1]} {size / 1e6:.1f} MB would be kept in {values} values, most of it "
-            f"this column; a shard holds {MAX_KEPT_BYTES / 1e6:.1f} MB in {MAX_KEPT_VALUES} values: leave the column out, or "
-            "give a smaller --shard-size"
+            f"--keep {largest}: of rows {rows[0]} to {rows[-1]} {size / 1e6:.1f} MB would be kept, most of it this column; "
+            f"a shard holds {MAX_KEPT_BYTES / 1e6:.1f} MB of it, and {MAX_KEPT_VALUES} values: leave the column out, or give a "
+            "smaller --shard-size"
         )
 
 

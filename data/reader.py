@@ -82,8 +82,8 @@ class Shard:
         with contextlib.suppress(*_FAULTS):  # HDF5 refuses to close some that are damaged, which then are told as such
             self._file.close()
 
-    def read(self, name: str, layer: int | None = None, block: Block | None = None) -> Array:
-        """An array of ARRAYS by its name, whole, for one layer, or for the samples of a block, with what is read checked.
+    def read(self, name: str, layer: int | slice | None = None, block: Block | None = None) -> Array:
+        """An array of ARRAYS by its name, whole, of one layer or some, or of the samples of a block; what is read is checked.
 
         Raises InputError where the shard has no such array, DamagedShardError where its data is damaged or holds values that
         cannot be (`checks.require_values`), and UnreadableFileError where the system refuses to read it.
@@ -92,7 +92,7 @@ class Shard:
         dtype, axes = ARRAYS[name]
         parts = {"n": block.samples, "t": block.tokens} if block else {}
         if layer is not None:
-            parts["L"] = slice(layer, layer + 1)
+            parts["L"] = layer if isinstance(layer, slice) else slice(layer, layer + 1)
         ranges = [parts.get(axis, slice(0, length)) for axis, length in zip(axes, shape, strict=True)]
         start, count = tuple(part.start for part in ranges), tuple(part.stop - part.start for part in ranges)
         values = np.empty(count, dtype)
@@ -102,7 +102,7 @@ class Shard:
                 place.select_hyperslab(start, count)
                 self._places[name].read(h5py.h5s.create_simple(count), place, values)
             require_values(self.path, name, values, len(self.metadata["span_names"]))
-        return values[0] if layer is not None and axes[0] == "L" else values
+        return values[0] if isinstance(layer, int) and axes[0] == "L" else values
 
     def offsets(self) -> npt.NDArray[np.int64]:
         """Where each sample's tokens start, int64 [n+1]; checked to begin at 0, to rise, and to end at `tokens`."""
@@ -205,11 +205,19 @@ def verify_shard(shard: Shard) -> None:
     for name in ("samples/row", "tokens/id", "tokens/span"):
         shard.read(name)
     per_head = [name for name in shard.names if ARRAYS[name][1][:2] == ("L", "H")]
-    for block, name, layer in itertools.product(shard.blocks(), per_head, range(shard.layers)):
-        values = shard.read(name, layer, block)
-        if name.endswith("attention"):
-            sums = np.add.reduceat(values, block.offsets[:-1], axis=1, dtype=np.float64)
-            require_sums(shard.path, name, sums, shard.metadata["attention"]["full_rows"])
+    for block, name in itertools.product(shard.blocks(), per_head):
+        for layers in layer_groups(shard, block):
+            values = shard.read(name, layers, block)
+            if name.endswith("attention"):
+                sums = np.add.reduceat(values, block.offsets[:-1], axis=2, dtype=np.float64)
+                require_sums(shard.path, name, sums, shard.metadata["attention"]["full_rows"])
+
+
+def layer_groups(shard: Shard, block: Block) -> Iterator[slice]:
+    """The layers, as many at once as have a bounded number of values in a block: reading takes time however few there are."""
+    step = max(1, BLOCK_ITEMS // (shard.heads * int(block.offsets[-1])))
+    for start in range(0, shard.layers, step):
+        yield slice(start, min(start + step, shard.layers))
 
 
 def _why_absent(name: str) -> str:

@@ -83,12 +83,21 @@ def block_measures(
     step = max(1, min(ROWS // shard.heads, BLOCK_ITEMS // (shard.heads * len(weights))))
     for start in range(0, len(layers), step):
         group = layers[start : start + step]
-        bits = np.concatenate([shard.read(attention, layer, block).view(np.uint16) for layer in group])
+        bits = _bits(shard, attention, group, block)
         rows = RowSums(bits, block.offsets, weights, linear)
         require_sums(shard.path, attention, rows.measure("sink") + rows.measure("rest"), full_rows)
         for name in of_rows:
             found[name][start : start + step] = rows.measure(name).reshape(len(group), shard.heads, samples)
     return found
+
+
+def _bits(shard: Shard, array: str, layers: Sequence[int], block: Block) -> npt.NDArray[np.uint16]:
+    """The pattern rows of some layers one after the other [len(layers)·H,t], read at once where the layers are neighbours."""
+    if layers[-1] - layers[0] + 1 == len(layers):
+        values = shard.read(array, slice(layers[0], layers[-1] + 1), block)
+    else:
+        values = np.concatenate([shard.read(array, layer, block) for layer in layers])
+    return values.view(np.uint16).reshape(-1, values.shape[-1])
 
 
 class RowSums:

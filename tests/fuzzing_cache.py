@@ -4,9 +4,9 @@
 
 Shards are written with old and new `libver`, with the indexes of chunks that HDF5 has. A mutation changes bytes of HDF5's own
 structures: at random, to numbers that are often wrong, or to what stands elsewhere in the file; or it cuts the file. In half of
-them the checksums of the structures are made right again, as an attacker would. Scoring, inspecting and verifying must end within
-20 s and 1 GB with the same scores or an error of headscore's own; where checksums were made right, with any scores. Mutations run
-in child processes, many in each, so that a crash is seen.
+them the checksums of the structures are made right again, as an attacker would. To score, inspect and verify must end in 20 s
+and 1 GB with the same scores or an error of headscore's own; where checksums were made right, with any scores. Mutations run in
+child processes, many in each, so that a crash is seen.
 """
 
 import argparse

@@ -293,10 +293,11 @@ def test_nothing_outside_the_cache_is_read(tmp_path: Path, what: str) -> None:
     assert "'tokens/span' is" in done.stderr and "is not a plain array of this file" in done.stderr
 
 
-def test_damage_is_named_or_changes_nothing(cache: Path) -> None:
+def test_damage_is_named_or_changes_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The short version of tests/damage.py."""
-    report = damage(cache, flips=40, truncations=10)
-    assert report.damaged == 50 and report.fooled == 0
+    monkeypatch.setattr("headscore.score.kept.SETTLED_NS", 0)
+    report = damage(cache, flips=40, truncations=10, swaps=4, edits=20)
+    assert report.damaged == 74 and report.fooled == 0 and report.slowest < 20
     assert report.in_array_data > 30 and report.named >= report.in_array_data
 
 
