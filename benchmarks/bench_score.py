@@ -125,6 +125,7 @@ def bytes_scanned(path: Path, layer: int | None) -> int:
     """What the system read for one layer's entropy, or for that of all; nothing that is kept is used."""
     frame = scan_cache(path, fresh=True).select("layer", "entropy")
     frame = frame if layer is None else frame.filter(pl.col("layer") == layer).select("layer", "entropy")
+    frame.collect()  # which also reads the libraries it needs
     before = _bytes_read()
     frame.collect()
     return _bytes_read() - before

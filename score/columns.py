@@ -11,7 +11,7 @@ import polars as pl
 
 from ..data.errors import InputError
 from ..data.reader import Block, Shard
-from .expressions import names_of, read_expressions, require_line_by_line
+from .expressions import columns_of, names_of, read_expressions, require_line_by_line
 
 TOKENS: dict[str, Any] = {"position": pl.Float64, "tokens": pl.Float64, "id": pl.Int64}
 DATA = "data_"  # how the names of columns of the data file begin
@@ -57,8 +57,8 @@ class Columns:
         expressions = {name: self.expressions()[name] for name in names}
         if not names:
             return np.empty((block.tokens.stop - block.tokens.start, 0))
-        needed = {root for expression in expressions.values() for root in expression.meta.root_names()}
-        table = self._table(shard, block, with_ids="id" in needed)
+        with_ids = any("id" in columns_of(expression, TOKENS) for expression in expressions.values())
+        table = self._table(shard, block, with_ids)
         found = table.select(expression.cast(pl.Float64).alias(name) for name, expression in expressions.items())
         for name in [name for name in names if name in self.own]:
             wrong = found[name].is_null() | ~found[name].is_finite()

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import inspect
+import itertools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ Schema = Mapping[str, Any]
 
 # A subquery can read files, and polars reads them as soon as it parses the text. No word of one may stand anywhere.
 _SUBQUERY = re.compile(r"\b(select|from|table|values|with|exists|union|intersect|except)\b", re.IGNORECASE)
-_LINES_TRIED = 9
+_PAIRS = 8
 # What a serialized expression has that calls plugins, or Python functions, pickled as bytes or numbers: those may change.
 _CODE = re.compile(rb"AnonymousFunction|FfiPlugin|\x80[\x02-\x05]\xcc?\x95")
 
@@ -66,7 +67,7 @@ def read_python_file(path: Path, flag: str) -> dict[str, pl.Expr]:
         made = {name: function() for name, function in functions.items() if not inspect.signature(function).parameters}
     except InputError:
         raise
-    except Exception as error:  # whatever a user's code raises
+    except (Exception, SystemExit) as error:  # whatever a user's code raises
         raise InputError(f"{flag} {path}: {type(error).__name__}: {one_line(error)[:200]}") from error
     if not made:
         raise InputError(f"{flag} {path}: has no function without arguments, which is what a signal is")
@@ -91,9 +92,18 @@ def names_of(expression: pl.Expr, schema: Schema, where: str) -> list[str]:
         return pl.LazyFrame(schema=dict(schema)).select(expression).collect_schema().names()
     except pl.exceptions.ColumnNotFoundError as error:
         missing = [name for name in expression.meta.root_names() if name not in schema]
-        raise InputError(f"{where}: there is no '{(missing or ['?'])[0]}'; there are {', '.join(schema)}") from error
+        raise InputError(f"{where}: there is no '{(missing or ['?'])[0]:.80}'; there are {', '.join(schema)}") from error
     except pl.exceptions.PolarsError as error:
         raise InputError(f"{where}: cannot be computed: {one_line(error)[:160]}") from error
+
+
+def columns_of(expression: pl.Expr, schema: Schema) -> list[str]:
+    """The columns of a table of `schema` that an expression reads; all, where it chooses them by a pattern or a dtype."""
+    try:
+        content = expression.meta.serialize()
+    except (pl.exceptions.PolarsError, ValueError, TypeError, AttributeError):
+        return list(schema)
+    return list(schema) if b"Selector" in content else list(dict.fromkeys(expression.meta.root_names()))
 
 
 def require_line_by_line(expression: pl.Expr, schema: Schema, where: str, line: str) -> None:
@@ -131,16 +141,23 @@ def require_line_by_line(expression: pl.Expr, schema: Schema, where: str, line: 
 
 
 def _made_up(schema: Schema) -> pl.DataFrame:
-    """Lines of random values, all different."""
+    """Lines of random values. Each has a partner with the same integers, booleans and texts. A column of floats is the same in
+    half of the pairs, others than any other column's, so that no groups of lines are alike in all; the last line has none.
+    """
     random = np.random.default_rng(0)
+    equal = itertools.cycle(itertools.combinations(range(_PAIRS), _PAIRS // 2))
     columns: dict[str, Any] = {}
     for name, dtype in schema.items():
-        if dtype == pl.Boolean:
-            columns[name] = random.random(_LINES_TRIED) < 0.5
+        half: Any = random.integers(1, 40, _PAIRS + 1)
+        if dtype.is_float():
+            values = random.random((2, _PAIRS + 1))
+            pairs = list(next(equal))
+            values[1, pairs] = values[0, pairs]
+            columns[name] = [*values.ravel()[:-1].tolist(), None]
         elif dtype == pl.String:
-            columns[name] = [f"text {number}" for number in random.permutation(_LINES_TRIED)]
+            columns[name] = [f"text {value}" for value in [*half, *half]]
         else:
-            columns[name] = random.integers(1, 40, _LINES_TRIED) if dtype.is_integer() else random.random(_LINES_TRIED)
+            columns[name] = np.tile(half < 20 if dtype == pl.Boolean else half, 2)
     return pl.DataFrame(columns, schema=dict(schema))
 
 

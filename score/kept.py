@@ -88,7 +88,8 @@ class Store:
             found, folder = shard.lstat(), shard.parent.lstat()
         except OSError:
             return None
-        settled = time.time_ns() - found.st_ctime_ns >= self.settled_ns
+        changed = max(found.st_ctime_ns, found.st_mtime_ns)  # on Windows the first is when the file was made
+        settled = time.time_ns() - changed >= self.settled_ns
         if not settled or not stat.S_ISREG(found.st_mode) or stat.S_ISLNK(folder.st_mode):
             return None
         times = {"bytes": found.st_size, "inode": found.st_ino, "changed": found.st_ctime_ns, "modified": found.st_mtime_ns}

@@ -9,7 +9,8 @@ from ..data.cache import open_cache
 from ..data.errors import InputError
 from ..data.settings import ScoreSettings
 from ..data.signatures import library_call
-from .recipe import Recipe, built_in_signals, checked_signal, choose_measures, own_signals, title_of, with_signals
+from .recipe import Recipe, checked_signal, choose_measures, with_signals
+from .signal_sources import built_in_signals, own_signals, title_of
 
 _COLUMNS = {"signal": pl.String, "needs": pl.String, "there": pl.Boolean, "what": pl.String}
 

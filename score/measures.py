@@ -5,7 +5,7 @@ Shapes: L layers, H heads, n samples of a shard, b of a block, t tokens of all o
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data.checks import require_sums
-from ..data.reader import BLOCK_ITEMS, Block, Shard
+from ..data.reader import Block, Shard
 from ..data.settings import QueryMode
 from .columns import Columns
 
@@ -31,6 +31,7 @@ OF_ROWS = ("entropy", "entropy_free", "largest")  # that are not linear in a row
 ROWS = (
     64  # of a sample that are worked on at once, from as many layers as have so many heads; fewer, larger products are faster
 )
+ITEMS = 1 << 16  # values of rows that are worked on at once: few enough to stay in a core's cache
 
 _ONE = 0x3C00  # the bits of 1.0 in half precision; those of the numbers from 0 to 1 rise with them
 _ENTROPY_UNIT = 2.0**-34
@@ -80,15 +81,26 @@ def block_measures(
     if weights is None:
         return found
     attention, full_rows = f"{mode}/attention", shard.metadata["attention"]["full_rows"]
-    step = max(1, min(ROWS // shard.heads, BLOCK_ITEMS // (shard.heads * len(weights))))
+    step = max(1, ROWS // shard.heads)
     for start in range(0, len(layers), step):
         group = layers[start : start + step]
         bits = _bits(shard, attention, group, block)
-        rows = RowSums(bits, block.offsets, weights, linear)
-        require_sums(shard.path, attention, rows.measure("sink") + rows.measure("rest"), full_rows)
-        for name in of_rows:
-            found[name][start : start + step] = rows.measure(name).reshape(len(group), shard.heads, samples)
+        for some, tokens in _pieces(block.offsets, ITEMS // len(bits)):
+            offsets = block.offsets[some.start : some.stop + 1] - tokens.start
+            rows = RowSums(bits[:, tokens], offsets, weights[tokens], linear)
+            require_sums(shard.path, attention, rows.measure("sink") + rows.measure("rest"), full_rows)
+            for name in of_rows:
+                found[name][start : start + step, :, some] = rows.measure(name).reshape(len(group), shard.heads, -1)
     return found
+
+
+def _pieces(offsets: npt.NDArray[np.int64], most: int) -> Iterator[tuple[slice, slice]]:
+    """Samples, and their tokens, a few at a time: of at most so many tokens, or one sample of more."""
+    start = 0
+    while start < len(offsets) - 1:
+        stop = max(start + 1, int(np.searchsorted(offsets, offsets[start] + most, side="right")) - 1)
+        yield slice(start, stop), slice(int(offsets[start]), int(offsets[stop]))
+        start = stop
 
 
 def _bits(shard: Shard, array: str, layers: Sequence[int], block: Block) -> npt.NDArray[np.uint16]:

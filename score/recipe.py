@@ -1,8 +1,7 @@
 """What a ranking is made of: the measures of a cache, and the signals that settings define over them."""
 
 import dataclasses
-import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,18 +11,12 @@ import polars as pl
 
 from ..data.cache import Cache
 from ..data.errors import InputError
+from ..data.forks import require_own_threads
 from ..data.settings import QueryMode, ScoreSettings
-from . import signals as built_in
 from .columns import DATA, Columns, choose_columns, union_name
-from .expressions import (
-    expression_key,
-    functions_of,
-    names_of,
-    read_expressions,
-    read_python_file,
-    require_line_by_line,
-)
-from .measures import NORMS, measure_names
+from .expressions import columns_of, expression_key, names_of, require_line_by_line
+from .measures import NORMS, OF_ROWS, measure_names
+from .signal_sources import built_in_signals, own_signals, title_of
 
 PLACES: dict[str, Any] = {"layer": pl.Int32, "head": pl.Int32, "kv_head": pl.Int32}
 
@@ -97,14 +90,14 @@ class Recipe:
     @cached_property
     def scanned(self) -> dict[str, Any]:
         """The columns of `scan_cache`: those of a signal, with counts as whole numbers, and the signals."""
-        whole = {name: pl.Int64 for name in self.schema if name == "tokens" or name.startswith(("tokens_", "task_tokens"))}
+        whole = dict.fromkeys(["tokens", "task_tokens", *(f"tokens_{name}" for name in self.columns.spans())], pl.Int64)
         return {**self.schema, **whole, **{name: pl.Float64 for name in self.signals if name not in self.schema}}
 
     def needs(self, names: Iterable[str]) -> list[str]:
         """The columns of `schema` that the named signals are made of."""
         found: dict[str, None] = {}
         for name in names:
-            found |= dict.fromkeys(self.signals[name].expression.meta.root_names())
+            found |= dict.fromkeys(columns_of(self.signals[name].expression, self.schema))
         return list(found)
 
     def measures_for(self, columns: Iterable[str]) -> list[str]:
@@ -122,12 +115,12 @@ class Recipe:
         """What names a signal's values for another time, with all that they depend on; None where that has no name."""
         needs = self.needs([name])
         key = expression_key(self.signals[name].expression)
-        own = [expression_key(self.columns.own[need]) for need in needs if need in self.columns.own]
-        if key is None or None in own:
+        own = {need: expression_key(self.columns.own[need]) for need in needs if need in self.columns.own}
+        if key is None or None in own.values():
             return None
-        chosen = sorted({self.aliases[need] for need in needs if need in self.aliases})
-        of_task = [self.task] if "task_rest" in needs else []
-        return " ".join([name, key, *chosen, *of_task, *map(str, own)])
+        chosen = sorted({f"{need}={self.aliases[need]}" for need in needs if need in self.aliases})
+        of_task = [f"task_rest={self.task}"] if "task_rest" in needs else []
+        return " ".join([name, key, *chosen, *of_task, *(f"{need}={value}" for need, value in own.items())])
 
 
 def choose_recipe(cache: Cache, settings: ScoreSettings, partial: bool) -> Recipe:
@@ -136,6 +129,7 @@ def choose_recipe(cache: Cache, settings: ScoreSettings, partial: bool) -> Recip
     Raises InputError where the cache cannot give it, is incomplete but not `partial`, or a signal or measure of the user's is
     no expression over what there is.
     """
+    require_own_threads("scoring", "polars")
     if not partial:
         cache.require_complete()
     return with_signals(choose_measures(cache, settings), settings)
@@ -156,12 +150,12 @@ def choose_measures(cache: Cache, settings: ScoreSettings) -> Recipe:
             "cannot be split by heads; use --head-output z"
         )
     cache.require_spans(settings.task_span)
-    columns = choose_columns(metadata["span_names"], settings.task_span, settings.measure, [*PLACES, *NORMS])
+    columns = choose_columns(metadata["span_names"], settings.task_span, settings.measure, [*PLACES, *NORMS, *OF_ROWS])
     heads, kv_heads = metadata["dims"]["heads"], metadata["dims"].get("kv_heads")
     grouped = isinstance(kv_heads, int) and kv_heads > 0 and heads % kv_heads == 0
     if settings.by == "kv_head" and not grouped:
         raise InputError(f"--by kv_head: {cache.path} does not say how its {heads} heads share key-value heads")
-    return Recipe(
+    recipe = Recipe(
         mode=settings.score_query_mode,
         result=settings.head_output == "result",
         task=union_name(settings.task_span),
@@ -172,6 +166,12 @@ def choose_measures(cache: Cache, settings: ScoreSettings) -> Recipe:
         heads=heads,
         kv_heads=kv_heads if grouped else None,
     )
+    without_own = dataclasses.replace(recipe, columns=dataclasses.replace(columns, own={}), measures=())
+    for name in columns.own:
+        if name in built_in_signals() or name in without_own.schema:
+            what = "signal" if name in built_in_signals() else "measure"
+            raise InputError(f"--measure {name}: there is a {what} of this name already")
+    return recipe
 
 
 def with_signals(recipe: Recipe, settings: ScoreSettings) -> Recipe:
@@ -198,21 +198,6 @@ def _built_in(recipe: Recipe) -> dict[str, Signal]:
     return found
 
 
-def own_signals(settings: ScoreSettings, known: Sequence[str]) -> Iterator[tuple[str, str, pl.Expr]]:
-    """The signals that the user brings: where each comes from, its name, and its expression.
-
-    Raises InputError for what is no expression, and for a name without one that is not among the `known` signals.
-    """
-    given = {name: value for name, value in settings.signal.items() if value is not None}
-    for name in [name for name in settings.signal if name not in given and name not in known]:
-        raise InputError(f"--signal {name}: is no built-in signal; give NAME='SQL', or one of {', '.join(known)}")
-    for name, expression in read_expressions(given, "--signal").items():
-        yield f"--signal {name}", name, expression
-    if settings.signals is not None:
-        for name, expression in read_python_file(settings.signals, "--signals").items():
-            yield f"--signals {settings.signals}: {name}", name, expression
-
-
 def checked_signal(recipe: Recipe, where: str, name: str, expression: pl.Expr) -> Signal:
     """A signal of the user's that was tried out. Raises InputError where it cannot be one, or is named like a measure."""
     if name in recipe.schema:
@@ -221,16 +206,6 @@ def checked_signal(recipe: Recipe, where: str, name: str, expression: pl.Expr) -
         raise InputError(f"{where}: gives several columns; give one")
     require_line_by_line(expression, recipe.schema, where, "sample")
     return Signal(name, expression, where, own=True)
-
-
-def built_in_signals() -> dict[str, Any]:
-    """The functions of signals.py, by name."""
-    return functions_of(built_in)
-
-
-def title_of(function: Any) -> str:
-    """The first sentence of a signal's documentation, without its full stop."""
-    return " ".join((inspect.getdoc(function) or "").split("\n\n")[0].split()).rstrip(".")
 
 
 def is_raw_norm(recipe: Recipe, name: str) -> bool:

@@ -72,12 +72,12 @@ def scan_cache(
         ]
         yield pl.DataFrame(schema={name: schema[name] for name in columns})  # a cache may have no samples
         for lines in _lines(opened, recipe, None if fresh else open_store(opened, recipe.mode), needed, predicate):
-            if left is not None and left <= 0:
-                return
             found = lines.filter(predicate) if predicate is not None else lines
             found = found.select(columns) if left is None else found.select(columns).head(left)
             left = None if left is None else left - len(found)
             yield found
+            if left == 0:  # before another shard is opened
+                return
 
     return register_io_source(source, schema=schema)
 

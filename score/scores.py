@@ -45,7 +45,7 @@ class Scores:
         if not isinstance(other, Scores):
             return NotImplemented
         same = (self.samples, self.missing_shards, self.metadata) == (other.samples, other.missing_shards, other.metadata)
-        return same and str(self.settings) == str(other.settings) and self.heads.equals(other.heads)
+        return same and _told(self.settings) == _told(other.settings) and self.heads.equals(other.heads)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -156,6 +156,12 @@ def shown_rank(scores: Scores, line: Mapping[str, Any]) -> str:
     """The rank of a head, or where others have the same combined score, the first of theirs and `=`."""
     tied = scores.heads.filter(pl.col("tied_rank") == line["tied_rank"]).height > 1
     return f"{line['tied_rank']}=" if tied else str(line["rank"])
+
+
+def _told(settings: ScoreSettings) -> dict[str, Any]:
+    """Settings that can be compared: polars expressions are so by their text alone."""
+    values = vars(settings).items()
+    return {name: {key: str(x) for key, x in value.items()} if isinstance(value, Mapping) else value for name, value in values}
 
 
 def _limited(flag: str, asked: int | None, default: int, heads: int) -> int:

@@ -104,6 +104,14 @@ def lift() -> pl.Expr:
     return pl.when(pl.col("task_tokens") > 0).then(pl.col("task_mass") * pl.col("tokens") / pl.col("task_tokens"))
 
 
+def excess() -> pl.Expr:
+    """Attention to the task's tokens beyond what a uniform row gives them: the mass of the span less its share of the tokens.
+
+    Range −1 to 1; 0 is what uniform attention gives, and what a sample without such tokens has.
+    """
+    return pl.col("task_mass") - pl.col("task_tokens") / pl.col("tokens")
+
+
 def mass() -> pl.Expr:
     """Attention to each span: one signal `mass_<span>`, Σ aⱼ over the tokens j of the span, for every span of the cache.
 

@@ -51,13 +51,23 @@ class MeasureTable:
         try:
             found = frame.select(expressions)
         except Exception as error:  # what a function of the user's raises, or a cast that fails
-            raise InputError(f"--signal: cannot be computed: {one_line(error)[:200]}") from error
+            raise InputError(f"--signal {self._failing(frame, names)}: cannot be computed: {one_line(error)[:160]}") from error
         if len(found) != len(frame):
             raise InputError(f"--signal: {', '.join(names)} give {len(found)} values for {len(frame)} samples and heads")
         finite = found.select(pl.all().is_finite().all()).row(0)  # null is passed over
         for name in [name for name, whole in zip(names, finite, strict=True) if not whole]:
             self._raise_not_finite(found[name])
         return found
+
+    def _failing(self, frame: pl.DataFrame, names: Sequence[str]) -> str:
+        """The first of some signals that cannot be computed as one value for each line of a frame."""
+        for name in names:
+            try:
+                if len(frame.select(self._recipe.signals[name].expression.cast(pl.Float64))) != len(frame):
+                    return name
+            except Exception:  # the one that is sought
+                return name
+        return ", ".join(names)
 
     def _raise_not_finite(self, values: pl.Series) -> None:
         line = int((~values.is_finite()).fill_null(False).arg_max() or 0)

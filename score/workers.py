@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import queue
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -14,6 +15,7 @@ from ..data.errors import HeadscoreError, InputError, RunError, one_line
 from ..data.settings import WorkSettings
 
 SECONDS_TO_CONNECT = 10
+MAX_ON_WINDOWS = 61
 
 
 @contextlib.contextmanager
@@ -34,6 +36,8 @@ def executor_of(settings: WorkSettings) -> Iterator[Executor | None]:
 
 @contextlib.contextmanager
 def _processes(count: int) -> Iterator[Executor]:
+    if sys.platform == "win32" and count > MAX_ON_WINDOWS:
+        raise InputError(f"--workers: {count} is more than the {MAX_ON_WINDOWS} that Windows allows")
     # Not forked: a fork of a process with polars' threads may hang. Threads would be slower, as numpy's calls are short.
     spawn = multiprocessing.get_context("spawn")
     try:

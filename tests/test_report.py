@@ -283,7 +283,7 @@ def page_data(out: Path) -> tuple[str, Any]:
 
 @needs_chromium
 def test_a_picked_head_is_marked_everywhere_and_named(page: Browser, tmp_path: Path) -> None:
-    headscore.report(made(tmp_path / "cache", 4, 6), tmp_path / "out")
+    scores = headscore.report(made(tmp_path / "cache", 4, 6), tmp_path / "out")
     page.open(tmp_path / "out" / "report.html")
     x, y = page.run(
         """(() => {
@@ -301,8 +301,9 @@ def test_a_picked_head_is_marked_everywhere_and_named(page: Browser, tmp_path: P
     assert page.run(f"Object.values(headscore.views).map({store}).filter(s => s !== null)") == ["0,0"] * 12
     page.run("document.querySelector('#top-heads-table tbody tr:nth-child(3)').click()")
     page.run("headscore.settled()")
-    third = page.run("document.querySelector('#top-heads-table tbody tr.picked').cells[0].textContent")
-    assert third == "3" and not page.errors
+    third = page.run("[...document.querySelector('#top-heads-table tbody tr.picked').cells].map(c => c.textContent)")
+    line = scores.top(3).to_dicts()[2]
+    assert third[:2] == [shown_rank(scores, line), head_name(line, "head")] and not page.errors
 
 
 @needs_chromium
@@ -475,24 +476,34 @@ def test_the_javascript_is_whole_whatever_became_of_the_kept_file(
     assert state in ("a folder", "no cache folder", "no home") or kept.read_text() == whole
 
 
-def test_a_forked_process_is_told_instead_of_waiting_for_ever(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("work", "library"), [("score", "polars"), ("report", "polars"), ("draw", "vl-convert")])
+def test_a_forked_process_is_told_instead_of_waiting_for_ever(tmp_path: Path, work: str, library: str) -> None:
     script = tmp_path / "forks.py"
     script.write_text(
         "import multiprocessing, sys, headscore\n"
+        "from headscore.score.report.vega import converter\n"
+        "def score(out):\n"
+        "    headscore.score(sys.argv[1], out)\n"
         "def report(out):\n"
+        "    headscore.report(sys.argv[1], out)\n"
+        "def draw(out):\n"
+        "    with converter('a chart') as convert:\n"
+        "        convert.vegalite_to_svg({'mark': 'point', 'data': {'values': [{}]}})\n"
+        "def told(out):\n"
         "    try:\n"
-        "        headscore.report(sys.argv[1], out)\n"
+        "        globals()[sys.argv[2]](out)\n"
         "    except headscore.RunError as error:\n"
         "        return str(error)\n"
         "for out in ('first', 'second'):\n"
         "    with multiprocessing.get_context('fork').Pool(1) as pool:\n"
-        "        print(pool.apply(report, [out]))\n"
-        "    print(report('parent'))\n"
+        "        print(pool.apply(told, [out]))\n"
+        "    print(told('parent'))\n"
     )
-    command = [sys.executable, str(script), str(made(tmp_path / "cache", 2, 3))]
+    command = [sys.executable, str(script), str(made(tmp_path / "cache", 2, 3)), work]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
     first, parent, second, again = done.stdout.splitlines()
-    assert first == parent == again == "None" and "start processes by 'spawn'" in second
+    assert first == parent == again == "None" and f"{library} cannot work in a process forked" in second
+    assert "start processes by 'spawn'" in second
 
 
 def test_scores_show_themselves_in_a_notebook(tmp_path: Path) -> None:

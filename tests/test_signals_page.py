@@ -11,7 +11,7 @@ import pytest
 from test_score import write_cache
 
 import headscore
-from headscore.score.recipe import built_in_signals
+from headscore.score.signal_sources import built_in_signals
 
 PAGE = (Path(__file__).parent.parent / "docs" / "signals.md").read_text()
 TABLE = re.findall(r"^\| `(\w+)` \| (.+?) \| (-?[\d.]+) \|$", PAGE, re.MULTILINE)

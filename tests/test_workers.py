@@ -1,14 +1,17 @@
 """However the work of scoring is spread, and whatever is there of a cache, the sums are the same to the last bit."""
 
+import itertools
 import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
-import time
-from functools import partial
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from functools import partial, reduce
+from operator import add
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -16,16 +19,18 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from noting import noted
 from test_cli import Cli, run_cli  # noqa: F401 - a fixture
 
 import headscore
-from headscore.data.cache import open_cache, shard_path
+from headscore.data.cache import open_cache, shard_path, write_metadata
 from headscore.data.errors import InputError, RunError
 from headscore.data.reader import Shard
 from headscore.data.settings import ScoreSettings, WorkSettings
-from headscore.score.signals import choose_signals
-from headscore.score.sums import SignalSums, cache_sums, shard_sums
-from headscore.score.workers import workers
+from headscore.data.shard import write_shard
+from headscore.score.cache_means import cache_means, shard_sums
+from headscore.score.recipe import choose_recipe
+from headscore.score.workers import executor_of
 
 
 @pytest.fixture
@@ -36,18 +41,97 @@ def incomplete(cache: Path, tmp_path: Path) -> Path:
 
 
 def assert_equal_to_the_last_bit(one: headscore.Scores, other: headscore.Scores) -> None:
-    for name in ("raw", "norm", "combined", "topk_global", "topk_per_layer"):
-        assert getattr(one, name).equals(getattr(other, name)), name
+    assert one.heads.columns == other.heads.columns
+    for name in one.heads.columns:
+        assert one.heads[name].equals(other.heads[name], check_dtypes=True, null_equal=True), name
+
+
+MINE: dict[str, Any] = {
+    "measure": {"recent": "position >= tokens - 10"},
+    "signal": {"late": "CASE WHEN largest > 0.1 THEN recent / largest END", "cancels": "(row % 2 * 2 - 1) * 1e8 + sink * 1e-8"},
+    "weight": {"lift": -0.5},
+}
 
 
 @pytest.mark.parametrize("mode", ["last_token", "all_tokens"])
 def test_processes_change_no_bit(cache: Path, mode: str) -> None:
-    alone = headscore.score(cache, score_query_mode=mode, fresh=True)
-    assert_equal_to_the_last_bit(alone, headscore.score(cache, score_query_mode=mode, fresh=True, workers=2))
+    alone = headscore.score(cache, score_query_mode=mode, fresh=True, **MINE)
+    assert_equal_to_the_last_bit(alone, headscore.score(cache, score_query_mode=mode, fresh=True, workers=2, **MINE))
+
+
+class LastFirst(Executor):
+    """Does the last work first, and each when it is asked for."""
+
+    def map(self, function: Any, *items: Any, **_: Any) -> Any:
+        work = list(zip(*items, strict=True))
+        results = [function(*one) for one in reversed(work)]
+        return reversed(results)
+
+    def submit(self, function: Any, /, *given: Any, **more: Any) -> Any:
+        future: Future[Any] = Future()
+        future.set_result(function(*given, **more))
+        return future
+
+
+@pytest.mark.parametrize("make", [lambda: ThreadPoolExecutor(3), lambda: ThreadPoolExecutor(1), LastFirst])
+def test_any_executor_changes_no_bit(cache: Path, make: Any) -> None:
+    with make() as executor:
+        spread = headscore.score(cache, executor=executor, fresh=True, **MINE)
+        again = headscore.score(cache, executor=executor, fresh=True, **MINE)
+    assert_equal_to_the_last_bit(headscore.score(cache, fresh=True, **MINE), spread)
+    assert_equal_to_the_last_bit(spread, again)
+
+
+def resharded(cache: Path, folder: Path, sizes: list[int]) -> Path:
+    """The same samples in shards of other sizes."""
+    opened = open_cache(cache)
+    per_sample: list[dict[str, np.ndarray]] = []
+    for path in opened.shards:
+        with Shard(path) as shard:
+            arrays = {name: shard.read(name) for name in shard.names}
+            for sample, (start, stop) in enumerate(itertools.pairwise(shard.offsets())):
+                per_sample.append({n: sample_of(n, values, sample, start, stop) for n, values in arrays.items()})
+    metadata = {**opened.metadata, "plan": {**opened.metadata["plan"], "shards": len(sizes)}}
+    write_metadata(folder, metadata, keep_existing=False)
+    for number, (first, last) in enumerate(itertools.pairwise([0, *itertools.accumulate(sizes)])):
+        some = per_sample[first:last]
+        joined = {
+            name: np.concatenate([one[name] for one in some], axis=-1)
+            if some else np.empty((*per_sample[0][name].shape[:-1], 0)) for name in per_sample[0]
+        }  # fmt: skip
+        joined["samples/offset"] = np.concatenate([[0], np.cumsum(joined["samples/offset"])])
+        joined["layers/index"] = np.array(metadata["layers"])
+        write_shard(shard_path(folder, number), number, joined, metadata, [])
+    return folder
+
+
+def sample_of(name: str, values: np.ndarray, sample: int, start: int, stop: int) -> np.ndarray:
+    if name == "samples/offset":
+        return np.array([stop - start])
+    of_tokens = name.startswith("tokens/") or name.endswith("attention")
+    return values[..., start:stop] if of_tokens else values[..., sample : sample + 1]
+
+
+@pytest.mark.parametrize(
+    "sizes", [[24], [1] * 24, [23, 1], [5, 0, 7, 12], [3, 8, 2, 11], [0, 24]], ids=lambda sizes: "-".join(map(str, sizes))
+)
+@pytest.mark.parametrize("mode", ["last_token", "all_tokens"])
+def test_any_split_into_shards_and_blocks_changes_no_bit(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, sizes: list[int]
+) -> None:
+    alone = headscore.score(cache, score_query_mode=mode, fresh=True, **MINE)
+    other = resharded(cache, tmp_path / "other", sizes)
+    assert_equal_to_the_last_bit(alone, headscore.score(other, score_query_mode=mode, fresh=True, **MINE))
+    for items, lines in ((1, 1), (997, 50), (3000, 1 << 17)):
+        monkeypatch.setattr("headscore.data.reader.BLOCK_ITEMS", items)
+        monkeypatch.setattr("headscore.score.shard_source.LINES", lines)
+        with ThreadPoolExecutor(2) as executor:
+            spread = headscore.score(other, score_query_mode=mode, fresh=True, executor=executor, **MINE)
+        assert_equal_to_the_last_bit(alone, spread)
 
 
 def test_a_dask_cluster_of_processes_changes_no_bit(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from distributed import LocalCluster
+    from distributed import Client, LocalCluster
 
     monkeypatch.chdir(cache.parent)
     with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
@@ -56,6 +140,10 @@ def test_a_dask_cluster_of_processes_changes_no_bit(cache: Path, tmp_path: Path,
         assert_equal_to_the_last_bit(headscore.score(cache), spread)
         config = yaml.safe_load((tmp_path / "r" / "config.yaml").read_text())
         assert "dask" not in config, "how the work was spread is no part of the run"
+        with Client(address, set_as_default=False) as client, client.get_executor() as executor:
+            theirs = headscore.score(cache.name, fresh=True, executor=executor, **MINE)
+            assert_equal_to_the_last_bit(headscore.score(cache, **MINE), theirs)
+            assert client.scheduler_info()["workers"], "it is still theirs"
         headscore.score(cache.name, tmp_path / "r")
         torn = Path(shutil.copytree(cache, tmp_path / "torn"))
         shard_path(torn, 1).write_bytes(b"torn")
@@ -63,23 +151,16 @@ def test_a_dask_cluster_of_processes_changes_no_bit(cache: Path, tmp_path: Path,
             headscore.score(torn, dask=address)
 
 
-def noted(notes: Path, item: int) -> int:
-    with notes.open("a") as file:
-        file.write(f"{item} {os.getpid()}\n")
-    time.sleep(item % 5 / 200)
-    return item * item
-
-
 @pytest.mark.parametrize("count", [0, 1, 60])
-def test_each_item_is_worked_on_once_and_here_too(tmp_path: Path, count: int) -> None:
+def test_each_item_is_worked_on_once(tmp_path: Path, count: int) -> None:
     notes = tmp_path / "notes"
     notes.touch()
-    with workers(WorkSettings(workers=2)) as spread:
-        assert list(spread(partial(noted, notes), range(count))) == [item * item for item in range(count)]
+    with executor_of(WorkSettings(workers=2)) as executor:
+        assert executor is not None
+        assert list(executor.map(partial(noted, notes), range(count))) == [item * item for item in range(count)]
     items, processes = zip(*map(str.split, notes.read_text().splitlines()), strict=True) if count else ((), ())
     assert sorted(map(int, items)) == list(range(count))
-    assert str(os.getpid()) in processes or not count
-    assert len(set(processes)) == min(count, 2)
+    assert str(os.getpid()) not in processes and len(set(processes)) <= 2
 
 
 DIES = """
@@ -87,7 +168,7 @@ import os, signal, sys, time
 from functools import partial
 from headscore.data.errors import RunError
 from headscore.data.settings import WorkSettings
-from headscore.score.workers import workers
+from headscore.score.workers import executor_of
 
 def work(parent, item):
     time.sleep(0.02)
@@ -97,8 +178,8 @@ def work(parent, item):
 
 if __name__ == "__main__":
     try:
-        with workers(WorkSettings(workers=3)) as spread:
-            list(spread(partial(work, os.getpid()), range(int(sys.argv[1]))))
+        with executor_of(WorkSettings(workers=3)) as executor:
+            list(executor.map(partial(work, os.getpid()), range(int(sys.argv[1]))))
     except RunError as error:
         sys.exit(str(error))
 """
@@ -148,28 +229,46 @@ def test_a_script_without_a_guard_is_told_so(cache: Path, tmp_path: Path) -> Non
     assert done.stderr.splitlines()[-1].startswith("headscore.data.errors.RunError: workers: a process ended before its time")
 
 
-def test_worker_processes_import_neither_polars_nor_torch() -> None:
-    program = "import sys, headscore.score.sums; print([m for m in ('polars', 'torch', 'yaml') if m in sys.modules])"
+def test_worker_processes_import_no_torch() -> None:
+    """Nor what the command line and the report need: it would be done in each of them."""
+    unused = ("torch", "transformers", "tokenizers", "typer", "rich", "altair", "distributed")
+    imports = "import headscore.score.cache_means, headscore.score.workers"
+    program = f"import sys; {imports}; print([m for m in {unused} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip() == "[]"
 
 
-@given(st.permutations(range(3)), st.integers(0, 3))
+def test_a_worker_that_scored_has_no_torch(cache: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, headscore\n"
+        "from headscore.data.settings import WorkSettings\n"
+        "from headscore.score.workers import executor_of\n"
+        "def there(_): return [m for m in ('torch', 'transformers', 'typer', 'rich') if m in sys.modules]\n"
+        "if __name__ == '__main__':\n"
+        "    with executor_of(WorkSettings(workers=2)) as executor:\n"
+        "        headscore.score(sys.argv[1], executor=executor, fresh=True)\n"
+        "        print(list(executor.map(there, range(4))), there(0))\n"
+    )
+    done = subprocess.run([sys.executable, str(script), str(cache)], capture_output=True, text=True, timeout=100)
+    assert done.stdout.strip() == "[[], [], [], []] []", done.stderr
+
+
+@given(st.permutations(range(3)), st.integers(1, 2))
 def test_sums_merge_in_any_order_and_grouping(cache: Path, order: list[int], cut: int) -> None:
-    """Merging is adding: exact but for the rounding of float64."""
     opened = open_cache(cache)
-    choice = choose_signals(opened, ScoreSettings(), partial=False)
-    sums = [shard_sums(opened, choice, None, opened.shards[number]) for number in order]
-    zero = SignalSums(0, sums[0].layers, {name: np.zeros_like(values) for name, values in sums[0].sums.items()})
-    merged = sum(sums[:cut], start=zero) + sum(sums[cut:], start=zero)
-    whole = cache_sums(opened, choice, map)
+    recipe = choose_recipe(opened, ScoreSettings(**MINE), partial=False)
+    sums = [shard_sums(opened, recipe, None, opened.shards[number]) for number in order]
+    merged = reduce(add, sums[:cut]) + reduce(add, sums[cut:])
+    whole = cache_means(opened, recipe, None, None)
     assert merged.samples == whole.samples == 24
-    for name, values in whole.means().items():
-        np.testing.assert_allclose(merged.means()[name], values, rtol=1e-14)
+    for name, values in whole.means.items():
+        assert np.array_equal(merged.sums[name].means(), values, equal_nan=True), name
 
 
 @pytest.mark.parametrize("items", [1, 500, 3000])
 def test_reading_a_shard_in_blocks_changes_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch, items: int) -> None:
     whole, lines = headscore.score(cache, fresh=True), headscore.scan_cache(cache, fresh=True).collect()
+    lines_of = ["sample", "layer", "head"]
     monkeypatch.setattr("headscore.data.reader.BLOCK_ITEMS", items)
     with Shard(open_cache(cache).shards[0]) as shard:
         blocks = list(shard.blocks())
@@ -177,9 +276,8 @@ def test_reading_a_shard_in_blocks_changes_nothing(cache: Path, monkeypatch: pyt
         assert [i for block in blocks for i in range(block.samples.start, block.samples.stop)] == list(range(shard.samples))
         joined = np.concatenate([shard.read("last_token/attention", 1, block) for block in blocks], axis=-1)
         np.testing.assert_array_equal(joined, shard.read("last_token/attention", 1))
-    assert headscore.scan_cache(cache, fresh=True).collect().equals(lines)
-    for name in ("out_raw", "ent_raw", "task_raw"):
-        np.testing.assert_allclose(headscore.score(cache, fresh=True).raw[name], whole.raw[name], rtol=1e-14)
+    assert headscore.scan_cache(cache, fresh=True).sort(lines_of).collect().equals(lines.sort(lines_of))
+    assert_equal_to_the_last_bit(headscore.score(cache, fresh=True), whole)
     assert headscore.inspect(cache, verify=True)["damaged"] == []
 
 

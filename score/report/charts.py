@@ -23,18 +23,18 @@ from .views import SINK, Grid, bars_chart, map_chart, maps_chart, profiles_chart
 Heads = pl.DataFrame | Scores
 
 
-def heatmap(heads: Heads, column: str | None = None, ranking: Ranking | None = None) -> alt.LayerChart:
+def heatmap(frame: Heads, column: str | None = None, ranking: Ranking | None = None) -> alt.LayerChart:
     """A layer × head map of one column, with the top k heads marked.
 
     Args:
-        heads: layer, head and `column`; with a ranking, `combined` follows the sliders and the top k are marked.
+        frame: layer, head and `column`; with a ranking, `combined` follows the sliders and the top k are marked.
         column: by default `combined`, or else the first column that is no place of a head.
         ranking: where the sliders start. If not given that of the `Scores`, or the default weights where they make the frame's
             `combined`; else the frame's own `rank`, with a slider for k alone; where it has none nothing is marked.
 
     How to read: a cell is a head, the brighter (for normalised values: the more orange) the more the task drives it.
     """
-    frame, live = _opened(heads, ranking)
+    frame, live = _opened(frame, ranking)
     others = [name for name in frame.columns if name not in ("layer", "head", "kv_head")]
     column = column or ("combined" if "combined" in others or not others else others[0])
     _require(frame, column)
@@ -42,62 +42,62 @@ def heatmap(heads: Heads, column: str | None = None, ranking: Ranking | None = N
     return map_chart(_data(frame), Grid.of(frame), shown, live)
 
 
-def signal_maps(heads: Heads, ranking: Ranking | None = None, signals: Sequence[str] | None = None) -> alt.ConcatChart:
+def signal_maps(frame: Heads, ranking: Ranking | None = None, signals: Sequence[str] | None = None) -> alt.ConcatChart:
     """A layer × head map of each signal, as it is and normalised.
 
     Args:
-        heads: layer, head, and the signals; with a ranking the top k are marked.
+        frame: layer, head, and the signals; with a ranking the top k are marked.
         ranking: as in `heatmap`.
         signals: which ones; if not given those that are weighted, or where nothing is, all.
 
     How to read: as `heatmap`; compare the maps to see which signal brings a head to the top.
     """
-    frame, live = _opened(heads, ranking)
+    frame, live = _opened(frame, ranking)
     chosen = _chosen(frame, live, signals)
     mode = live.norm_mode if live else "zscore"
     columns = [*raw_columns(chosen), *(c for c in norm_columns(chosen, mode) if c.name in frame.columns)]
     return maps_chart(_data(frame), Grid.of(frame), columns, max(2, min(len(chosen), 4)), live)
 
 
-def entropy_and_task(heads: Heads, ranking: Ranking | None = None) -> alt.LayerChart:
+def entropy_and_task(frame: Heads, ranking: Ranking | None = None) -> alt.LayerChart:
     """Every head by the entropy of its attention and its mass on the task's tokens, the mass on the first token as colour.
 
     Args:
-        heads: layer, head, ent, task; `sink`, the mass on the first token, is the colour; with a ranking the top k have rings.
+        frame: layer, head, ent, task; `sink`, the mass on the first token, is the colour; with a ranking the top k have rings.
         ranking: as in `heatmap`.
 
     How to read: up and to the left are heads that look at little else than the task; bright ones rest on the first token.
     """
-    frame, live = _opened(heads, ranking)
+    frame, live = _opened(frame, ranking)
     _require(frame, "ent", "task")
     return scatter_chart(_data(frame), Grid.of(frame), SINK in frame.columns, live)
 
 
-def layer_profiles(heads: Heads, ranking: Ranking | None = None, signals: Sequence[str] | None = None) -> alt.ConcatChart:
+def layer_profiles(frame: Heads, ranking: Ranking | None = None, signals: Sequence[str] | None = None) -> alt.ConcatChart:
     """Each signal from the first layer to the last: mean and range of a layer's heads, and the top k heads as dots.
 
     Args:
-        heads: layer, head, and the signals; with a ranking the top k are dots, and a last chart counts them.
+        frame: layer, head, and the signals; with a ranking the top k are dots, and a last chart counts them.
         ranking: as in `heatmap`.
         signals: as in `signal_maps`.
 
     How to read: a dot far above the line is a head that stands out in its layer.
     """
-    frame, live = _opened(heads, ranking)
+    frame, live = _opened(frame, ranking)
     columns = raw_columns(_chosen(frame, live, signals))
     return profiles_chart(_data(frame), Grid.of(frame), columns, live)
 
 
-def top_heads(heads: Heads, ranking: Ranking | None = None) -> alt.Chart:
+def top_heads(frame: Heads, ranking: Ranking | None = None) -> alt.Chart:
     """The top k heads as bars, divided into what each signal adds to the combined score.
 
     Args:
-        heads: layer, head, and ranks and normalised values of the signals that are weighted.
+        frame: layer, head, and ranks and normalised values of the signals that are weighted.
         ranking: as in `heatmap`, but needed for a frame that is not ranked by the default weights.
 
     How to read: the parts of a bar add up to the combined score; those to the left of 0 take away from it.
     """
-    frame, live = _opened(heads, ranking)
+    frame, live = _opened(frame, ranking)
     _require(frame, *(ranking or Ranking()).columns())
     if live is None or not live.weights:
         raise InputError("a chart: the frame is not ranked by the default weights; give the result itself, or a ranking")

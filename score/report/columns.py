@@ -14,7 +14,7 @@ import polars as pl
 from ...data.errors import InputError, printable
 from ...data.settings import NormMode, Unit
 from ..expressions import names_of
-from ..recipe import built_in_signals
+from ..signal_sources import built_in_signals
 
 UNITS = {"head": "H", "kv_head": "G"}  # of what is ranked: its column, and its letter in names as L3H7
 _NOT_SIGNALS = ("layer", *UNITS, "combined", "rank", "tied_rank", "layer_rank")

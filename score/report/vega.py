@@ -1,7 +1,6 @@
 """vl-convert, Vega as one piece of JavaScript from it, and whether it and Altair are there."""
 
 import contextlib
-import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -11,6 +10,7 @@ from types import ModuleType
 
 from ...data.errors import HeadscoreError, InputError, RunError, typed_line
 from ...data.files import remove_leftovers, write_text
+from ...data.forks import require_own_threads
 from ...data.plain import read_plain
 
 _PACKAGES = {"altair": "altair", "vl_convert": "vl-convert-python"}
@@ -37,17 +37,11 @@ def converter(what: str) -> Iterator[ModuleType]:
     """
     import vl_convert  # here, as this module also tells whether it is installed
 
-    if _first_process() != os.getpid():
-        raise RunError(f"{what}: vl-convert cannot work in a process forked from one where it did; start processes by 'spawn'")
+    require_own_threads(what, "vl-convert")
     try:
         yield vl_convert
     except (ValueError, RuntimeError) as error:
         raise RunError(f"{what}: vl-convert failed: {typed_line(error)}") from error
-
-
-@functools.cache  # which forked processes inherit
-def _first_process() -> int:
-    return os.getpid()
 
 
 def vega_bundle() -> str:
