@@ -4,10 +4,10 @@ The suite runs a short version on a tiny cache (test_cache.py). The long version
 
     python tests/damage.py CACHE --flips 300 --truncations 50 --swaps 50 --edits 100
 
-A flipped bit in array data, and any truncation, must be named by `inspect --verify` and be made again by a resumed capture. A
-flipped bit elsewhere must be named or change nothing. The same goes for shards in each other's places and for a `cache.json` with
-a changed byte. Nothing but an error of headscore's own may be raised, in 20 s, and no score may change: neither of the cache, with
-what was kept of it before or without, nor of what it is merged into.
+A flipped bit in array data, and any truncation, must be named by `inspect --verify` and be made again by a resumed
+capture. A flipped bit elsewhere must be named or change nothing. The same goes for shards in each other's places and
+for a `cache.json` with a changed byte. Nothing but an error of headscore's own may be raised, in 20 s, and no score
+may change: neither of the cache, with what was kept of it before or without, nor of what it is merged into.
 """
 
 import argparse
