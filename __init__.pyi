@@ -56,7 +56,6 @@ def capture(
     spot_checks: bool = True,
     shard_size: int = 256,
     keep: Sequence[str] = (),
-    compression: Literal["none", "gzip"] = "none",
     trust_remote_code: bool = False,
     model_kwargs: str | Mapping[str, Any] | None = None,
 ) -> pl.DataFrame: ...
@@ -142,7 +141,6 @@ def run(
     spot_checks: bool = True,
     shard_size: int = 256,
     keep: Sequence[str] = (),
-    compression: Literal["none", "gzip"] = "none",
     trust_remote_code: bool = False,
     model_kwargs: str | Mapping[str, Any] | None = None,
     score_query_mode: Literal["last_token", "all_tokens"] = "last_token",

@@ -21,7 +21,7 @@ GROUPS = {
     "Data": ("data", "max_samples", "max_skipped", "seed", "keep"),
     "Prompt": ("template", "chat", "system", "generation_prompt", "trailing_special", "max_length"),
     "Batches": ("batch_tokens", "batch_size", "share_prefixes"),
-    "Cache": ("queries", "shard_size", "compression", "on_nan", "spot_checks"),
+    "Cache": ("queries", "shard_size", "on_nan", "spot_checks"),
     "Signals": ("score_query_mode", "head_output", "task_span", "measure", "signal", "signals"),
     "Ranking": ("weight", "lambda_ent", "lambda_task", "fusion", "norm_mode", "within", "by", "top_k", "top_k_per_layer"),
     "Work": ("workers", "dask", "fresh"),

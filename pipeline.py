@@ -7,11 +7,11 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
-from .data.cache import Cache, open_cache, require_known_spans
+from .data.cache import Cache, cache_folder, open_cache, require_known_spans
 from .data.configuration import CACHE_FOLDER
 from .data.errors import InputError
-from .data.files import output_folder
 from .data.places import written_options, written_place
+from .data.plain import require_own
 from .data.settings import CaptureSettings, RunSettings, ScoreSettings, WorkSettings, pick
 from .data.signatures import library_call
 from .score.outputs import options_config, require_same_run, results_folder, write_results
@@ -113,9 +113,10 @@ def run(
         # what would stop the scoring is better known now than after the capture
         scoring = ScoreSettings(**pick(ScoreSettings, chosen))
         require_same_run(folder, options_config(scoring, extra, folder), overwrite)
-        prompts = checked_prompts(settings)
-        require_known_spans(settings.task_span, prompts.maker.span_names, str(prompts.path))
-        with output_folder(folder / CACHE_FOLDER):
+        require_own(folder, folders=(CACHE_FOLDER,))
+        with cache_folder(folder / CACHE_FOLDER):
+            prompts = checked_prompts(settings)
+            require_known_spans(settings.task_span, prompts.maker.span_names, str(prompts.path))
             capture_prompts(folder / CACHE_FOLDER, settings, prompts, overwrite, progress)
         cache = open_cache(folder / CACHE_FOLDER)
         scores = score_cache(cache, scoring)

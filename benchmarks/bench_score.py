@@ -45,7 +45,7 @@ from headscore.score.scan import scan_cache
 
 SHAPES = {name: (config["num_hidden_layers"], config["num_attention_heads"]) for name, config in PRESETS.items()}
 SHARD_SIZE = 256  # capture's default
-SETTINGS = {"queries": "last_token", "compression": "none", "dtype": "fp32", "shard_size": SHARD_SIZE, "seed": 0}
+SETTINGS = {"queries": "last_token", "dtype": "fp32", "shard_size": SHARD_SIZE, "seed": 0}
 
 
 def synthetic_cache(folder: Path, shape: tuple[int, int], samples: int, tokens: int, distinct: int = 4) -> Path:

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..data.cache import cache_folder
 from ..data.errors import InputError
-from ..data.files import output_folder
 from ..data.settings import CaptureSettings
 from ..data.signatures import library_call
 from .local import local_adapter, local_model, require_device_name
@@ -30,7 +30,7 @@ def capture(
     Raises InputError for options, data, model or an existing cache that cannot be used, RunError where the run fails.
     """
     settings = CaptureSettings(**options)
-    with output_folder(Path(out)):
+    with cache_folder(Path(out)):
         return capture_prompts(Path(out), settings, checked_prompts(settings), overwrite, progress)
 
 

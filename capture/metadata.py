@@ -45,7 +45,6 @@ def data_metadata(
             "queries": settings.queries,
             "dtype": dtype,
             "shard_size": settings.shard_size,
-            "compression": settings.compression,
             "chat": {"system": settings.system, "generation_prompt": settings.generation_prompt} if settings.chat else None,
             "special_tokens": prompts.without,
             "spans": SPAN_RULE,

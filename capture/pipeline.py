@@ -65,7 +65,7 @@ def captured(
     limit = SkipLimit(settings, len(prompts.drawn), sum(len(shard.skipped) for shard in shards))
     made = capture_shards(cache, own, marker, model, recorder, settings, limit, progress, check)
 
-    finished = finished_shards(out)
+    finished = finished_shards(cache)
     lines, skipped = finished.lines, finished.skipped
     if skipped:
         limit.check(len(skipped), skipped[0]["row"], skipped[0]["reason"])  # with those of other processes

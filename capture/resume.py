@@ -86,9 +86,24 @@ class Finished:
         )
 
 
-def finished_shards(out: Path) -> Finished:
-    """What is in the cache by now, whichever process made it. Raises UnreadableFileError where the folder cannot be read."""
-    cache = open_cache(out)
+def require_ours(cache: Cache) -> None:
+    """Raises InputError where the folder of `cache`, which this process adds to, has become another capture's."""
+    found = read_metadata(cache.path)
+    different = differences(cache.metadata, found) if found else [f"its {METADATA_FILE} is gone"]
+    if different:
+        raise InputError(
+            f"{cache.path}: another capture has been started there since: {'; '.join(different)}; "
+            "shards of both may be in it: use another --out for one of the two, or --overwrite when nothing else writes there"
+        )
+
+
+def finished_shards(cache: Cache) -> Finished:
+    """What is in the cache by now, whichever process made it.
+
+    Raises UnreadableFileError where the folder cannot be read, and InputError as `require_ours`.
+    """
+    require_ours(cache)
+    cache = open_cache(cache.path)
     missing = dict.fromkeys(range(cache.planned), "there is no such file")
     lines, skipped = [], []
     for path in cache.shards:

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
+from ..data.checks import ROW_SUM_TOLERANCE
 from ..data.errors import InputError, RunError, one_line
-from ..data.reader import ROW_SUM_TOLERANCE
 from ..data.settings import CaptureSettings
 from ..data.tokens import Tokens
 from .attention import CannotRecordError, UnsupportedModelError

@@ -21,6 +21,7 @@ from .check_result import SelfCheck
 from .interrupts import Interrupts
 from .prefixes import prompt_groups
 from .recorder import Recorder
+from .resume import require_ours
 from .runner import Runner, Work
 from .samples import EncodedShard, Marker, ShardSamples, SkipLimit
 from .spotcheck import SpotChecks
@@ -151,7 +152,8 @@ def _faulty_before(shard: ShardSamples, stored: Sequence[Skipped], on_nan: str, 
 
 
 def _write(cache: Cache, number: int, arrays: Mapping[str, Array], skipped: Sequence[Skipped], own: Mapping[str, Any]) -> None:
-    """Write a shard with the cache's metadata and its `own`."""
+    """Write a shard with the cache's metadata and its `own`; InputError where the folder is another capture's by now."""
+    require_ours(cache)
     remove(cache.path / SKIPPED_FILE)  # written again once the cache is complete
     entries = [{"row": entry.row, "reason": entry.reason} for entry in skipped]
     write_shard(shard_path(cache.path, number), number, arrays, {**cache.metadata, **own}, entries)

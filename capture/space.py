@@ -16,7 +16,6 @@ from .samples import EncodedShard
 logger = logging.getLogger("headscore")
 
 METADATA_BYTES = 1 << 16  # more than a shard's attributes and HDF5's own structures take
-LARGEST_GZIP_GAIN = 2  # on real rows it is about 1.25
 
 
 def require_space(
@@ -42,7 +41,6 @@ def require_space(
     lengths = [[len(prompt.ids) for prompt in shard.prompts] for shard in missing]
     needed = sum(shard_bytes(settings.queries, len(each), sum(each), layers, heads) + METADATA_BYTES for each in lengths)
     needed += sum(stored_bytes(shard.kept) for shard in missing)
-    needed //= 1 if settings.compression == "none" else LARGEST_GZIP_GAIN
     logger.info("%s: about %s in %d shards to make, %s free", out, human_size(needed), len(missing), human_size(free))
     replaced = sum(path.stat().st_size for path in shard_files(out) if int(path.stem) not in kept)
     if needed > free + replaced:

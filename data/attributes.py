@@ -2,19 +2,21 @@
 
 import json
 import zlib
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
+from .bounded_json import require_bounded
 from .errors import DamagedShardError, InputError
 from .metadata import FORMAT, FORMAT_VERSION, Metadata, check_metadata
 from .shard import CHECKSUMS, MAX_CHECKED_BYTES
 
 # As in layout.py: what a stranger's file may ask of a reader's memory.
 MAX_ATTRIBUTES = 256
-MAX_ATTRIBUTE_BYTES = 16 << 20
+MAX_ATTRIBUTE_BYTES = 16 << 20  # of all of them
 
 
 def shard_metadata(path: Path, file: h5py.h5f.FileID) -> Metadata:
@@ -36,28 +38,35 @@ def shard_metadata(path: Path, file: h5py.h5f.FileID) -> Metadata:
 
 
 def _attributes(path: Path, file: h5py.h5f.FileID) -> Metadata:
-    attributes: Metadata = {}
-    sums: dict[str, int] = {}
+    contents = _contents(path, file)
+    large = {key: text for key, text in contents.items() if isinstance(text, bytes) and len(text) > MAX_CHECKED_BYTES}
+    texts = {key: text for key, text in contents.items() if isinstance(text, bytes) and key != "format"}
+    require_bounded(texts.values())
+    attributes = contents | {key: json.loads(text.decode()) for key, text in texts.items()}
+    if isinstance(name := contents.get("format"), bytes):
+        attributes["format"] = name.decode()
+    _require_checksums(path, attributes.pop(CHECKSUMS, {}), {key: zlib.crc32(text) for key, text in large.items()})
+    return attributes
+
+
+def _contents(path: Path, file: h5py.h5f.FileID) -> dict[str, Any]:
+    """What the attributes of the root group hold, as bytes or int; nothing is read before the size of all is known."""
     root = h5py.h5g.open(file, b"/")
     if h5py.h5a.get_num_attrs(root) > MAX_ATTRIBUTES:
         raise DamagedShardError(f"{path}: has more than {MAX_ATTRIBUTES} attributes")
     names: list[bytes] = []
     h5py.h5a.iterate(root, names.append)
-    for name in names:
-        attribute = h5py.h5a.open(root, name)
-        if attribute.get_storage_size() > MAX_ATTRIBUTE_BYTES:
-            raise DamagedShardError(f"{path}: has an attribute of more than {MAX_ATTRIBUTE_BYTES} bytes")
-        if attribute.dtype.kind not in "Siu":  # others would be read from an unchecked heap
-            continue
+    found = {name.decode(): h5py.h5a.open(root, name) for name in names}
+    # others would be read from an unchecked heap; a dtype that NumPy lacks raises an error here
+    known = {name: attribute for name, attribute in found.items() if attribute.dtype.kind in "Siu"}
+    if sum(prod(attribute.shape) * attribute.dtype.itemsize for attribute in known.values()) > MAX_ATTRIBUTE_BYTES:
+        raise DamagedShardError(f"{path}: has attributes of more than {MAX_ATTRIBUTE_BYTES} bytes in all")
+    contents: dict[str, Any] = {}
+    for name, attribute in known.items():
         value = np.zeros(attribute.shape, attribute.dtype)  # of its own shape, as HDF5 writes all of it there
         attribute.read(value)
-        key, content = name.decode(), value.item()
-        if isinstance(content, bytes) and len(content) > MAX_CHECKED_BYTES:
-            sums[key] = zlib.crc32(content)
-        text = content.decode() if isinstance(content, bytes) else content
-        attributes[key] = json.loads(text) if isinstance(text, str) and key != "format" else text
-    _require_checksums(path, attributes.pop(CHECKSUMS, {}), sums)
-    return attributes
+        contents[name] = value.item()
+    return contents
 
 
 def _require_checksums(path: Path, stored: Any, found: dict[str, int]) -> None:

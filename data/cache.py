@@ -1,5 +1,6 @@
 """A cache: a folder with `cache.json`, `skipped.jsonl`, and shards that are each complete in themselves."""
 
+import contextlib
 import itertools
 import json
 import logging
@@ -10,10 +11,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .bounded_json import parse_json
 from .errors import DamagedShardError, ForeignShardError, InputError, RunError, one_line
-from .files import write_text
+from .files import output_folder, write_text
 from .metadata import Metadata, check_metadata, identity
-from .plain import kind_of, names_in, read_plain, refusals_told
+from .plain import kind_of, names_in, read_plain, require_own
 
 if TYPE_CHECKING:
     from .reader import Shard
@@ -163,8 +165,8 @@ def read_metadata(folder: Path) -> Metadata | None:
     if content is None:
         return None
     try:
-        metadata = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        metadata = parse_json(content)
+    except ValueError as error:
         raise InputError(f"{path}: cannot be read as JSON: {one_line(error)[:160]}") from error
     check_metadata(metadata, str(path))
     return dict(metadata)
@@ -185,6 +187,19 @@ def write_skipped(folder: Path, skipped: Sequence[Mapping[str, Any]]) -> bool:
     """
     lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in sorted(skipped, key=lambda entry: entry["row"]))
     text, path = "".join(lines), folder / SKIPPED_FILE
-    with refusals_told(path):
-        changed = kind_of(path, follow_links=True) and path.read_bytes() != text.encode()
+    try:
+        changed = read_plain(path, len(text.encode())) not in (None, text.encode())
+    except InputError:  # it is larger, or no file
+        changed = True
     return write_text(path, text, keep_existing=not changed)
+
+
+@contextlib.contextmanager
+def cache_folder(folder: Path) -> Iterator[None]:
+    """Makes the folder of a cache that is to be written, as `output_folder`, which in this context may be written to.
+
+    Raises InputError, before anything is written, where something in it is a link or no file or folder as a cache has it.
+    """
+    require_own(folder, (METADATA_FILE, SKIPPED_FILE), (SHARDS_FOLDER,))
+    with output_folder(folder):
+        yield

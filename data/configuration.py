@@ -10,12 +10,15 @@ import yaml
 
 from .cache import METADATA_FILE
 from .checked import checked_option
-from .errors import InputError, one_line
+from .errors import HeadscoreError, InputError, one_line
 from .places import PLACES, read_place
+from .plain import read_plain
 from .settings import RECORD_KEY, RunSettings, WorkSettings
 
 logger = logging.getLogger("headscore")
 
+MAX_BYTES = 1 << 20  # of a file
+FORMER_COMPRESSION = "compression"  # an option of `capture` in 0.1
 CACHE_FOLDER = "cache"  # beside the config.yaml of a run
 _SETTINGS = {field.name: settings for settings in (WorkSettings, RunSettings) for field in dataclasses.fields(settings)}
 _SWITCHES = ("report", "partial", "overwrite")
@@ -35,7 +38,7 @@ def read_configuration(path: Path, names: Mapping[str, str]) -> dict[str, Any]:
     """
     values: dict[str, Any] = {}
     others = []
-    for key, value in _content(path).items():
+    for key, value in without_former(_content(path), path).items():
         name = names.get(str(key).replace("-", "_"))
         if key == RECORD_KEY:
             continue
@@ -56,12 +59,28 @@ def read_configuration(path: Path, names: Mapping[str, str]) -> dict[str, Any]:
 
 def _content(path: Path) -> dict[Any, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        text = read_plain(path, MAX_BYTES, follow_links=True)
+        if text is None:
+            raise InputError(f"{path}: is not there")
+        content = yaml.safe_load(text.decode())
+    except (HeadscoreError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"--config {path}: cannot be read as YAML: {one_line(error)[:200]}") from error
     if not isinstance(content, dict):
         raise InputError(f"--config {path}: expected 'option: value' lines")
     return content
+
+
+def without_former(content: Mapping[Any, Any], path: Path) -> dict[Any, Any]:
+    """The content of a configuration file without options of older versions that change nothing, which are named in the log.
+
+    Raises InputError for one that asks for what there is no more.
+    """
+    given = content.get(FORMER_COMPRESSION, "none")
+    if given not in ("none", None):
+        raise InputError(f"{path}: '{FORMER_COMPRESSION}: {given!s:.20}': caches are not compressed any more; remove the line")
+    if FORMER_COMPRESSION in content:
+        logger.info("%s: passed over, as caches are not compressed any more: %s", path, FORMER_COMPRESSION)
+    return {key: value for key, value in content.items() if key != FORMER_COMPRESSION}
 
 
 def _value(path: Path, name: str, value: Any) -> Any:

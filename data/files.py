@@ -148,7 +148,7 @@ def remove_leftovers(folder: Path) -> None:
         found = sorted(folder.glob(f".*{TEMPORARY}"))
     left = []
     for path in found:
-        with contextlib.suppress(OSError), path.open("r+b") as file:  # gone in the meantime, or on a read-only disk
+        with contextlib.suppress(OSError), open(path, "r+b", opener=_plainly) as file:
             if _locked(file):
                 path.unlink()
                 logger.info("%s: removed what a killed process left half-written", path)
@@ -161,6 +161,11 @@ def remove_leftovers(folder: Path) -> None:
             folder,
             ", ".join(left),
         )
+
+
+def _plainly(name: str, flags: int) -> int:
+    """Opens a file that may be a stranger's link or pipe: neither is followed or waited for."""
+    return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
 
 
 def user_cache() -> Path:

@@ -8,6 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from .bounded_json import MAX_ELEMENTS
 from .errors import DamagedShardError, InputError
 from .paths import is_known, known_paths, some, value_at
 from .rows import Row
@@ -17,6 +18,7 @@ Value = str | int | float | bool | None
 Kept = dict[str, dict[int, Value]]  # by column, then by row
 
 MAX_KEPT_BYTES = 8 << 20  # of a shard, as JSON; all of its metadata may be twice as large
+MAX_KEPT_VALUES = MAX_ELEMENTS // 2
 MAX_PATHS = 30  # that a message names
 
 _TOLD_AS_TEXT = (Decimal, date, time, timedelta)  # what Parquet has beside JSON's kinds
@@ -66,11 +68,13 @@ def stored_bytes(kept: Kept) -> int:
 def require_small(kept: Kept, rows: Sequence[int]) -> None:
     """Raises InputError, naming the largest column, where a shard of these rows cannot hold the values that are kept of it."""
     size = stored_bytes(kept)
-    if size > MAX_KEPT_BYTES:
+    values = sum(map(len, kept.values()))
+    if size > MAX_KEPT_BYTES or values > MAX_KEPT_VALUES:
         largest = max(kept, key=lambda column: stored_bytes({column: kept[column]}))
         raise InputError(
             f"--keep {largest}: of rows {rows[0]} to {rows[-1]} {size / 1e6:.1f} MB would be kept, most of it this column; "
-            f"a shard holds {MAX_KEPT_BYTES / 1e6:.1f} MB of it: leave the column out, or give a smaller --shard-size"
+            f"a shard holds {MAX_KEPT_BYTES / 1e6:.1f} MB of it, and {MAX_KEPT_VALUES} values: leave the column out, or give a "
+            "smaller --shard-size"
         )
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from .cache import METADATA_FILE, Cache, open_cache, shard_path, write_metadata, write_skipped
+from .cache import METADATA_FILE, Cache, cache_folder, open_cache, shard_path, write_metadata, write_skipped
 from .errors import InputError
-from .files import TEMPORARY, output_folder, remove_leftovers, write_bytes
+from .files import TEMPORARY, remove_leftovers, write_bytes
 from .metadata import differences
-from .plain import names_in, refusals_told
+from .plain import PlainFile, names_in, refusals_told
 from .reader import Shard, verify_shard
 from .shard import ARRAYS
 from .signatures import library_call
@@ -34,7 +34,7 @@ def merge(caches: Sequence[str | Path], out: str | Path) -> Cache:
     if not opened:
         raise InputError("merge: give one or more caches")
     found: dict[int, Path] = {}
-    with output_folder(out):
+    with cache_folder(out):
         remove_leftovers(shard_path(out, 0).parent)
         names = names_in(out)
         if METADATA_FILE in names:
@@ -51,9 +51,7 @@ def merge(caches: Sequence[str | Path], out: str | Path) -> Cache:
         for number, path in sorted(found.items()):
             target = shard_path(out, number)
             if path != target:
-                with refusals_told(path):
-                    content = path.read_bytes()
-                write_bytes(target, content)
+                write_bytes(target, _content(path))
         merged = open_cache(out)
         if not merged.missing:
             write_skipped(out, [entry for shard in merged.open_shards() for entry in shard.skipped])
@@ -76,6 +74,11 @@ def _add(found: dict[int, Path], cache: Cache, path: Path) -> None:
                         "remove one of the two"
                     )
     found.setdefault(number, path)
+
+
+def _content(path: Path) -> bytes:
+    with PlainFile(path, follow_links=True) as file, refusals_told(path):  # a shard that was given may be a link
+        return file.readall()
 
 
 def _same(one: Shard, other: Shard) -> bool:

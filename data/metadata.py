@@ -9,8 +9,8 @@ from .templates import MAX_SPANS
 
 FORMAT = "headscore-cache"
 FORMAT_VERSION = 1
-MAX_DEPTH = 32
 MAX_HEADS = 1 << 20  # in all layers
+MAX_LAYERS = 1024  # the deepest models of today have 126; each layer of each array takes time to read, however small it is
 SPAN_RULE = "trimmed"  # how masks are made of spans; another rule is to have another name
 LONGEST_SHOWN = 60  # characters of a value in an error message
 
@@ -22,7 +22,7 @@ METADATA_SHAPE: dict[str, Any] = {  # what a reader relies on; a list has elemen
     "data": {},
     "templates": [{"name": str, "text": str}],
     "span_names": [str],
-    "settings": {"queries": str, "compression": str},
+    "settings": {"queries": str},
     "attention": {"full_rows": bool, "result_norms": bool},
     "dims": {"layers": int, "heads": int},
     "layers": [int],
@@ -60,13 +60,12 @@ def check_metadata(metadata: Any, where: str, *, of_shard: bool = False) -> None
             raise InputError(f"{where}: its metadata has no usable '{key}'; capture it again")
     if unusable := _unusable_optional(metadata):
         raise InputError(f"{where}: its metadata has no usable '{unusable}'; capture it again")
+    if (compression := metadata["settings"].get("compression", "none")) != "none":  # caches before 0.2 name it
+        raise InputError(f"{where}: is compressed ({compression!r:.20}), which is read no more; capture it again")
     try:
         json.dumps(metadata, ensure_ascii=False).encode()
-        deep = _depth(metadata) > MAX_DEPTH
-    except (ValueError, RecursionError) as error:  # half a surrogate pair, which no file and no terminal takes
+    except ValueError as error:  # half a surrogate pair, which no file and no terminal takes
         raise InputError(f"{where}: its metadata is not text that can be written; capture it again") from error
-    if deep:
-        raise InputError(f"{where}: its metadata is nested more than {MAX_DEPTH} deep")
     names, queries = metadata["span_names"], metadata["settings"]["queries"]
     if not 0 < len(names) <= MAX_SPANS or len(set(names)) < len(names):
         raise InputError(f"{where}: its metadata has no usable 'span_names'; capture it again")
@@ -84,11 +83,6 @@ def _unusable_optional(metadata: Metadata) -> str | None:
     if any(dims.get(name, 1) < 1 for name in _OPTIONAL_INNER["dims"]) or dims["heads"] % dims.get("kv_heads", 1):
         return "dims"
     return "projections" if len(metadata.get("projections", layers)) != len(layers) else None
-
-
-def _depth(value: Any) -> int:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return 1 + max(map(_depth, inner), default=0)
 
 
 def _has_shape(value: Any, shape: Any) -> bool:
@@ -122,7 +116,8 @@ def identity(metadata: Metadata) -> dict[str, Any]:
         parts["dims"] = {key: metadata["dims"].get(key) for key in ("layers", "heads")}
     parts |= {name: metadata["model"].get(key) for name, key in _FINGERPRINTS.items() if key in metadata["model"]}
     parts["data"] = metadata["data"].get("sha256")
-    return parts | {f"settings {key}": value for key, value in (_FORMER_SETTINGS | metadata["settings"]).items()}
+    settings = {key: value for key, value in metadata["settings"].items() if key != "compression"}  # always none
+    return parts | {f"settings {key}": value for key, value in (_FORMER_SETTINGS | settings).items()}
 
 
 _FORMER_SETTINGS: dict[str, Any] = {  # what caches without these keys were made with

@@ -10,7 +10,7 @@ import errno
 import io
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,19 @@ class PlainFile(io.FileIO):
     def _fill(self, buffer: Any) -> int:
         return super().readinto(buffer)
 
+    def size(self) -> int:
+        """How many bytes the file has."""
+        return os.fstat(self.fileno()).st_size
+
+    def read_at(self, place: int, size: int) -> bytes:
+        """The `size` bytes at a place; ValueError where the file does not have them all."""
+        if not 0 <= place <= place + size <= self.size():
+            raise ValueError("it leads beyond the file's end")
+        super().seek(place)
+        if len(content := self.read(size)) < size:
+            raise ValueError("it was cut while it was read")
+        return content
+
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         """Go to another place; what is read from one that no file has is 0. Nothing is raised, as in `readinto`."""
         try:
@@ -109,14 +122,34 @@ class PlainFile(io.FileIO):
             self._refused = OSError(error.errno, error.strerror)
 
 
-def read_plain(path: Path, max_bytes: int) -> bytes | None:
+def read_plain(path: Path, max_bytes: int, *, follow_links: bool = False) -> bytes | None:
     """The content of a regular file, None where there is none; raises as PlainFile, and InputError beyond `max_bytes`."""
-    if not kind_of(path):
+    if not kind_of(path, follow_links=follow_links):
         return None
-    with PlainFile(path) as file, refusals_told(path):
-        if os.fstat(file.fileno()).st_size > max_bytes:
-            raise InputError(f"{path}: is larger than {max_bytes} bytes")
-        return file.readall()
+    with PlainFile(path, follow_links=follow_links) as file, refusals_told(path):
+        content = file.read(max_bytes + 1)
+        while len(content) <= max_bytes and (more := file.read(max_bytes + 1 - len(content))):
+            content += more
+    if len(content) > max_bytes:
+        raise InputError(f"{path}: is larger than {max_bytes} bytes")
+    return content
+
+
+def require_own(folder: Path, files: Iterable[str] = (), folders: Iterable[str] = ()) -> None:
+    """Raises InputError where something in `folder` that is to be read or written is a link, or of another kind.
+
+    Args:
+        folder: to be worked in.
+        files: names of files; each may be missing.
+        folders: names of folders; each may be missing.
+    """
+    for names, kind, wanted in ((files, stat.S_IFREG, "a regular file"), (folders, stat.S_IFDIR, "a folder")):
+        for path in (folder / name for name in names):
+            if found := kind_of(path):
+                if found == stat.S_IFLNK:
+                    raise InputError(f"{path}: is a link, which may lead elsewhere; put {wanted} there, or remove it")
+                if found != kind:
+                    raise InputError(f"{path}: is not {wanted}; remove it, or use another --out")
 
 
 def kind_of(path: Path, *, follow_links: bool = False) -> int:

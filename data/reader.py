@@ -12,15 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from .attributes import shard_metadata
+from .checks import require_sums, require_values
 from .errors import DamagedShardError, HeadscoreError, InputError, one_line
 from .kept_columns import checked_kept
 from .layout import MAX_READ_BYTES, checked_layout, linked
-from .metadata import MAX_HEADS
+from .metadata import MAX_HEADS, MAX_LAYERS
 from .plain import PlainFile
 from .shard import ARRAYS, Array, stored_arrays
+from .structures import Structures
 
 BLOCK_ITEMS = 1 << 22  # values of one array that are read at once, unless a single sample has more
-ROW_SUM_TOLERANCE = 0.01  # what rounding many small weights to half precision can add up to
 
 _FAULTS = (ArithmeticError, LookupError, ValueError, TypeError, OSError, RuntimeError)  # as HDF5 and Python find them in a file
 
@@ -51,8 +52,10 @@ class Shard:
         with contextlib.ExitStack() as on_failure:
             on_failure.callback(self._plain_file.close)
             with self._faults_told("is not a readable shard, or is damaged"):
+                self._structures = Structures(self._plain_file.read_at)
+                self._structures.require_safe_root()
                 self._file = _opened(self._plain_file)
-            on_failure.callback(self._file.close)
+            on_failure.callback(self._close_file)
             with self._faults_told():
                 self.metadata = shard_metadata(path, self._file.id)
                 self.number: int = self.metadata.pop("shard")
@@ -72,20 +75,24 @@ class Shard:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self._close_file()
         self._plain_file.close()
 
-    def read(self, name: str, layer: int | None = None, block: Block | None = None) -> Array:
-        """An array of ARRAYS by its name, whole, for one layer, or for the samples of a block; checksums are verified.
+    def _close_file(self) -> None:
+        with contextlib.suppress(*_FAULTS):  # HDF5 refuses to close some that are damaged, which then are told as such
+            self._file.close()
 
-        Raises InputError where the shard has no such array, DamagedShardError where its data is damaged, and
-        UnreadableFileError where the system refuses to read it.
+    def read(self, name: str, layer: int | slice | None = None, block: Block | None = None) -> Array:
+        """An array of ARRAYS by its name, whole, of one layer or some, or of the samples of a block; what is read is checked.
+
+        Raises InputError where the shard has no such array, DamagedShardError where its data is damaged or holds values that
+        cannot be (`checks.require_values`), and UnreadableFileError where the system refuses to read it.
         """
         shape = self._shape(name)
         dtype, axes = ARRAYS[name]
         parts = {"n": block.samples, "t": block.tokens} if block else {}
         if layer is not None:
-            parts["L"] = slice(layer, layer + 1)
+            parts["L"] = layer if isinstance(layer, slice) else slice(layer, layer + 1)
         ranges = [parts.get(axis, slice(0, length)) for axis, length in zip(axes, shape, strict=True)]
         start, count = tuple(part.start for part in ranges), tuple(part.stop - part.start for part in ranges)
         values = np.empty(count, dtype)
@@ -94,7 +101,8 @@ class Shard:
                 place = self._places[name].get_space()
                 place.select_hyperslab(start, count)
                 self._places[name].read(h5py.h5s.create_simple(count), place, values)
-        return values[0] if layer is not None and axes[0] == "L" else values
+            require_values(self.path, name, values, len(self.metadata["span_names"]))
+        return values[0] if isinstance(layer, int) and axes[0] == "L" else values
 
     def offsets(self) -> npt.NDArray[np.int64]:
         """Where each sample's tokens start, int64 [n+1]; checked to begin at 0, to rise, and to end at `tokens`."""
@@ -136,9 +144,10 @@ class Shard:
         if name not in self._shapes:
             group, array = name.split("/")
             with self._faults_told():
-                self._places[group] = self._places.get(group) or linked(self.path, self._file.id, group, name)
-                self._places[name] = linked(self.path, self._places[group], array, name)
-                shape = checked_layout(self.path, name, self._places[name])
+                if group not in self._places:
+                    self._places[group] = linked(self.path, self._file.id, group, name, self._structures)
+                self._places[name] = linked(self.path, self._places[group], array, name, self._structures)
+                shape = checked_layout(self.path, name, self._places[name], self._plain_file.size())
                 self._require_dims(name, shape)
                 self._shapes[name] = shape
         return self._shapes[name]
@@ -146,8 +155,9 @@ class Shard:
     def _declared_dims(self) -> dict[str, int]:
         """The dims by their axis, as far as the metadata has them."""
         layers, heads = self.metadata["dims"]["layers"], self.metadata["dims"]["heads"]
-        if min(layers, heads) < 1 or layers * heads > MAX_HEADS:
-            raise DamagedShardError(f"{self.path}: has {layers} layers of {heads} heads, none or more than {MAX_HEADS} in all")
+        if min(layers, heads) < 1 or layers > MAX_LAYERS or layers * heads > MAX_HEADS:
+            most = f"{MAX_LAYERS} layers or {MAX_HEADS} heads in all"
+            raise DamagedShardError(f"{self.path}: has {layers} layers of {heads} heads, none or more than {most}")
         return {"L": layers, "H": heads}
 
     def _require_dims(self, name: str, shape: tuple[int, ...]) -> None:
@@ -187,28 +197,27 @@ def _opened(file: PlainFile) -> h5py.File:
 
 
 def verify_shard(shard: Shard) -> None:
-    """Read every array of a shard and check it: checksums, offsets, finite values, and pattern rows that sum to 1.
+    """Read every array of a shard and check it: checksums, offsets, values that can be, and pattern rows that sum to 1.
 
     Raises DamagedShardError for the first thing that is wrong.
     """
     shard.require_arrays()  # those of a shard without samples are not read
-    rows = shard.read("samples/row")
-    if (np.diff(rows) <= 0).any() or rows.min(initial=0) < 0:
-        raise DamagedShardError(f"{shard.path}: 'samples/row' does not rise from 0 or more")
-    if shard.read("tokens/id").min(initial=0) < 0:
-        raise DamagedShardError(f"{shard.path}: 'tokens/id' holds negative ids")
-    if shard.read("tokens/span").max(initial=0) >> len(shard.metadata["span_names"]):
-        raise DamagedShardError(f"{shard.path}: 'tokens/span' marks spans that have no name")
+    for name in ("samples/row", "tokens/id", "tokens/span"):
+        shard.read(name)
     per_head = [name for name in shard.names if ARRAYS[name][1][:2] == ("L", "H")]
-    for block, name, layer in itertools.product(shard.blocks(), per_head, range(shard.layers)):
-        values = shard.read(name, layer, block)
-        if not np.isfinite(values).all() or values.min(initial=0) < 0:
-            raise DamagedShardError(f"{shard.path}: '{name}' holds values that are negative or not finite")
-        if name.endswith("attention"):
-            sums = np.add.reduceat(values, block.offsets[:-1], axis=1, dtype=np.float32)
-            least = 1 if shard.metadata["attention"]["full_rows"] else 0
-            if sums.max() > 1 + ROW_SUM_TOLERANCE or sums.min() < least - ROW_SUM_TOLERANCE:
-                raise DamagedShardError(f"{shard.path}: '{name}' holds rows that do not sum to {'' if least else 'at most '}1")
+    for block, name in itertools.product(shard.blocks(), per_head):
+        for layers in layer_groups(shard, block):
+            values = shard.read(name, layers, block)
+            if name.endswith("attention"):
+                sums = np.add.reduceat(values, block.offsets[:-1], axis=2, dtype=np.float64)
+                require_sums(shard.path, name, sums, shard.metadata["attention"]["full_rows"])
+
+
+def layer_groups(shard: Shard, block: Block) -> Iterator[slice]:
+    """The layers, as many at once as have a bounded number of values in a block: reading takes time however few there are."""
+    step = max(1, BLOCK_ITEMS // (shard.heads * int(block.offsets[-1])))
+    for start in range(0, shard.layers, step):
+        yield slice(start, min(start + step, shard.layers))
 
 
 def _why_absent(name: str) -> str:

@@ -95,7 +95,6 @@ class CaptureSettings(Checked):
     keep: tuple[str, ...] = option(
         (), "Column of the data file, or path into one, whose value is kept of each sample; repeat for several."
     )
-    compression: Literal["none", "gzip"] = option("none", "gzip makes shards about a fifth smaller and slower.")
     trust_remote_code: bool = option(False, "Run code that comes with the model; only for sources you trust.")
     model_kwargs: str | None = option(
         None, "JSON object of further arguments of from_pretrained, such as a quantization_config.", is_json=True

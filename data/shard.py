@@ -59,7 +59,7 @@ def array_shapes(names: Iterable[str], samples: int, tokens: int, layers: int, h
 
 
 def shard_bytes(queries: QueryMode | str, samples: int, tokens: int, layers: int, heads: int) -> int:
-    """How large a shard file of these dims is without compression, but for a few KB of metadata; chunks are stored whole."""
+    """How large a shard file of these dims is, but for a few KB of metadata; chunks are stored whole."""
     size = 0
     for name, shape in array_shapes(array_names(queries), samples, tokens, layers, heads).items():
         if prod(shape):
@@ -75,7 +75,6 @@ def write_shard(
 
     `arrays` holds what `array_names` lists, in the dtypes and dims of ARRAYS. Raises RunError where the disk refuses.
     """
-    compression = None if metadata["settings"]["compression"] == "none" else "gzip"
     content = io.BytesIO()  # HDF5 does not survive a full disk, plain files do
     # v110 adds checksums to HDF5's own structures, so that damage outside the arrays is found too
     with h5py.File(content, "w", libver=("v110", "v110")) as file:
@@ -85,8 +84,8 @@ def write_shard(
             _write_attribute(file, key, value)
         for name in stored_arrays(metadata):
             data = np.ascontiguousarray(arrays[name], dtype=ARRAYS[name][0])
-            filters = {"fletcher32": True, "compression": compression, "shuffle": compression is not None}
-            file.create_dataset(name, data=data, **({"chunks": _chunks(data.shape), **filters} if data.size else {}))
+            stored = {"chunks": _chunks(data.shape), "fletcher32": True} if data.size else {}
+            file.create_dataset(name, data=data, **stored)
         names = [name.encode() for name in metadata["span_names"]]
         file["tokens/span"].attrs["names"] = np.array(names, f"S{max(map(len, names))}")
     write_bytes(path, content.getbuffer())

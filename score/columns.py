@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ..data.errors import DamagedShardError, InputError
+from ..data.errors import InputError
 from ..data.reader import Block, Shard
 from .expressions import columns_of, names_of, read_expressions, require_line_by_line, require_same_in_parts
 
@@ -150,8 +150,6 @@ def sample_columns(columns: Columns, shard: Shard) -> dict[str, npt.NDArray[Any]
     offsets = shard.offsets()
     bits = shard.read("tokens/span")
     rows = shard.read("samples/row")
-    if rows.min(initial=0) < 0:
-        raise DamagedShardError(f"{shard.path}: 'samples/row' holds negative numbers")
     found: dict[str, npt.NDArray[Any]] = {"row": rows, "tokens": np.diff(offsets)}
     for name, members in columns.spans().items():
         mask = sum(1 << columns.span_names.index(member) for member in members)

@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from ..data.bounded_json import parse_json
 from ..data.cache import Cache
 from ..data.errors import HeadscoreError, RunError, UnreadableFileError
 from ..data.files import remove_leftovers, user_cache, write_bytes
@@ -41,6 +42,7 @@ VERSION = 4  # of these files, and of what measures and built-in signals mean: r
 
 MAX_BYTES = 128 << 20  # of the measures that are kept of a shard, as they are held at once
 MAX_JSON_BYTES = 64 << 20
+MAX_ELEMENTS = 1 << 22  # of the JSON: some for each sample
 MAX_SUMS = 200  # signals of a shard; the oldest make room
 SETTLED_NS = 2_000_000_000  # a shard that changed this recently might change again without its times telling
 
@@ -149,7 +151,7 @@ class Store:
         content = read_plain(self._path(folder, shard, "json"), MAX_JSON_BYTES)
         if content is None or content[9:] == b"" or content[:9] != _checksum(content[9:]):
             return None
-        found = json.loads(content[9:])
+        found = parse_json(content[9:], MAX_ELEMENTS)
         if any(found.get(name) != value for name, value in key.items()):
             return None
         lengths = {len(values) if isinstance(values, list) else -1 for values in found["samples"].values()}

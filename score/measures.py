@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..data.errors import DamagedShardError
+from ..data.checks import require_sums
 from ..data.reader import Block, Shard
 from ..data.settings import QueryMode
 from .columns import Columns
@@ -70,24 +70,25 @@ def block_measures(
         stored["entropy"] = MEAN_ENTROPY
     of_rows = [name for name in names if name not in stored]
     linear = [name for name in of_rows if name not in OF_ROWS]
-    if "entropy_free" in of_rows and "rest" not in linear:
-        linear.append("rest")
+    linear += [name for name in ("sink", "rest") if name not in linear]  # what a row sums to is checked
     weights = columns.weights(shard, block, linear) if of_rows else None
     for name, array in stored.items():
         if len(layers) == shard.layers:  # in one go, as a layer has few values
-            found[name][:] = _stored(shard, array, None, block)
+            found[name][:] = shard.read(array, None, block)
         else:
             for place, layer in enumerate(layers):
-                found[name][place] = _stored(shard, array, layer, block)
+                found[name][place] = shard.read(array, layer, block)
     if weights is None:
         return found
+    attention, full_rows = f"{mode}/attention", shard.metadata["attention"]["full_rows"]
     step = max(1, ROWS // shard.heads)
     for start in range(0, len(layers), step):
         group = layers[start : start + step]
-        bits = np.concatenate([_bits(shard, f"{mode}/attention", layer, block) for layer in group])
+        bits = _bits(shard, attention, group, block)
         for some, tokens in _pieces(block.offsets, ITEMS // len(bits)):
             offsets = block.offsets[some.start : some.stop + 1] - tokens.start
             rows = RowSums(bits[:, tokens], offsets, weights[tokens], linear)
+            require_sums(shard.path, attention, rows.measure("sink") + rows.measure("rest"), full_rows)
             for name in of_rows:
                 found[name][start : start + step, :, some] = rows.measure(name).reshape(len(group), shard.heads, -1)
     return found
@@ -102,18 +103,13 @@ def _pieces(offsets: npt.NDArray[np.int64], most: int) -> Iterator[tuple[slice, 
         start = stop
 
 
-def _stored(shard: Shard, array: str, layer: int | None, block: Block) -> npt.NDArray[np.float32]:
-    values = shard.read(array, layer, block)
-    if not np.isfinite(values).all() or values.min(initial=0) < 0:
-        raise DamagedShardError(f"{shard.path}: '{array}' holds values that are negative or not finite: the shard is damaged")
-    return values
-
-
-def _bits(shard: Shard, array: str, layer: int, block: Block) -> npt.NDArray[np.uint16]:
-    bits = shard.read(array, layer, block).view(np.uint16)
-    if bits.max(initial=0) > _ONE:
-        raise DamagedShardError(f"{shard.path}: '{array}' holds values that are not between 0 and 1: the shard is damaged")
-    return bits
+def _bits(shard: Shard, array: str, layers: Sequence[int], block: Block) -> npt.NDArray[np.uint16]:
+    """The pattern rows of some layers one after the other [len(layers)·H,t], read at once where the layers are neighbours."""
+    if layers[-1] - layers[0] + 1 == len(layers):
+        values = shard.read(array, slice(layers[0], layers[-1] + 1), block)
+    else:
+        values = np.concatenate([shard.read(array, layer, block) for layer in layers])
+    return values.view(np.uint16).reshape(-1, values.shape[-1])
 
 
 class RowSums:

@@ -14,9 +14,11 @@ import yaml
 
 from .. import __version__
 from ..data.cache import METADATA_FILE
-from ..data.errors import InputError, one_line
+from ..data.configuration import MAX_BYTES, without_former
+from ..data.errors import HeadscoreError, InputError, one_line
 from ..data.files import output_folder, write_bytes, write_text
 from ..data.places import written_options
+from ..data.plain import read_plain, require_own
 from ..data.settings import RECORD_KEY, ScoreSettings
 from .scores import Scores
 
@@ -46,6 +48,7 @@ def results_folder(folder: Path) -> Iterator[None]:
         for name in (*RESULT_FILES, REPORT_FILE):
             if (folder / name).is_dir():
                 raise InputError(f"--out {folder}: a folder '{name}' is in the way of the result file; use another --out")
+        require_own(folder, (CONFIG_FILE,), (CHARTS_FOLDER,))
         with _log_file(folder / LOG_FILE):
             yield
 
@@ -126,10 +129,10 @@ def require_same_run(folder: Path, config: dict[str, Any], overwrite: bool) -> N
     if CONFIG_FILE not in there:
         raise InputError(f"--out {folder}: holds a {there[0]} of unknown origin; use another --out, or --overwrite")
     try:
-        existing = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        existing = yaml.safe_load((read_plain(path, MAX_BYTES) or b"").decode())
+    except (HeadscoreError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{path}: cannot be read; use another --out, or --overwrite: {one_line(error)[:120]}") from error
-    existing = existing if isinstance(existing, dict) else {}
+    existing = without_former(existing, path) if isinstance(existing, dict) else {}
     compared = {*existing, *config} - ({"cache"} if RECORD_KEY in config else {"cache", RECORD_KEY})
     different = sorted(key for key in compared if existing.get(key) != config.get(key))
     if different:

@@ -11,7 +11,8 @@ import polars as pl
 from polars.io.plugins import register_io_source
 
 from ..data.cache import Cache, open_cache
-from ..data.errors import DamagedShardError, InputError
+from ..data.checks import require_sums
+from ..data.errors import InputError
 from ..data.reader import Block, Shard
 from ..data.settings import HeadOutput, QueryMode, ScoreSettings
 from ..data.signatures import library_call
@@ -174,8 +175,8 @@ def _pattern_rows(cache: Cache, layer: int, head: int | None, array: str) -> Ite
 
 def _block_rows(shard: Shard, block: Block, first: int, layer: int, head: int | None, array: str) -> Iterator[PatternRows]:
     values = shard.read(array, layer, block).astype(np.float32)
-    if not ((values >= 0) & (values <= 1)).all():
-        raise DamagedShardError(f"{shard.path}: '{array}' holds values that are not between 0 and 1: the shard is damaged")
+    sums = np.add.reduceat(values, block.offsets[:-1], axis=1, dtype=np.float64)
+    require_sums(shard.path, array, sums, shard.metadata["attention"]["full_rows"])
     numbers, ids, bits = (shard.read(name, block=block) for name in ("samples/row", "tokens/id", "tokens/span"))
     names = shard.metadata["span_names"]
     chosen = values if head is None else values[head]

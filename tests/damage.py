@@ -1,11 +1,13 @@
-"""Damages the shards of a cache, one bit or one cut at a time, and checks that nobody is fooled by it.
+"""Damages a cache, one bit, cut, swap or edit at a time, and checks that nobody is fooled by it.
 
 The suite runs a short version on a tiny cache (test_cache.py). The long version damages a copy of any cache:
 
-    python tests/damage.py CACHE --flips 200 --truncations 20
+    python tests/damage.py CACHE --flips 300 --truncations 50 --swaps 50 --edits 100
 
-A flipped bit in array data, and any truncation, must be named by `inspect --verify` and be made again by a resumed capture. A
-flipped bit elsewhere must be named or change nothing. Nothing but an InputError may be raised, and no score may change.
+A flipped bit in array data, and any truncation, must be named by `inspect --verify` and be made again by a resumed
+capture. A flipped bit elsewhere must be named or change nothing. The same goes for shards in each other's places and
+for a `cache.json` with a changed byte. Nothing but an error of headscore's own may be raised, in 20 s, and no score
+may change: neither of the cache, with what was kept of it before or without, nor of what it is merged into.
 """
 
 import argparse
@@ -13,17 +15,20 @@ import json
 import logging
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
 import headscore
-from headscore.data.cache import open_cache
-from headscore.data.errors import InputError
+from headscore.data.cache import METADATA_FILE, open_cache
+from headscore.data.errors import HeadscoreError, InputError
 from headscore.data.shard import ARRAYS
+from headscore.score import kept
 
 
 @dataclass
@@ -32,9 +37,10 @@ class Report:
     in_array_data: int = 0
     named: int = 0
     fooled: int = 0  # not named, though in array data, or a score that changed
+    slowest: float = 0.0  # seconds
 
 
-def damage(cache: Path, flips: int, truncations: int, seed: int = 0) -> Report:
+def damage(cache: Path, flips: int, truncations: int, swaps: int = 0, edits: int = 0, seed: int = 0) -> Report:
     """Damage a copy of the cache; see above."""
     random, report, messages = np.random.default_rng(seed), Report(), []
     handler = logging.Handler()
@@ -60,9 +66,60 @@ def damage(cache: Path, flips: int, truncations: int, seed: int = 0) -> Report:
                 report.in_array_data += in_data
                 report.named += named
                 report.fooled += fooled
+            damage_folder(copy.path, swaps, edits, random, report)
     finally:
         logging.getLogger("headscore").removeHandler(handler)
     return report
+
+
+def damage_folder(cache: Path, swaps: int, edits: int, random: np.random.Generator, report: Report) -> None:
+    """Damage what belongs to no single shard; measures are kept of the whole cache before."""
+    kept.SETTLED_NS = 0
+    right = headscore.score(cache).raw
+    for number in range(swaps + edits):
+        paths = [cache / METADATA_FILE]
+        if number < swaps:
+            shards = open_cache(cache).shards
+            first = int(random.integers(len(shards)))
+            paths = [shards[first], shards[(first + int(random.integers(1, len(shards)))) % len(shards)]]
+        whole = [path.read_bytes() for path in paths]
+        for path, content in zip(paths, reversed(whole), strict=True):
+            path.write_bytes(content if number < swaps else edited(content, random))
+        started = time.monotonic()
+        found = [outcome(cache, fresh) for fresh in (False, True)] + [merged_outcome(cache)]
+        report.slowest = max(report.slowest, time.monotonic() - started)
+        report.damaged += 1
+        report.named += found[1] is None
+        report.fooled += any(scores is not None and not scores.equals(right) for scores in found)
+        for path, content in zip(paths, whole, strict=True):
+            path.write_bytes(content)
+
+
+def outcome(cache: Path, fresh: bool) -> Any:
+    """The scores, or None where they are refused."""
+    try:
+        headscore.inspect(cache, verify=True)
+        return headscore.score(cache, fresh=fresh).raw
+    except HeadscoreError:
+        return None
+
+
+def merged_outcome(cache: Path) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            headscore.merge([cache], Path(folder) / "merged")
+        except HeadscoreError:
+            return None
+        return outcome(Path(folder) / "merged", fresh=True)
+
+
+def edited(content: bytes, random: np.random.Generator) -> bytes:
+    """A text with a digit, a letter or a sign changed, left out or doubled."""
+    place, how = int(random.integers(len(content))), int(random.integers(4))
+    if how == 0:
+        return flipped(content, place * 8 + int(random.integers(7)))
+    middle = [b"", content[place : place + 1] * 2, b"7", b'"'][how]
+    return content[:place] + middle + content[place + 1 :]
 
 
 Content = Callable[[bytes], bytes]
@@ -99,11 +156,14 @@ def data_places(path: Path) -> list[range]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cache", type=Path)
-    parser.add_argument("--flips", type=int, default=200)
-    parser.add_argument("--truncations", type=int, default=20)
+    parser.add_argument("--flips", type=int, default=300)
+    parser.add_argument("--truncations", type=int, default=50)
+    parser.add_argument("--swaps", type=int, default=50)
+    parser.add_argument("--edits", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    report = damage(arguments.cache, arguments.flips, arguments.truncations, arguments.seed)
+    numbers = arguments.flips, arguments.truncations, arguments.swaps, arguments.edits
+    report = damage(arguments.cache, *numbers, seed=arguments.seed)
     print(json.dumps(asdict(report)))
     raise SystemExit(bool(report.fooled))
 

@@ -38,7 +38,7 @@ def metadata(layers: int, heads: int, changes: dict[str, Any] | None = None) -> 
         "data": {},
         "templates": [],
         "span_names": ["question", "choices", "template", "special"],
-        "settings": {"queries": "all_tokens", "compression": "none", "shard_size": 256},
+        "settings": {"queries": "all_tokens", "shard_size": 256},
         "attention": {"way": "recorded", "full_rows": True, "result_norms": True},
         "dims": {"layers": layers, "heads": heads},
         "plan": {"rows": 2, "shards": 1},

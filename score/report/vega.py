@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from ...data.errors import InputError, RunError, typed_line
+from ...data.errors import HeadscoreError, InputError, RunError, typed_line
 from ...data.files import remove_leftovers, write_text
 from ...data.forks import require_own_threads
+from ...data.plain import read_plain
 
 _PACKAGES = {"altair": "altair", "vl_convert": "vl-convert-python"}
 _MIN_LENGTH = 500_000  # a file that was cut off is none
+_MAX_BYTES = 16 << 20
 
 
 def missing_packages() -> list[str]:
@@ -70,7 +72,7 @@ def _kept_at() -> Path | None:
 
 def _read(path: Path) -> str | None:
     try:
-        code = path.read_text(encoding="utf-8")
-    except (OSError, ValueError):
+        code = (read_plain(path, _MAX_BYTES) or b"").decode()
+    except (HeadscoreError, ValueError):
         return None
     return code if len(code) >= _MIN_LENGTH else None
