@@ -58,8 +58,8 @@ def score(
     if out is None:
         return score_cache(opened, settings, work, partial, executor)
     with results_folder(Path(out)):
-        scores = score_cache(opened, settings, work, partial, executor)
         extra = {"cache": written_place("cache", cache, Path(out)), "partial": partial}
+        scores = score_cache(opened, settings, work, partial, executor)
         write_results(Path(out), scores, extra, overwrite)
         if report:
             _write_report(Path(out), opened, scores)

@@ -109,11 +109,11 @@ class PlainFile(io.FileIO):
             self._refused = OSError(error.errno, error.strerror)
 
 
-def read_plain(path: Path, max_bytes: int) -> bytes | None:
+def read_plain(path: Path, max_bytes: int, *, follow_links: bool = False) -> bytes | None:
     """The content of a regular file, None where there is none; raises as PlainFile, and InputError beyond `max_bytes`."""
-    if not kind_of(path):
+    if not kind_of(path, follow_links=follow_links):
         return None
-    with PlainFile(path) as file, refusals_told(path):
+    with PlainFile(path, follow_links=follow_links) as file, refusals_told(path):
         if os.fstat(file.fileno()).st_size > max_bytes:
             raise InputError(f"{path}: is larger than {max_bytes} bytes")
         return file.readall()

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ...data.errors import InputError, RunError, typed_line
-from ...data.files import remove_leftovers, write_text
+from ...data.files import remove_leftovers, user_cache, write_text
 
 _PACKAGES = {"altair": "altair", "vl_convert": "vl-convert-python"}
 _MIN_LENGTH = 500_000  # a file that was cut off is none
@@ -68,10 +68,9 @@ def vega_bundle() -> str:
 
 def _kept_at() -> Path | None:
     try:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # a user without a home
+        return user_cache() / f"vega-{importlib.metadata.version('vl-convert-python')}.js"
+    except InputError:  # a user without a home
         return None
-    return home / "headscore" / f"vega-{importlib.metadata.version('vl-convert-python')}.js"
 
 
 def _read(path: Path) -> str | None:
