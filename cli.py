@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .capture.ranks import this_rank
-from .data.errors import HeadscoreError, InputError, RunError, one_line, printable
+from .data.errors import HeadscoreError, InputError, RunError, one_line, printable, typed_line
+from .data.foreign import is_panic
+from .data.limits import require_address_space
 from .data.settings import CaptureSettings, RunSettings, ScoreSettings, WorkSettings
 from .data.text import json_text
 from .data.voice import speaking_of_options
@@ -68,6 +70,10 @@ def main() -> None:
         if debug or not _lacks_resources(error):
             raise
         _fail(f"not enough memory or threads: {one_line(error)}", 1)
+    except BaseException as error:
+        if debug or not is_panic(error):
+            raise
+        _fail(f"a library failed: {typed_line(error)}", 1)
     if status == INTERRUPTED:  # typer makes it of Ctrl-C
         _fail("interrupted; the same command continues where it stopped", INTERRUPTED)
     sys.exit(status if isinstance(status, int) else 0)
@@ -102,6 +108,7 @@ def _headscore(
     if context.invoked_subcommand is None:
         print(context.get_help())
         raise typer.Exit(2)
+    require_address_space(context.invoked_subcommand)
     show_log(this_rank().label() if context.invoked_subcommand == "capture" else "")
 
 

@@ -106,6 +106,8 @@ def run(
     if this_rank().world > 1:
         raise InputError("run: is for one process; under a launcher use `headscore capture`, then `headscore score`")
     settings = RunSettings(**options)
+    if report and not missing_packages():
+        require_packages("a report")
     chosen = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
     folder = Path(out)
     extra = written_options(pick(CaptureSettings, chosen), folder)

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from ..data.errors import InputError, RunError, typed_line
-from ..data.foreign import foreign_faults_told
+from ..data.foreign import crashes, foreign_faults_told
 from .adapters import merged
 from .gguf import without_progress_bars
 from .hub import refusal
@@ -28,6 +28,8 @@ from .sources import Source
 logger = logging.getLogger("headscore")
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+TOKENIZER = "tokenizer.json"
+MAX_TOKEN_ID = 1 << 22  # to write a vocabulary down takes time and memory for each number up to the highest
 _PATH = "_headscore_path"  # attribute of a decoder
 _FINGERPRINT_VALUES = 4096  # taken from each parameter at most
 _NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version", "dtype", "architectures")  # parts of a configuration
@@ -69,14 +71,22 @@ def resolve_dtype(name: str, device: torch.device) -> str:
 
 
 def load_tokenizer(source: Source) -> Any:
-    """The tokenizer that was saved with the adapter, else the model's; InputError where there is none."""
+    """The tokenizer that was saved with the adapter, else the model's; InputError where there is none that can be used."""
     options, location = source.options(), source.location
     if source.adapter and source.adapter.has_tokenizer:
         options, location = {"trust_remote_code": source.trust_remote_code}, str(source.adapter.folder)
         logger.info("%s: its own tokenizer is used", source.adapter.told)
+    elif source.pin:
+        source.pin.file(TOKENIZER)  # so that it is there to be tried
     told = source.adapter.told if location != source.location and source.adapter else f"--model {source.name}"
+    if crashes(lambda: AutoTokenizer.from_pretrained(location, **options | {"local_files_only": True})):
+        raise InputError(f"{told}: its tokenizer cannot be loaded: it crashes the tokenizers library")
     with foreign_faults_told(f"{told}: its tokenizer cannot be loaded", _why):
-        return AutoTokenizer.from_pretrained(location, **options)
+        tokenizer = AutoTokenizer.from_pretrained(location, **options)
+        highest = max(tokenizer.get_vocab().values(), default=0)
+    if not 0 <= highest <= MAX_TOKEN_ID:
+        raise InputError(f"{told}: its tokenizer has a token of number {highest}, and a model has at most {MAX_TOKEN_ID}")
+    return tokenizer
 
 
 def _why(error: BaseException) -> str:

@@ -83,7 +83,7 @@ def require_text(what: str, value: str | Path) -> None:
     if "\0" in text:
         raise InputError(f"{what}: {text!r:.80} has a null character in it")
     if any("\ud800" <= character <= "\udfff" for character in text):
-        raise InputError(f"{what}: is not text in UTF-8, which a cache and a config.yaml can name: {text!r:.80}")
+        raise InputError(f"{what}: {text!r:.80} is not text in UTF-8, and no result could name it")
 
 
 def require_weight(what: str, value: float) -> None:

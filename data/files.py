@@ -181,7 +181,7 @@ def output_folder(folder: Path) -> Iterator[None]:
 
     Raises InputError where it cannot be made or written to, or its path is no text that a file can hold.
     """
-    require_text("--out", folder.absolute())
+    require_text("--out", folder)
     new = not os.path.lexists(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,9 @@ besides: it prints a report of its own to stderr and raises what is no Exception
 """
 
 import contextlib
+import logging
 import os
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +17,26 @@ from .errors import HeadscoreError, InputError, typed_line
 _PANIC = ("pyo3_runtime", "PanicException")  # each library in Rust has a class of its own by this name
 
 _one_at_a_time = threading.Lock()
+
+
+def crashes(action: Callable[[], object]) -> bool:
+    """Whether what a library does ends a forked copy of this process; errors that it raises do not count.
+
+    Rust ends the process where memory is refused, and where a panic meets another. Where no process can be forked safely it is
+    not tried, and False.
+    """
+    if sys.platform != "linux":
+        return False
+    child = os.fork()
+    if not child:
+        with contextlib.suppress(BaseException):
+            logging.disable()
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 1)
+            os.dup2(nowhere, 2)
+            action()
+        os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
 @contextlib.contextmanager
@@ -37,12 +59,12 @@ def foreign_faults_told(
     except (HeadscoreError, MemoryError):
         raise
     except BaseException as error:
-        if not isinstance(error, Exception) and not _is_panic(error):
+        if not isinstance(error, Exception) and not is_panic(error):
             raise
         raise InputError(f"{what}: {describe(error)}") from error
 
 
-def _is_panic(error: BaseException | None) -> bool:
+def is_panic(error: BaseException | None) -> bool:
     """Whether an error is a Rust panic, or was raised while one was handled."""
     while error is not None:
         if (type(error).__module__, type(error).__name__) == _PANIC:
@@ -74,7 +96,7 @@ def _panics_unprinted() -> Iterator[None]:
         try:
             yield
         except BaseException as error:
-            panicked = _is_panic(error)
+            panicked = is_panic(error)
             raise
         finally:
             os.dup2(stderr, 2)

@@ -5,6 +5,8 @@ import hashlib
 import io
 import json
 import os
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ from .settings import SAMPLE_DATA
 from .strict_json import parse_json
 
 Row = dict[str, Any]
+
+_TRIAL = "import io, sys, polars; polars.read_parquet(io.BytesIO(sys.stdin.buffer.read()))"
 
 
 @dataclass(frozen=True)
@@ -146,13 +150,30 @@ def _parsed(path: Path, text: str, line: int) -> Any:
 def _read_parquet(path: Path, content: bytes) -> list[Row]:
     import polars as pl  # here, because the other kinds need none of it and it takes a quarter of a second to import
 
+    _require_survived(path, content)
     with foreign_faults_told(f"{path}: not a readable parquet file"):
         frame = pl.read_parquet(io.BytesIO(content))
     columns = []
     for column in frame:  # one by one, to say which cannot be had
-        with foreign_faults_told(f"{path}: column '{column.name}' ({column.dtype}) has values that Python has not"):
+        kind = f"column '{column.name}' ({column.dtype})"
+        with foreign_faults_told(f"{path}: {kind} cannot be read; leave it out or save it as text"):
             columns.append(column.to_list())
     return [dict(zip(frame.columns, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _require_survived(path: Path, content: bytes) -> None:
+    """Raises InputError where a Parquet file ends the process that reads it, as it may where it asks for too much memory.
+
+    It is tried in a new process, as polars' threads are not in a forked one.
+    """
+    if not sys.executable:  # Python is part of another program
+        return
+    tried = subprocess.run([sys.executable, "-c", _TRIAL], input=content, capture_output=True, check=False)
+    if tried.returncode < 0:
+        last = tried.stderr.decode(errors="replace").partition("\n")[0][:160]
+        raise InputError(
+            f"{path}: not a readable parquet file: it crashes polars: {last or signal.Signals(-tried.returncode).name}"
+        )
 
 
 def _read_csv(path: Path, content: bytes) -> list[Row]:

@@ -9,10 +9,11 @@ from typing import Any
 import yaml
 
 from .errors import InputError, one_line
+from .foreign import foreign_faults_told
 from .plain import read_plain
 
-MAX_YAML_BYTES = 1 << 20
-MAX_YAML_DEPTH = 64
+MAX_YAML_BYTES = 1 << 18  # PyYAML takes up to some seconds for as much
+MAX_YAML_DEPTH = 16
 
 
 def read_yaml(path: Path, *, follow_links: bool = False) -> Any:
@@ -28,10 +29,15 @@ def read_yaml(path: Path, *, follow_links: bool = False) -> Any:
     content = read_plain(path, MAX_YAML_BYTES, follow_links=follow_links)
     if content is None:
         raise InputError(f"{path}: is not there")
-    try:
+    # PyYAML raises what it stumbles over in a value, such as a date.
+    with foreign_faults_told(f"{path}: cannot be read as YAML", _described, hold_stderr=False):
         return _StrictLoader(content.decode("utf-8-sig")).get_single_data()
-    except (ValueError, TypeError, OverflowError, yaml.YAMLError) as error:  # the first three of values, such as a date
-        raise InputError(f"{path}: cannot be read as YAML: {one_line(error)[:200]}") from error
+
+
+def _described(error: BaseException) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {error.problem}"[:200]
+    return one_line(error)[:200]
 
 
 class _StrictLoader(yaml.SafeLoader):

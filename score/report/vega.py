@@ -11,6 +11,7 @@ from types import ModuleType
 
 from ...data.errors import InputError, RunError, typed_line
 from ...data.files import remove_leftovers, user_cache, write_text
+from ...data.limits import require_address_space
 
 _PACKAGES = {"altair": "altair", "vl_convert": "vl-convert-python"}
 _MIN_LENGTH = 500_000  # a file that was cut off is none
@@ -22,9 +23,10 @@ def missing_packages() -> list[str]:
 
 
 def require_packages(what: str) -> None:
-    """Raises InputError, saying what to install, where a report cannot be made."""
+    """Raises InputError, saying what to install, where a report cannot be made, and RunError where memory is limited for it."""
     if missing := missing_packages():
         raise InputError(f"{what}: needs {' and '.join(missing)}: pip install 'headscore[report]'")
+    require_address_space("report")
 
 
 @contextlib.contextmanager
