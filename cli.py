@@ -2,7 +2,6 @@
 
 import errno
 import io
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .capture.ranks import this_rank
-from .data.errors import HeadscoreError, InputError, RunError, one_line, printable
+from .data.errors import HeadscoreError, InputError, RunError, one_line, printable, typed_line
+from .data.foreign import is_panic
+from .data.limits import require_address_space
 from .data.settings import CaptureSettings, RunSettings, ScoreSettings, WorkSettings
+from .data.text import json_text
 from .data.voice import speaking_of_options
 from .options import DEBUG, OVERWRITE, PARTIAL, GroupedCommand, completes, summary, with_options
 from .terminal import progress, show_log, table_lines
@@ -60,9 +62,26 @@ def main() -> None:
         if debug:
             raise
         _fail(one_line(error), 2 if error.errno == errno.ENAMETOOLONG else 1)
+    except MemoryError as error:
+        if debug:
+            raise
+        _fail(f"not enough memory: {one_line(error)}", 1)
+    except (ImportError, RuntimeError) as error:  # what a lack of memory looks like to the loader, and to who starts a thread
+        if debug or not _lacks_resources(error):
+            raise
+        _fail(f"not enough memory or threads: {one_line(error)}", 1)
+    except BaseException as error:
+        if debug or not is_panic(error):
+            raise
+        _fail(f"a library failed: {typed_line(error)}", 1)
     if status == INTERRUPTED:  # typer makes it of Ctrl-C
         _fail("interrupted; the same command continues where it stopped", INTERRUPTED)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _lacks_resources(error: Exception) -> bool:
+    """Whether an error says that the system gave no more memory, or no more threads."""
+    return any(sign in str(error) for sign in ("can't start new thread", "failed to map segment", "annot allocate memory"))
 
 
 def _fail(message: str, status: int) -> None:
@@ -89,6 +108,7 @@ def _headscore(
     if context.invoked_subcommand is None:
         print(context.get_help())
         raise typer.Exit(2)
+    require_address_space(context.invoked_subcommand)
     show_log(this_rank().label() if context.invoked_subcommand == "capture" else "")
 
 
@@ -179,7 +199,7 @@ def inspect(
     from .data.inspection import inspect as library_inspect
 
     facts = library_inspect(cache, verify=verify)
-    print(json.dumps(facts, indent=2, ensure_ascii=False) if as_json else report(facts))
+    print(json_text(facts, indent=2) if as_json else report(facts))
     shards = facts["shards"]
     if facts["damaged"]:
         raise InputError(f"{cache}: {len(facts['damaged'])} of {shards['there']} shards are damaged; {HOW_TO_COMPLETE}")
@@ -243,5 +263,5 @@ def _print_scores(scores: "Scores", out: Path | None) -> None:
         show_scores(scores, TOP_HEADS_SHOWN, summary)
         return
     for line in table_lines(scores, TOP_HEADS_SHOWN):
-        print(line)
-    print(f"\n{summary}")
+        print(printable(line))
+    print(f"\n{printable(summary)}")

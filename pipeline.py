@@ -58,8 +58,8 @@ def score(
     if out is None:
         return score_cache(opened, settings, work, partial, executor)
     with results_folder(Path(out)):
-        scores = score_cache(opened, settings, work, partial, executor)
         extra = {"cache": written_place("cache", cache, Path(out)), "partial": partial}
+        scores = score_cache(opened, settings, work, partial, executor)
         write_results(Path(out), scores, extra, overwrite)
         if report:
             _write_report(Path(out), opened, scores)
@@ -106,6 +106,8 @@ def run(
     if this_rank().world > 1:
         raise InputError("run: is for one process; under a launcher use `headscore capture`, then `headscore score`")
     settings = RunSettings(**options)
+    if report and not missing_packages():
+        require_packages("a report")
     chosen = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
     folder = Path(out)
     extra = written_options(pick(CaptureSettings, chosen), folder)

@@ -3,11 +3,13 @@
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from .data.errors import printable
+from .data.text import OneLine
 
 if TYPE_CHECKING:
     from .score.scores import Scores
@@ -18,18 +20,13 @@ Show = Callable[[int, int], None]
 logger = logging.getLogger("headscore")
 
 
-class _OneLine(logging.Formatter):
-    """A message in one line, with what could drive a terminal escaped: it may hold text from caches and data files."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        return printable(super().formatMessage(record))
-
-
 def show_log(label: str) -> None:
-    """Send headscore's log lines to stderr, each after `label` if there is one."""
+    """Send headscore's log lines to stderr, each after `label` if there is one, and what others warn of."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_OneLine(f"{label}: %(message)s" if label else "%(message)s"))
+    handler.setFormatter(OneLine(logging.Formatter(f"{label}: %(message)s" if label else "%(message)s")))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.captureWarnings(True)
+    warnings.formatwarning = lambda message, category, *_: f"{category.__name__}: {' '.join(str(message).split())}"
     logger.setLevel(logging.INFO)
 
 
@@ -55,7 +52,7 @@ def _bar(doing: str) -> Iterator[Show]:
     console = Console(stderr=True)
     columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"), TimeRemainingColumn())
     handler = RichHandler(console=console, show_path=False, show_level=False, show_time=False)
-    handler.setFormatter(_OneLine("%(message)s"))
+    handler.setFormatter(OneLine(logging.Formatter("%(message)s")))
     logging.getLogger().handlers = [handler]
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(doing, total=None, speed="", visible=False)

@@ -18,7 +18,9 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 from ..data.errors import InputError, one_line, typed_line
+from ..data.foreign import foreign_faults_told
 from ..data.rows import file_sha256
+from ..data.strict_json import parse_json
 from .local import ADAPTER_CONFIG as CONFIG
 
 logger = logging.getLogger("headscore")
@@ -71,11 +73,8 @@ def read_adapter(told: str, name: str, folder: Path) -> Adapter:
         raise InputError(f"{told}: is an adapter for Megatron's layers, which headscore does not load")
     if content.get("layer_replication"):  # peft would merge what it adds to the copies of a layer into one
         raise InputError(f"{told}: replicates layers of its base (layer_replication), and cannot be merged into it")
-    try:
-        with _warnings_logged(told):
-            config = peft.PeftConfig.from_pretrained(str(folder))
-    except Exception as error:  # a broken file makes peft raise whatever it stumbles over
-        raise InputError(f"{told}: its {CONFIG} cannot be read: {typed_line(error)}") from error
+    with foreign_faults_told(f"{told}: its {CONFIG} cannot be read"), _warnings_logged(told):
+        config = peft.PeftConfig.from_pretrained(str(folder))
     if config.is_prompt_learning or kind in ("ADAPTION_PROMPT", "XLORA"):
         raise InputError(f"{told}: is a {kind} adapter, which is no change of weights and cannot be merged into the model")
     if not (folder / WEIGHTS).is_file():
@@ -90,8 +89,8 @@ def read_adapter(told: str, name: str, folder: Path) -> Adapter:
 
 def _content(told: str, path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise InputError(f"{told}: its {path.name} cannot be read: {typed_line(error)}") from error
     if not isinstance(content, dict):
         raise InputError(f"{told}: its {path.name} holds no JSON object")

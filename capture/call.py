@@ -8,6 +8,7 @@ from ..data.cache import cache_folder
 from ..data.errors import InputError
 from ..data.settings import CaptureSettings
 from ..data.signatures import library_call
+from ..data.text import logged_in_one_line
 from .local import local_adapter, local_model, require_device_name
 from .samples import Prompts, read_prompts
 
@@ -59,4 +60,5 @@ def capture_prompts(
     """Capture prompts that `checked_prompts` gave; see `capture`."""
     from .pipeline import captured  # here, as it loads torch
 
-    return captured(out, settings, prompts, overwrite, progress)
+    with logged_in_one_line("transformers", "huggingface_hub", "peft"):
+        return captured(out, settings, prompts, overwrite, progress)

@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from ..data.errors import InputError, typed_line
+from ..data.errors import InputError
+from ..data.foreign import foreign_faults_told
 from ..data.settings import CaptureSettings
 from ..data.templates import Prompt, Span, Template
 from ..data.tokens import Skipped
@@ -83,10 +84,8 @@ def _frame(tokenizer: Any, settings: CaptureSettings, system: str | None) -> tup
 def _render(content: str, tokenizer: Any, settings: CaptureSettings, system: str | None, where: str = _CHAT) -> str:
     messages = [] if system is None else [{"role": "system", "content": system}]
     messages.append({"role": "user", "content": content})
-    try:
+    with foreign_faults_told(f"{where}the chat template of {settings.model} fails"):  # it may raise what it likes
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=settings.generation_prompt))
-    except Exception as error:  # a template may raise what it likes
-        raise InputError(f"{where}the chat template of {settings.model} fails: {typed_line(error)}") from error
 
 
 def _special_pattern(tokenizer: Any) -> re.Pattern[str]:

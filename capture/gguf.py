@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,25 +13,21 @@ from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from ..data.errors import InputError, one_line, typed_line
-from ..data.files import locks_work
+from ..data.errors import InputError, one_line
+from ..data.files import locks_work, user_cache
+from ..data.foreign import foreign_faults_told
 from ..data.rows import file_sha256
 
 logger = logging.getLogger("headscore")
-
-
-def _models_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "headscore" / "models"
 
 
 def converted(gguf: Path) -> Path:
     """A folder with the GGUF file's model as fp32 safetensors and its tokenizer; made once per content of the file.
 
     Of several processes one makes it and the others wait; where files cannot be locked, each makes its own and the first stays.
-    Raises InputError where that folder cannot be written.
+    Raises InputError where that folder cannot be written, or there is no home for it.
     """
-    final = _models_folder() / f"{gguf.stem}-{file_sha256(gguf)[:16]}"
+    final = user_cache() / "models" / f"{gguf.stem}-{file_sha256(gguf)[:16]}"
     temporary = final.with_name(f".converting-{final.name}")
     try:
         if final.is_dir():
@@ -58,15 +53,14 @@ def _convert_whole(gguf: Path, temporary: Path, final: Path) -> None:
     """Make `final` whole or not at all, by way of `temporary`, which nobody else uses."""
     logger.info("converting %s to safetensors in %s (once, about a minute for a small model)", gguf.name, final)
     try:
-        shutil.rmtree(temporary, ignore_errors=True)  # of a killed process
-        _convert(gguf, temporary)
-        try:
-            temporary.rename(final)
-        except OSError:
-            if not final.is_dir():  # else another process was faster, where there are no locks
-                raise
-    except Exception as error:  # as in load_model
-        raise InputError(f"--model {gguf}: cannot be converted: {typed_line(error)}") from error
+        with foreign_faults_told(f"--model {gguf}: cannot be converted", hold_stderr=False):
+            shutil.rmtree(temporary, ignore_errors=True)  # of a killed process
+            _convert(gguf, temporary)
+            try:
+                temporary.rename(final)
+            except OSError:
+                if not final.is_dir():  # else another process was faster, where there are no locks
+                    raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -1,11 +1,11 @@
 """What can be said of a model, an adapter or a device by their names alone, before anything heavy is loaded."""
 
 import importlib.util
-import os
 import re
 from pathlib import Path
 
 from ..data.errors import InputError
+from ..data.places import expanded
 from ..data.settings import DEFAULT_MODEL
 
 MODEL_CONFIG = "config.json"
@@ -64,11 +64,6 @@ def local_adapter(name: str) -> Path | None:
     if path.exists() or not re.fullmatch(_HUB_ID, name):
         raise InputError(f"--adapter {name}: no such adapter: expected a folder or a hub id")
     return None
-
-
-def expanded(name: str) -> Path:
-    """A path with `~` put in full; an unknown user's is left alone, unlike `Path.expanduser` does."""
-    return Path(os.path.expanduser(name))  # noqa: PTH111 - as said
 
 
 def _default_gguf() -> Path:

@@ -17,7 +17,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from ..data.errors import HeadscoreError, InputError, RunError, typed_line
+from ..data.errors import InputError, RunError, typed_line
+from ..data.foreign import crashes, foreign_faults_told
 from .adapters import merged
 from .gguf import without_progress_bars
 from .hub import refusal
@@ -27,6 +28,8 @@ from .sources import Source
 logger = logging.getLogger("headscore")
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+TOKENIZER = "tokenizer.json"
+MAX_TOKEN_ID = 1 << 22  # to write a vocabulary down takes time and memory for each number up to the highest
 _PATH = "_headscore_path"  # attribute of a decoder
 _FINGERPRINT_VALUES = 4096  # taken from each parameter at most
 _NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version", "dtype", "architectures")  # parts of a configuration
@@ -68,24 +71,32 @@ def resolve_dtype(name: str, device: torch.device) -> str:
 
 
 def load_tokenizer(source: Source) -> Any:
-    """The tokenizer that was saved with the adapter, else the model's; InputError where there is none."""
+    """The tokenizer that was saved with the adapter, else the model's; InputError where there is none that can be used."""
     options, location = source.options(), source.location
     if source.adapter and source.adapter.has_tokenizer:
         options, location = {"trust_remote_code": source.trust_remote_code}, str(source.adapter.folder)
         logger.info("%s: its own tokenizer is used", source.adapter.told)
-    try:
-        return AutoTokenizer.from_pretrained(location, **options)
-    except Exception as error:  # a broken file makes transformers raise whatever it stumbles over
-        told = source.adapter.told if location != source.location and source.adapter else f"--model {source.name}"
-        raise InputError(f"{told}: its tokenizer cannot be loaded: {refusal(error) or typed_line(error)}") from error
+    elif source.pin:
+        source.pin.file(TOKENIZER)  # so that it is there to be tried
+    told = source.adapter.told if location != source.location and source.adapter else f"--model {source.name}"
+    if crashes(lambda: AutoTokenizer.from_pretrained(location, **options | {"local_files_only": True})):
+        raise InputError(f"{told}: its tokenizer cannot be loaded: it crashes the tokenizers library")
+    with foreign_faults_told(f"{told}: its tokenizer cannot be loaded", _why):
+        tokenizer = AutoTokenizer.from_pretrained(location, **options)
+        highest = max(tokenizer.get_vocab().values(), default=0)
+    if not 0 <= highest <= MAX_TOKEN_ID:
+        raise InputError(f"{told}: its tokenizer has a token of number {highest}, and a model has at most {MAX_TOKEN_ID}")
+    return tokenizer
+
+
+def _why(error: BaseException) -> str:
+    return refusal(error) or typed_line(error)
 
 
 def load_config(source: Source) -> Any:
     """The model's configuration; InputError where there is none, or it is of another kind of model."""
-    try:
+    with foreign_faults_told(f"--model {source.name}", _why_not_loaded, hold_stderr=False):
         config = AutoConfig.from_pretrained(source.location, **source.options())
-    except Exception as error:  # as above
-        raise _not_loaded(source, error) from error
     if getattr(config, "is_encoder_decoder", False):
         raise InputError(f"--model {source.name}: {config.model_type} is an encoder-decoder, not a causal language model")
     causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in getattr(config, "auto_map", {})
@@ -94,9 +105,8 @@ def load_config(source: Source) -> Any:
     return config
 
 
-def _not_loaded(source: Source, error: Exception) -> InputError:
-    why = refusal(error)
-    return InputError(f"--model {source.name}: {why or f'cannot be loaded as a causal language model: {typed_line(error)}'}")
+def _why_not_loaded(error: BaseException) -> str:
+    return refusal(error) or f"cannot be loaded as a causal language model: {typed_line(error)}"
 
 
 def load_model(
@@ -115,22 +125,21 @@ def load_model(
         raise InputError(f"{source.adapter.told}: cannot be merged into a quantised model; give one that is not as --model")
     options = {**source.model_options(), "dtype": DTYPES[dtype], "output_loading_info": True}
     placed: Any = device_map or ({"": device} if quantised else None)  # quantised weights cannot be moved afterwards
-    try:
-        with without_progress_bars():
-            model, loaded = cast(Any, AutoModelForCausalLM.from_pretrained(source.location, device_map=placed, **options))
-        _require_all_weights(source, model, loaded)
-        decoder = _decoder(merged(model, source.adapter) if source.adapter else model).eval()
-        _require_no_offload(source, decoder)
-        return decoder if placed else decoder.to(device)
-    except HeadscoreError:
-        raise
-    except torch.OutOfMemoryError as error:
-        raise RunError(
-            f"--model {source.name}: does not fit in the memory of {device} as {dtype}; "
-            "--device-map auto spreads it over several GPUs"
-        ) from error
-    except Exception as error:  # as above; torch raises RuntimeError for weights of another shape
-        raise _not_loaded(source, error) from error
+    with foreign_faults_told(f"--model {source.name}", _why_not_loaded, hold_stderr=False):
+        try:
+            with without_progress_bars():
+                model, loaded = cast(Any, AutoModelForCausalLM.from_pretrained(source.location, device_map=placed, **options))
+            _require_all_weights(source, model, loaded)
+            decoder = _decoder(merged(model, source.adapter) if source.adapter else model).eval()
+            _require_no_offload(source, decoder)
+            return decoder if placed else decoder.to(device)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise RunError(
+                f"--model {source.name}: does not fit in the memory of {device} as {dtype}; "
+                "--device-map auto spreads it over several GPUs"
+            ) from error
 
 
 def _decoder(model: PreTrainedModel) -> PreTrainedModel:
@@ -232,5 +241,6 @@ def model_fingerprint(model: PreTrainedModel, adapter_sha256: str = "") -> str:
 def tokenizer_fingerprint(tokenizer: Any) -> str:
     """Hex sha256 over the tokenizer's full definition where it has one, else over its vocabulary."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    text = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    with foreign_faults_told("--model: its tokenizer cannot be written down"):
+        text = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
     return hashlib.sha256(text.encode()).hexdigest()

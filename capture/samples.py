@@ -15,7 +15,7 @@ from ..data.alignment import decode
 from ..data.errors import InputError, RunError
 from ..data.kept_columns import Kept, kept_values, of_rows, require_small
 from ..data.prompts import PromptMaker
-from ..data.rows import data_file, file_sha256, read_rows, sample_rows
+from ..data.rows import data_file, read_data, sample_rows
 from ..data.settings import CaptureSettings
 from ..data.templates import BUILT_IN_TEMPLATES, Prompt, Template, read_template
 from ..data.tokens import Encoded, Sample, Skipped, encode, mark
@@ -65,7 +65,8 @@ def read_prompts(settings: CaptureSettings) -> Prompts:
     Raises InputError, naming file and row, where one cannot be made, or as `kept_values` for `--keep`.
     """
     path = data_file(settings.data)
-    rows = read_rows(path)
+    data = read_data(path)
+    rows = data.rows
     template: Template | str | None = settings.template
     if settings.template and settings.template not in BUILT_IN_TEMPLATES:
         template = read_template(Path(settings.template))
@@ -73,28 +74,31 @@ def read_prompts(settings: CaptureSettings) -> Prompts:
     numbers = sample_rows(len(rows), settings.max_samples, settings.seed)
     kept = kept_values(settings.keep, rows, numbers, path) if settings.keep else {}
     drawn = [(number, maker(rows[number], number)) for number in numbers]
-    return Prompts(path, file_sha256(path), len(rows), maker, drawn, kept=kept)
+    return Prompts(path, data.sha256, len(rows), maker, drawn, kept=kept)
 
 
 def encode_shards(prompts: Prompts, tokenizer: Any, settings: CaptureSettings) -> list[EncodedShard]:
     """The tokens of every shard; `--shard-size` drawn rows make a shard, skipped ones included.
 
-    Raises InputError when more rows are skipped than `--max-skipped` allows, or all are, and where a shard cannot hold what
-    `--keep` names.
+    Raises InputError when more rows are skipped than `--max-skipped` allows, or all are, where the tokenizer fails, and where a
+    shard cannot hold what `--keep` names.
     """
     size, drawn = settings.shard_size, prompts.drawn
     shards = []
     for start in range(0, len(drawn), size):
         part, need_question = drawn[start : start + size], prompts.maker.has_question
         made = [(row, prompt) for row, prompt in part if isinstance(prompt, Prompt)]
-        outcomes = encode(
-            made,
-            tokenizer,
-            settings.max_length,
-            need_question,
-            add_special=prompts.chat is None,
-            keep_trailing=settings.trailing_special,
-        )
+        try:
+            outcomes = encode(
+                made,
+                tokenizer,
+                settings.max_length,
+                need_question,
+                add_special=prompts.chat is None,
+                keep_trailing=settings.trailing_special,
+            )
+        except InputError as error:
+            raise InputError(f"{prompts.path}: {error.message}") from error
         encoded = [outcome for outcome in outcomes if isinstance(outcome, Encoded)]
         skipped = [entry for entry in (*(prompt for _, prompt in part), *outcomes) if isinstance(entry, Skipped)]
         rows = [prompt.row for prompt in encoded]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .foreign import foreign_faults_told
 from .templates import Span
 
 Offsets = npt.NDArray[np.integer[Any]]
@@ -131,7 +132,7 @@ def _is_blank(texts: Iterable[str]) -> bool:
 
 
 def decode(tokenizer: Any, ids: npt.NDArray[np.int32]) -> str:
-    """The text of tokens, special ones too, with white space as it is."""
+    """The text of tokens, special ones too, with white space as it is; InputError where the tokenizer fails."""
     return _decoded(tokenizer, ids.astype(np.int32, copy=False).tobytes())
 
 
@@ -139,7 +140,8 @@ def decode(tokenizer: Any, ids: npt.NDArray[np.int32]) -> str:
 def _decoded(tokenizer: Any, ids: bytes) -> str:
     # As an array: of a list transformers looks at each element.
     array = np.frombuffer(ids, np.int32)
-    return str(tokenizer.decode(array, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    with foreign_faults_told(f"--model: its tokenizer cannot decode tokens of its own ({' '.join(map(str, array[:8]))})"):
+        return str(tokenizer.decode(array, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def _folded(text: str) -> str:

@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import json
 import logging
 import stat
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .bounded_json import parse_json
+from .checked import require_text
 from .errors import DamagedShardError, ForeignShardError, InputError, RunError, one_line
 from .files import output_folder, write_text
 from .metadata import Metadata, check_metadata, identity
 from .plain import kind_of, names_in, read_plain, require_own
+from .text import json_text
 
 if TYPE_CHECKING:
     from .reader import Shard
@@ -125,9 +126,10 @@ def require_known_spans(asked: Sequence[str], known: Sequence[str], where: str) 
 def open_cache(path: Path) -> Cache:
     """Open a cache folder, or a single shard file as a cache of its own.
 
-    Raises InputError where there is none, where it is of a newer format, or where its metadata cannot be used, and
+    Raises InputError where there is none, its path is no text, it is of a newer format, or its metadata cannot be used, and
     UnreadableFileError where the system refuses to read it.
     """
+    require_text("CACHE", path)
     kind = kind_of(path, follow_links=True)
     if kind == stat.S_IFREG:
         from .reader import Shard
@@ -174,7 +176,7 @@ def read_metadata(folder: Path) -> Metadata | None:
 
 def write_metadata(folder: Path, metadata: Metadata, *, keep_existing: bool) -> None:
     """Write `cache.json`, whole or not at all; with `keep_existing` only if no process has written one meanwhile."""
-    text = json.dumps(metadata, indent=2, ensure_ascii=False) + "\n"
+    text = json_text(metadata, indent=2) + "\n"
     if len(text.encode()) > MAX_METADATA_BYTES:
         raise RunError(f"{folder / METADATA_FILE}: would be larger than {MAX_METADATA_BYTES} bytes; is a template that large?")
     write_text(folder / METADATA_FILE, text, keep_existing=keep_existing)
@@ -185,7 +187,7 @@ def write_skipped(folder: Path, skipped: Sequence[Mapping[str, Any]]) -> bool:
 
     It says that the cache is complete. Returns whether this call wrote it; of several processes one does. Raises RunError.
     """
-    lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in sorted(skipped, key=lambda entry: entry["row"]))
+    lines = (json_text(entry) + "\n" for entry in sorted(skipped, key=lambda entry: entry["row"]))
     text, path = "".join(lines), folder / SKIPPED_FILE
     try:
         changed = read_plain(path, len(text.encode())) not in (None, text.encode())

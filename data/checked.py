@@ -6,14 +6,16 @@ import json
 import math
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from .errors import InputError
+from .errors import InputError, one_line
+from .values import shown
 from .voice import learn_options, option_flag
 
 _NAME = r"[A-Za-z_]\w*"
+MAX_WEIGHT = 1e15  # beyond it a sum of ranks has no digits left for the other signals
 _ASSIGNMENT = re.compile(rf"\s*({_NAME})\s*(?:=(?!=)\s*(.*\S)\s*)?", re.DOTALL)  # NAME=VALUE, or NAME alone
 _WEIGHT = re.compile(r"\s*(\S|\S.*\S)\s*=\s*([^=]*[^=\s])\s*", re.DOTALL)  # a name that is there, whatever it is made of
 
@@ -65,8 +67,41 @@ def checked_option(settings: type, name: str, value: Any) -> Any:
     """
     field: dataclasses.Field[Any] = settings.__dataclass_fields__[name]  # type: ignore[attr-defined]
     made = _coerced(option_flag(name), value, _types(settings)[name], field)
+    for text in _texts_in(made):
+        require_text(option_flag(name), text)
     _check_range(option_flag(name), made, field.metadata)
     return made
+
+
+def require_text(what: str, value: str | Path) -> None:
+    """Raises InputError for a text or path that no UTF-8 file can hold, or that has a null character in it.
+
+    Args:
+        what: the option, for the message.
+        value: the text, or a path as the system gives it, where bytes that are no UTF-8 stand as half surrogate pairs.
+    """
+    text = str(value)
+    if "\0" in text:
+        raise InputError(f"{what}: {text!r:.80} has a null character in it")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise InputError(f"{what}: {text!r:.80} is not text in UTF-8, and no result could name it")
+
+
+def require_weight(what: str, value: float) -> None:
+    """Raises InputError for a number that no sum can be weighted by; `what` is the option, for the message."""
+    if not math.isfinite(value):
+        raise InputError(f"{what}: {value} is not a finite number")
+    if abs(value) > MAX_WEIGHT:
+        raise InputError(f"{what}: {value:g} is not between {-MAX_WEIGHT:g} and {MAX_WEIGHT:g}")
+
+
+def _texts_in(value: Any) -> Iterator[str | Path]:
+    if isinstance(value, str | Path):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from (text for text in value.values() if isinstance(text, str))
+    elif isinstance(value, tuple):
+        yield from value
 
 
 @functools.cache
@@ -96,7 +131,9 @@ def _coerced(flag: str, value: Any, hint: Any, field: "dataclasses.Field[Any]") 
     if kind is str and isinstance(value, Path):
         return str(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)) or value == "":
-        raise InputError(f"{flag}: expected {'a path' if kind is Path else kind.__name__}, got {value!r:.80}")
+        raise InputError(f"{flag}: expected {'a path' if kind is Path else kind.__name__}, got {shown(value):.80}")
+    if kind is int and not -(1 << 63) <= value < 1 << 63:
+        raise InputError(f"{flag}: {shown(value):.40} has more than 64 bits")
     return value
 
 
@@ -104,7 +141,7 @@ def _choice(flag: str, value: Any, choices: tuple[str, ...]) -> str:
     """The choice that is meant, with `-` for `_` or the other way round."""
     made = value.replace("-", "_") if isinstance(value, str) else value
     if made not in choices:
-        raise InputError(f"{flag}: {value!r:.80} is not one of {', '.join(choices)}")
+        raise InputError(f"{flag}: {shown(value):.80} is not one of {', '.join(choices)}")
     return made
 
 
@@ -112,7 +149,7 @@ def _names(flag: str, value: Any, may_be_empty: bool) -> tuple[str, ...]:
     values = (value,) if isinstance(value, str) else value
     are_names = isinstance(values, list | tuple) and all(isinstance(name, str) and name for name in values)
     if not are_names or not (values or may_be_empty):
-        raise InputError(f"{flag}: expected one or more names, got {value!r:.80}")
+        raise InputError(f"{flag}: expected one or more names, got {shown(value):.80}")
     return tuple(values)
 
 
@@ -122,7 +159,7 @@ def _assignments(flag: str, value: Any, number: bool) -> dict[str, Any]:
     made: dict[str, Any] = {}
     for name, given in pairs:
         if not isinstance(name, str) or not (number or re.fullmatch(_NAME, name)):  # a weight may be of any span's mass
-            raise InputError(f"{flag}: {name!r:.80} is not a name; use letters, digits and _")
+            raise InputError(f"{flag}: {shown(name):.80} is not a name; use letters, digits and _")
         if name in made:
             raise InputError(f"{flag}: '{name}' stands twice")
         made[name] = _number(flag, name, given) if number else given
@@ -132,7 +169,7 @@ def _assignments(flag: str, value: Any, number: bool) -> dict[str, Any]:
 def _texts(flag: str, value: Any) -> list[str] | tuple[str, ...]:
     texts = (value,) if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
-        raise InputError(f"{flag}: expected NAME=VALUE, got {value!r:.80}")
+        raise InputError(f"{flag}: expected NAME=VALUE, got {shown(value):.80}")
     return texts
 
 
@@ -149,15 +186,16 @@ def _number(flag: str, name: str, given: Any) -> float:
     except (TypeError, ValueError, OverflowError):
         value = math.nan
     if not math.isfinite(value):
-        raise InputError(f"{flag} {name}: {given!r:.80} is not a finite number")
+        raise InputError(f"{flag} {name}: {shown(given):.80} is not a finite number")
+    require_weight(f"{flag} {name}", value)
     return value
 
 
 def _as_json(flag: str, value: dict[str, Any]) -> str:
     try:
         return json.dumps(value)
-    except TypeError as error:
-        raise InputError(f"{flag}: holds what JSON cannot: {error}") from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{flag}: holds what JSON cannot: {one_line(error)[:200]}") from error
 
 
 def _check_range(flag: str, value: Any, metadata: Any) -> None:

@@ -6,22 +6,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from .cache import METADATA_FILE
 from .checked import checked_option
-from .errors import HeadscoreError, InputError, one_line
+from .errors import HeadscoreError, InputError
 from .places import PLACES, read_place
-from .plain import read_plain
 from .settings import RECORD_KEY, RunSettings, WorkSettings
+from .strict_yaml import read_yaml
 
 logger = logging.getLogger("headscore")
 
-MAX_BYTES = 1 << 20  # of a file
 FORMER_COMPRESSION = "compression"  # an option of `capture` in 0.1
 CACHE_FOLDER = "cache"  # beside the config.yaml of a run
 _SETTINGS = {field.name: settings for settings in (WorkSettings, RunSettings) for field in dataclasses.fields(settings)}
 _SWITCHES = ("report", "partial", "overwrite")
+# The options of all commands, by every name that each goes by, with `_`.
+_OTHERS = {name: name for name in (*_SETTINGS, *_SWITCHES, *PLACES)} | {
+    alias.removeprefix("--").replace("-", "_"): field.name
+    for settings in (WorkSettings, RunSettings)
+    for field in dataclasses.fields(settings)
+    for alias in field.metadata["aliases"]
+}
+_OTHERS["output_dir"] = "out"
 
 
 def read_configuration(path: Path, names: Mapping[str, str]) -> dict[str, Any]:
@@ -37,34 +42,31 @@ def read_configuration(path: Path, names: Mapping[str, str]) -> dict[str, Any]:
     Raises InputError for a file that cannot be read, an option that no command has, one that stands twice, and a bad value.
     """
     values: dict[str, Any] = {}
-    others = []
+    others: dict[str, str] = {}
     for key, value in without_former(_content(path), path).items():
-        name = names.get(str(key).replace("-", "_"))
+        name, other = names.get(key.replace("-", "_")), _OTHERS.get(key.replace("-", "_"))
         if key == RECORD_KEY:
             continue
-        if name is None and str(key).replace("-", "_") in {*_SETTINGS, *_SWITCHES, *PLACES}:
-            others.append(str(key))
-        elif name is None:
-            raise InputError(f"--config {path}: unknown key '{key}'; known are {', '.join(sorted(set(names.values())))}")
-        elif name in values:
+        if name is None and other is None:
+            raise InputError(f"--config {path}: unknown key '{key:.80}'; known are {', '.join(sorted(set(names.values())))}")
+        if name in values or (name is None and other in others):
             raise InputError(f"--config {path}: '{key}' stands twice")
+        if name is None:
+            others[str(other)] = key
         else:
             values[name] = _value(path, name, value)
     if others:
-        logger.info("--config %s: passed over, as options of other commands: %s", path, ", ".join(others))
+        logger.info("--config %s: passed over, as options of other commands: %s", path, ", ".join(others.values()))
     if "cache" in names.values() and values.get("cache") is None and (path.parent / CACHE_FOLDER / METADATA_FILE).exists():
         values["cache"] = path.parent / CACHE_FOLDER
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _content(path: Path) -> dict[Any, Any]:
+def _content(path: Path) -> dict[str, Any]:
     try:
-        text = read_plain(path, MAX_BYTES, follow_links=True)
-        if text is None:
-            raise InputError(f"{path}: is not there")
-        content = yaml.safe_load(text.decode())
-    except (HeadscoreError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"--config {path}: cannot be read as YAML: {one_line(error)[:200]}") from error
+        content = read_yaml(path, follow_links=True)
+    except HeadscoreError as error:
+        raise InputError(f"--config {error.message}") from error
     if not isinstance(content, dict):
         raise InputError(f"--config {path}: expected 'option: value' lines")
     return content

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from .checked import require_text
 from .errors import InputError, RunError, one_line
 
 try:
@@ -169,16 +170,23 @@ def _plainly(name: str, flags: int) -> int:
 
 
 def user_cache() -> Path:
-    """The user's folder for what can be made again: `~/.cache/headscore`, which XDG_CACHE_HOME moves."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headscore"
+    """The user's folder for what can be made again: `~/.cache/headscore`, which XDG_CACHE_HOME moves.
+
+    Raises InputError for a user without a home.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headscore"
+    except RuntimeError as error:
+        raise InputError("no home folder is known for this user; set XDG_CACHE_HOME to a folder that can be written") from error
 
 
 @contextlib.contextmanager
 def output_folder(folder: Path) -> Iterator[None]:
     """Makes `folder` if need be, and on failure removes it again if it was made here and is still empty.
 
-    Raises InputError where it cannot be made or written to.
+    Raises InputError where it cannot be made or written to, or its path is no text that a file can hold.
     """
+    require_text("--out", folder)
     new = not os.path.lexists(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .checked import require_text
 from .settings import DEFAULT_MODEL, SAMPLE_DATA
 from .templates import BUILT_IN_TEMPLATES
+from .voice import option_flag
 
 # The options that are paths, and the words that each takes besides.
 PLACES: Mapping[str, tuple[str, ...]] = {
@@ -24,21 +26,29 @@ _MAY_BE_ON_THE_HUB = ("model", "adapter")
 def written_place(name: str, value: str | Path, folder: Path) -> str:
     """What a configuration file in `folder` says for a path that an option was given: relative to it where it lies in it.
 
-    What is no path stays as it is: a word that the option takes besides, or the hub id of a model.
+    What is no path stays as it is: a word that the option takes besides, or the hub id of a model. Raises InputError for a path
+    that is no text.
     """
     given = str(value)
     if _is_word(name, given) or (name in _MAY_BE_ON_THE_HUB and not _there(given)):
         return given
-    path, base = Path(given).expanduser().absolute(), folder.absolute()
-    return str(_told_apart(name, path.relative_to(base))) if path.is_relative_to(base) else str(path)
+    path, base = expanded(given).absolute(), folder.absolute()
+    told = str(_told_apart(name, path.relative_to(base))) if path.is_relative_to(base) else str(path)
+    require_text(option_flag(name), told)
+    return told
 
 
 def read_place(name: str, value: str | Path, folder: Path) -> str:
     """The path that a configuration file in `folder` means by what it says for an option; the inverse of `written_place`."""
     said = str(value)
-    if _is_word(name, said) or (name in _MAY_BE_ON_THE_HUB and not _there(folder / Path(said).expanduser())):
+    if _is_word(name, said) or (name in _MAY_BE_ON_THE_HUB and not _there(folder / expanded(said))):
         return said
-    return str(_told_apart(name, folder / Path(said).expanduser()))
+    return str(_told_apart(name, folder / expanded(said)))
+
+
+def expanded(path: str | Path) -> Path:
+    """A path with `~` put in full; where no home is known it is left alone, unlike `Path.expanduser` does."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - as said
 
 
 def written_options(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -59,7 +69,7 @@ def _is_word(name: str, text: str) -> bool:
 
 
 def _there(path: str | Path) -> bool:
-    return os.path.lexists(Path(path).expanduser())
+    return os.path.lexists(expanded(path))
 
 
 def _told_apart(name: str, path: Path) -> str:

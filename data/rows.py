@@ -2,9 +2,14 @@
 
 import csv
 import hashlib
+import io
 import json
+import os
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,9 +17,21 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError, one_line
+from .foreign import foreign_faults_told
 from .settings import SAMPLE_DATA
+from .strict_json import parse_json
 
 Row = dict[str, Any]
+
+_TRIAL = "import io, sys, polars; polars.read_parquet(io.BytesIO(sys.stdin.buffer.read()))"
+
+
+@dataclass(frozen=True)
+class Data:
+    """All `rows` of a data file, in file order, and the hex `sha256` of the bytes that they were made of."""
+
+    rows: list[Row]
+    sha256: str
 
 
 def data_file(data: str) -> Path:
@@ -30,24 +47,36 @@ def data_file(data: str) -> Path:
     return path
 
 
-def read_rows(path: Path) -> list[Row]:
-    """All rows of a data file, in file order, as dicts from column name to value.
+def read_data(path: Path) -> Data:
+    """All rows of a data file as dicts from column name to value. What is read is what is hashed: the file is read once.
 
     JSON and JSONL are told apart by their first character, whatever the file is called. JSON and CSV are parsed by the standard
     library, not by polars, which turns a number in a text column into text, fills short lines and names no row when it fails.
     NaN and Infinity, which pandas writes into JSON, are numbers here too: who uses one tells.
-    Raises InputError, with line or row, for a file that is empty, cut short, of another kind or not UTF-8.
+    Raises InputError, with line or row, for a file that is empty, cut short, of another kind or not UTF-8, and for one that
+    changes while it is read.
     """
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise InputError(f"{path}: unknown kind of file '{path.suffix}'; expected .json, .jsonl, .parquet or .csv")
-    try:
-        rows = reader(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {one_line(error)}") from error
+    content = _content(path)
+    rows = reader(path, content)
     if not rows:
         raise InputError(f"{path}: has no rows")
-    return rows
+    return Data(rows, hashlib.sha256(content).hexdigest())
+
+
+def _content(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            before = os.fstat(file.fileno())
+            content = file.read()
+            after = os.fstat(file.fileno())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {one_line(error)}") from error
+    if (before.st_size, before.st_mtime_ns) != (len(content), after.st_mtime_ns):
+        raise InputError(f"{path}: changed while it was read; give it again when nothing writes to it")
+    return content
 
 
 def file_sha256(path: Path) -> str:
@@ -67,11 +96,15 @@ def sample_rows(rows: int, max_samples: int, seed: int) -> list[int]:
     return sorted(np.random.RandomState(seed).permutation(rows)[:max_samples].tolist())
 
 
-def _read_json(path: Path) -> list[Row]:
+def _decoded(path: Path, content: bytes) -> str:
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text at byte {error.start}; save it as UTF-8") from error
+
+
+def _read_json(path: Path, content: bytes) -> list[Row]:
+    text = _decoded(path, content)
     first = text.lstrip()[:1]
     if first == "[":
         rows = _parsed(path, text, 1)
@@ -106,52 +139,61 @@ def _json_lines(path: Path, text: str) -> Iterator[Any]:
 
 def _parsed(path: Path, text: str, line: int) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_object_without_duplicates)
+        return parse_json(text)
     except json.JSONDecodeError as error:
         where = f"line {line + error.lineno - 1}, column {error.colno}"
         raise InputError(f"{path}: not JSON, or cut short, at {where}: {error.msg}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{path}: line {line}: cannot be used as JSON: {one_line(error)}") from error
 
 
-def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> Row:
-    row = dict(pairs)
-    if len(row) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the name {next(n for n in names if names.count(n) > 1)!r} stands twice in one object")
-    return row
-
-
-def _read_parquet(path: Path) -> list[Row]:
+def _read_parquet(path: Path, content: bytes) -> list[Row]:
     import polars as pl  # here, because the other kinds need none of it and it takes a quarter of a second to import
 
-    try:
-        return pl.read_parquet(path).to_dicts()
-    except pl.exceptions.PolarsError as error:
-        raise InputError(f"{path}: not a readable parquet file: {one_line(error)[:200]}") from error
+    _require_survived(path, content)
+    with foreign_faults_told(f"{path}: not a readable parquet file"):
+        frame = pl.read_parquet(io.BytesIO(content))
+    columns = []
+    for column in frame:  # one by one, to say which cannot be had
+        kind = f"column '{column.name}' ({column.dtype})"
+        with foreign_faults_told(f"{path}: {kind} cannot be read; leave it out or save it as text"):
+            columns.append(column.to_list())
+    return [dict(zip(frame.columns, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
-def _read_csv(path: Path) -> list[Row]:
+def _require_survived(path: Path, content: bytes) -> None:
+    """Raises InputError where a Parquet file ends the process that reads it, as it may where it asks for too much memory.
+
+    It is tried in a new process, as polars' threads are not in a forked one.
+    """
+    if not sys.executable:  # Python is part of another program
+        return
+    tried = subprocess.run([sys.executable, "-c", _TRIAL], input=content, capture_output=True, check=False)
+    if tried.returncode < 0:
+        last = tried.stderr.decode(errors="replace").partition("\n")[0][:160]
+        raise InputError(
+            f"{path}: not a readable parquet file: it crashes polars: {last or signal.Signals(-tried.returncode).name}"
+        )
+
+
+def _read_csv(path: Path, content: bytes) -> list[Row]:
     csv.field_size_limit(sys.maxsize)  # a prompt may be long
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file, strict=True)
-        try:
-            columns = next(reader, None)
-            if columns is None:
-                raise InputError(f"{path}: is empty")
-            if len(set(columns)) < len(columns):
-                raise InputError(f"{path}: column '{next(c for c in columns if columns.count(c) > 1)}' stands twice")
-            rows = []
-            for values in reader:
-                if values and len(values) != len(columns):
-                    raise InputError(f"{path}: line {reader.line_num} has {len(values)} fields, the header {len(columns)}")
-                if values:  # else a blank line
-                    rows.append(dict(zip(columns, values, strict=True)))
-            return rows
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}: not UTF-8 text at byte {error.start}; save it as UTF-8") from error
-        except csv.Error as error:
-            raise InputError(f"{path}: line {reader.line_num}: not CSV: {error}") from error
+    reader = csv.reader(io.StringIO(_decoded(path, content), newline=""), strict=True)
+    try:
+        columns = next(reader, None)
+        if columns is None:
+            raise InputError(f"{path}: is empty")
+        if len(set(columns)) < len(columns):
+            raise InputError(f"{path}: column '{next(c for c in columns if columns.count(c) > 1)}' stands twice")
+        rows = []
+        for values in reader:
+            if values and len(values) != len(columns):
+                raise InputError(f"{path}: line {reader.line_num} has {len(values)} fields, the header {len(columns)}")
+            if values:  # else a blank line
+                rows.append(dict(zip(columns, values, strict=True)))
+        return rows
+    except csv.Error as error:
+        raise InputError(f"{path}: line {reader.line_num}: not CSV: {error}") from error
 
 
 _READERS = {".json": _read_json, ".jsonl": _read_json, ".ndjson": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}

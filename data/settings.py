@@ -5,16 +5,15 @@ and a help text cannot differ between them.
 """
 
 import dataclasses
-import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from .checked import Checked, option
-from .errors import InputError
+from .checked import Checked, option, require_weight
+from .errors import InputError, one_line
+from .strict_json import parse_json
 from .voice import option_flag
 
 RECORD_KEY = "record"  # of config.yaml; what it says about the past is no option
@@ -106,8 +105,6 @@ class CaptureSettings(Checked):
         super().__post_init__()
         if self.system is not None and not self.chat:
             raise InputError("--system: is for chat models; give --chat too")
-        if self.system is not None and any("\ud800" <= c <= "\udfff" for c in self.system):
-            raise InputError("--system: is not text: it holds half a surrogate pair")
         if not self.generation_prompt and not self.chat:
             raise InputError("--no-generation-prompt: is for chat models; give --chat too")
         if self.trailing_special and self.chat:
@@ -118,9 +115,9 @@ class CaptureSettings(Checked):
     def model_arguments(self) -> dict[str, Any]:
         """`--model-kwargs` as a dict; InputError where it is no JSON object."""
         try:
-            arguments = json.loads(self.model_kwargs or "{}")
+            arguments = parse_json(self.model_kwargs or "{}")
         except ValueError as error:
-            raise InputError(f"--model-kwargs: not JSON: {error}") from error
+            raise InputError(f"--model-kwargs: not JSON: {one_line(error)[:200]}") from error
         if not isinstance(arguments, dict):
             raise InputError(f"--model-kwargs: expected a JSON object, got {type(arguments).__name__}")
         return arguments
@@ -163,8 +160,7 @@ class ScoreSettings(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("lambda_ent", "lambda_task"):
-            if not math.isfinite(getattr(self, name)):
-                raise InputError(f"{option_flag(name)}: {getattr(self, name)} is not a finite number")
+            require_weight(option_flag(name), getattr(self, name))
         self._fold_weights()
         if not any(self.weights.values()):
             raise InputError("--weight: every weight is 0, so there is nothing to rank by")

@@ -6,7 +6,7 @@ prefixes instead.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from .alignment import Offsets, aligned_offsets, are_precise, decode, decodes_to, reported_offsets
+from .errors import InputError
+from .foreign import foreign_faults_told
 from .special import Frame, added_tokens, framed
 from .templates import ALWAYS_SPANS, Prompt, Span
 
 Mask = npt.NDArray[np.uint8]
+Ids = npt.NDArray[np.int32]
 
+MAX_ID = 2**31 - 1
 _IS_SPACE = np.array([chr(code).isspace() for code in range(0x3002)])  # U+3000 is the last one; 0x3001 stands for all above
 
 
@@ -27,7 +31,7 @@ class Tokens:
     """The tokens of one prompt: `ids` int32 [T]."""
 
     row: int
-    ids: npt.NDArray[np.int32]
+    ids: Ids
 
 
 @dataclass(frozen=True)
@@ -73,23 +77,16 @@ def encode(
     Skipped are prompts with an empty question span (where `need_question`), and with more than `max_length` tokens or none but
     special ones. No text is ever cut. What the tokenizer adds is in the prompt as `framed` says; without `add_special` the
     prompts hold their special tokens as text, and get no others.
+
+    Raises InputError, naming the row, where the tokenizer fails or makes what is no token id.
     """
     if not prompts:
         return []
-    texts = [prompt.text for _, prompt in prompts]
-    encoded = tokenizer(
-        texts,
-        add_special_tokens=add_special,
-        return_offsets_mapping=bool(tokenizer.is_fast),
-        return_special_tokens_mask=True,
-        verbose=False,
-    )
-    check = add_special and not tokenizer.is_fast
-    bare = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if check else [None] * len(texts)
+    encoded = _tokenized(prompts, tokenizer, add_special)
     outcomes: list[Encoded | Skipped] = []
     for index, (row, prompt) in enumerate(prompts):
-        ids = np.asarray(encoded["input_ids"][index], np.int32)
-        added = added_tokens(ids, encoded["special_tokens_mask"][index], bare[index]) & add_special
+        ids = _ids(encoded["input_ids"][index], row)
+        added = added_tokens(ids, encoded["special_tokens_mask"][index], encoded["bare"][index]) & add_special
         kept, special, frame = framed(ids, added, prompt.text, tokenizer, keep_trailing)
         if need_question and not prompt.span_text("question").strip():
             outcomes.append(Skipped(row, "no question found: it is empty, not marked, or in no known wording"))
@@ -103,6 +100,33 @@ def encode(
             offsets = np.asarray(encoded["offset_mapping"][index]).astype(np.int32)[kept] if tokenizer.is_fast else None
             outcomes.append(Encoded(row, ids[kept], prompt, special, offsets, frame))
     return outcomes
+
+
+def _tokenized(prompts: Sequence[tuple[int, Prompt]], tokenizer: Any, add_special: bool) -> Mapping[str, Sequence[Any]]:
+    """What a tokenizer makes of each prompt, and as `bare` the ids without special tokens where their mask needs a check."""
+    texts = [prompt.text for _, prompt in prompts]
+    fast = bool(tokenizer.is_fast)
+    more = {"return_offsets_mapping": fast, "return_special_tokens_mask": True}
+    try:
+        with foreign_faults_told("--model: its tokenizer fails"):
+            encoded = dict(tokenizer(texts, add_special_tokens=add_special, verbose=False, **more))
+            check = add_special and not fast
+            bare = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if check else [None] * len(texts)
+    except InputError as error:
+        if len(prompts) > 1:
+            for prompt in prompts:  # to tell which one is at fault
+                _tokenized([prompt], tokenizer, add_special)
+            raise
+        raise InputError(f"row {prompts[0][0]}: {error.message}") from error
+    return {**encoded, "bare": bare}
+
+
+def _ids(made: Sequence[Any], row: int) -> Ids:
+    """Token ids as int32 [T]; InputError, naming the row, for what is no id."""
+    for each in made:
+        if not isinstance(each, int) or not 0 <= each <= MAX_ID:
+            raise InputError(f"row {row}: --model: its tokenizer makes {each!r:.40}, which is no id of a token")
+    return np.asarray(made, np.int32)
 
 
 def mark(encoded: Encoded, tokenizer: Any, span_names: Sequence[str]) -> Sample | Skipped:

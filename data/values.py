@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 from .errors import InputError
+from .strict_json import parse_json
 
 KEEP_LISTS = "save the rows as JSON or Parquet, which keep lists"
 
@@ -54,18 +55,18 @@ def kind(value: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as Python writes it, for a message; `…` for what is nested too deeply for that."""
+    """A value as Python writes it, for a message; `…` for what is nested too deeply, or has too many digits, for that."""
     try:
         return repr(value)
-    except RecursionError:
+    except (RecursionError, ValueError):
         return "…"
 
 
 def from_json(text: str, name: str, where: str) -> Any:
     """What a text holds as JSON, as a CSV file cannot nest; InputError, saying where, for a list that Python or NumPy wrote."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return parse_json(text)
+    except ValueError as error:
         raise InputError(f"{where}: '{name}' is not a JSON list or object, got {text!r:.40}; {KEEP_LISTS}") from error
 
 

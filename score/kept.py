@@ -28,7 +28,7 @@ import polars as pl
 
 from ..data.bounded_json import parse_json
 from ..data.cache import Cache
-from ..data.errors import HeadscoreError, RunError, UnreadableFileError
+from ..data.errors import HeadscoreError, InputError, RunError, UnreadableFileError
 from ..data.files import remove_leftovers, user_cache, write_bytes
 from ..data.metadata import MAX_HEADS, identity
 from ..data.plain import kind_of, read_plain
@@ -180,16 +180,24 @@ class Store:
 
 
 def open_store(cache: Cache, mode: str) -> Store | None:
-    """Where the measures of `cache` are kept; None for a single shard file, which has no folder of its own."""
+    """Where the measures of `cache` are kept; None for a single shard file, and where there is no folder for them."""
     dims = cache.metadata["dims"]
     shape = (dims["layers"], dims["heads"])
     if cache.shards == (cache.path,) or not 0 < shape[0] * shape[1] <= MAX_HEADS or shape[0] != len(cache.metadata["layers"]):
         return None
     capture = json.dumps(identity(cache.metadata), sort_keys=True, ensure_ascii=False)
     own = cache.path / DERIVED_FOLDER
-    elsewhere = user_cache() / DERIVED_FOLDER / hashlib.sha256(os.fsencode(cache.path.absolute())).hexdigest()[:20]
-    folders = (own, elsewhere) if _is_folder_or_free(own) else (elsewhere,)
-    return Store(folders, hashlib.sha256(capture.encode()).hexdigest(), shape, mode, SETTLED_NS)
+    folders = ((own,) if _is_folder_or_free(own) else ()) + _elsewhere(cache)
+    return Store(folders, hashlib.sha256(capture.encode()).hexdigest(), shape, mode, SETTLED_NS) if folders else None
+
+
+def _elsewhere(cache: Cache) -> tuple[Path, ...]:
+    """The folder of a cache in the user's cache folder; none for a user without a home."""
+    place = hashlib.sha256(os.fsencode(cache.path.absolute())).hexdigest()[:20]
+    try:
+        return (user_cache() / DERIVED_FOLDER / place,)
+    except InputError:
+        return ()
 
 
 def _is_folder_or_free(folder: Path) -> bool:

@@ -14,12 +14,14 @@ import yaml
 
 from .. import __version__
 from ..data.cache import METADATA_FILE
-from ..data.configuration import MAX_BYTES, without_former
-from ..data.errors import HeadscoreError, InputError, one_line
+from ..data.configuration import without_former
+from ..data.errors import HeadscoreError, InputError
 from ..data.files import output_folder, write_bytes, write_text
 from ..data.places import written_options
-from ..data.plain import read_plain, require_own
+from ..data.plain import require_own
 from ..data.settings import RECORD_KEY, ScoreSettings
+from ..data.strict_yaml import read_yaml
+from ..data.text import OneLine, has_unprintable
 from .scores import Scores
 
 logger = logging.getLogger("headscore")
@@ -57,7 +59,7 @@ def results_folder(folder: Path) -> Iterator[None]:
 def _log_file(path: Path) -> Iterator[None]:
     lines = io.StringIO()
     handler = logging.StreamHandler(lines)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(OneLine(logging.Formatter("%(asctime)s %(levelname)s %(message)s")))
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(min(level or logging.INFO, logging.INFO))
@@ -92,7 +94,7 @@ def write_results(folder: Path, scores: Scores, extra: Mapping[str, Any], overwr
     header = "# Repeats this run: headscore score --config config.yaml --out NEW_FOLDER\n"
     if "model" in extra:
         header = "# Repeats this run: headscore run --config config.yaml --out NEW_FOLDER\n"
-    write_text(folder / CONFIG_FILE, header + yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    write_text(folder / CONFIG_FILE, header + _yaml(config))
     logger.info("%s: results written", folder)
 
 
@@ -105,6 +107,12 @@ def run_config(scores: Scores, extra: Mapping[str, Any], folder: Path) -> dict[s
     if texts := {name: str(value) for name, value in _expressions(scores.settings).items()}:
         record["expressions"] = texts
     return {**options_config(scores.settings, extra, folder), RECORD_KEY: record}
+
+
+def _yaml(config: Mapping[str, Any]) -> str:
+    """A configuration as YAML, without letters other than ASCII's where any of them could turn the others' order around."""
+    text = str(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    return str(yaml.safe_dump(config, sort_keys=False)) if has_unprintable(text) else text
 
 
 def options_config(settings: ScoreSettings, extra: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -129,9 +137,9 @@ def require_same_run(folder: Path, config: dict[str, Any], overwrite: bool) -> N
     if CONFIG_FILE not in there:
         raise InputError(f"--out {folder}: holds a {there[0]} of unknown origin; use another --out, or --overwrite")
     try:
-        existing = yaml.safe_load((read_plain(path, MAX_BYTES) or b"").decode())
-    except (HeadscoreError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: cannot be read; use another --out, or --overwrite: {one_line(error)[:120]}") from error
+        existing = read_yaml(path)
+    except HeadscoreError as error:
+        raise InputError(f"{error.message}; use another --out, or --overwrite") from error
     existing = without_former(existing, path) if isinstance(existing, dict) else {}
     compared = {*existing, *config} - ({"cache"} if RECORD_KEY in config else {"cache", RECORD_KEY})
     different = sorted(key for key in compared if existing.get(key) != config.get(key))

@@ -242,7 +242,7 @@ def test_a_system_prompt_that_is_the_templates_own_is_no_fault() -> None:
     [
         ({"system": "Hi."}, "system: is for chat models"),
         ({"generation_prompt": False}, "generation_prompt=False: is for chat models"),
-        ({"chat": True, "system": "\udcff"}, "system: is not text"),
+        ({"chat": True, "system": "\udcff"}, "is not text in UTF-8"),
     ],
 )
 def test_options_that_would_do_nothing_are_refused(options: dict[str, Any], message: str) -> None:

@@ -538,7 +538,7 @@ BAD_CAPTURES: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     "config of the wrong type": (config("max_samples: many"), "c.yaml: --max-samples: expected int, got 'many'"),
     "config not YAML": (config("a: [1"), "cannot be read as YAML"),
     "config not a mapping": (config("- 1"), "expected 'option: value' lines"),
-    "config missing": (lambda _: ["--config", "nowhere.yaml"], "--config nowhere.yaml: cannot be read"),
+    "config missing": (lambda _: ["--config", "nowhere.yaml"], "--config nowhere.yaml: is not there"),
     "zero samples": (lambda _: ["--max-samples", 0], "--max-samples: 0 is not a number of at least 1"),
     "negative seed": (lambda _: ["--seed", -1], "--seed: -1 is not between"),
     "max-skipped above one": (lambda _: ["--max-skipped", 1.5], "--max-skipped: 1.5 is not between 0.0 and 1.0"),

@@ -176,11 +176,11 @@ def test_what_parquet_and_csv_have_beside(tmp_path: Path) -> None:
     moment = datetime.datetime(2024, 2, 3, 4, 5, 6)
     rows = [{"d": moment.date(), "t": moment, "x": decimal.Decimal("1.50"), "in": [moment.date()], "n": None}]
     pl.DataFrame(rows).write_parquet(tmp_path / "d.parquet")
-    found = as_stored(kept_values(rows[0], samples.read_rows(tmp_path / "d.parquet"), [0], Path("d")))
+    found = as_stored(kept_values(rows[0], samples.read_data(tmp_path / "d.parquet").rows, [0], Path("d")))
     text = {"d": ["2024-02-03"], "t": ["2024-02-03 04:05:06"], "x": ["1.50"], "in": ['["2024-02-03"]'], "n": [None]}
     assert found == dict(sorted(text.items()))
     (tmp_path / "d.csv").write_text('a,b\n1,"[1, 2]"\n')
-    assert as_stored(kept_values(["a", "b", "b.1"], samples.read_rows(tmp_path / "d.csv"), [0], Path("d"))) == {
+    assert as_stored(kept_values(["a", "b", "b.1"], samples.read_data(tmp_path / "d.csv").rows, [0], Path("d"))) == {
         "a": ["1"],
         "b": ["[1, 2]"],
         "b.1": [2],

@@ -9,9 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headscore.data.errors import InputError
-from headscore.data.rows import read_rows, sample_rows
+from headscore.data.rows import Row, read_data, sample_rows
 
 ROWS = tiny.arc_rows()[:5]
+
+
+def read_rows(path: Path) -> list[Row]:
+    return read_data(path).rows
 
 
 def test_every_file_kind_gives_the_same_rows(tmp_path: Path) -> None:

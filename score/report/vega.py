@@ -3,14 +3,14 @@
 import contextlib
 import importlib.metadata
 import importlib.util
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 from ...data.errors import HeadscoreError, InputError, RunError, typed_line
-from ...data.files import remove_leftovers, write_text
+from ...data.files import remove_leftovers, user_cache, write_text
 from ...data.forks import require_own_threads
+from ...data.limits import require_address_space
 from ...data.plain import read_plain
 
 _PACKAGES = {"altair": "altair", "vl_convert": "vl-convert-python"}
@@ -24,9 +24,10 @@ def missing_packages() -> list[str]:
 
 
 def require_packages(what: str) -> None:
-    """Raises InputError, saying what to install, where a report cannot be made."""
+    """Raises InputError, saying what to install, where a report cannot be made, and RunError where memory is limited for it."""
     if missing := missing_packages():
         raise InputError(f"{what}: needs {' and '.join(missing)}: pip install 'headscore[report]'")
+    require_address_space("report")
 
 
 @contextlib.contextmanager
@@ -64,10 +65,9 @@ def vega_bundle() -> str:
 
 def _kept_at() -> Path | None:
     try:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # a user without a home
+        return user_cache() / f"vega-{importlib.metadata.version('vl-convert-python')}.js"
+    except InputError:  # a user without a home
         return None
-    return home / "headscore" / f"vega-{importlib.metadata.version('vl-convert-python')}.js"
 
 
 def _read(path: Path) -> str | None:

@@ -1,0 +1,65 @@
+"""Text that leaves the program, in which nothing can drive a terminal, forge a line or turn the order of letters around."""
+
+import contextlib
+import json
+import logging
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from .errors import printable
+
+_SUSPECT = re.compile(r"[^ -~\n]")  # a quick first look
+
+
+class OneLine(logging.Formatter):
+    """What another formatter makes of a log record, as one line of printable characters.
+
+    Args:
+        inner: the other formatter.
+    """
+
+    def __init__(self, inner: logging.Formatter):
+        super().__init__()
+        self._inner = inner
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line of a record."""
+        return printable(self._inner.format(record))
+
+
+@contextlib.contextmanager
+def logged_in_one_line(*libraries: str) -> Iterator[None]:
+    """Within this context the handlers that libraries have brought write printable lines, as ours do.
+
+    Args:
+        libraries: the names of their loggers. They must have been imported.
+    """
+    handlers = [handler for name in libraries for handler in logging.getLogger(name).handlers]
+    before = [(handler, handler.formatter) for handler in handlers]
+    for handler, formatter in before:
+        handler.setFormatter(OneLine(formatter or logging.Formatter()))
+    try:
+        yield
+    finally:
+        for handler, formatter in before:
+            handler.setFormatter(formatter)
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    r"""A value as JSON; characters that are not printable are written as \u escapes, and other letters as they are.
+
+    Args:
+        value: of JSON's kinds.
+        indent: spaces of a level; all is in one line if it is None.
+    """
+    return _SUSPECT.sub(lambda match: _escaped(match[0]), json.dumps(value, indent=indent, ensure_ascii=False))
+
+
+def has_unprintable(text: str) -> bool:
+    """Whether a text holds a character, other than a line break, that is not printable."""
+    return any(not match[0].isprintable() for match in _SUSPECT.finditer(text))
+
+
+def _escaped(character: str) -> str:
+    return character if character.isprintable() else json.dumps(character)[1:-1]
