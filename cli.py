@@ -12,6 +12,7 @@ import typer
 
 from .capture.ranks import this_rank
 from .data.errors import HeadscoreError, InputError, RunError, one_line, printable
+from .data.files import given_path
 from .data.settings import CaptureSettings, RunSettings, ScoreSettings, WorkSettings
 from .data.voice import speaking_of_options
 from .options import DEBUG, OVERWRITE, PARTIAL, GroupedCommand, completes, summary, with_options
@@ -70,6 +71,17 @@ def _fail(message: str, status: int) -> None:
     sys.exit(status)
 
 
+def _cache(text: Any) -> Path:
+    return given_path("cache", text)
+
+
+def _out(text: Any) -> Path:
+    return given_path("--out", text)
+
+
+_CACHE: dict[str, Any] = {"parser": _cache, "show_default": False}
+_OUT: dict[str, Any] = {"parser": _out, "metavar": "<path>"}  # pathlib would take an empty text for the folder one is in
+
 # ------------------------------------------------------------------------------------------------------------- commands
 
 
@@ -95,7 +107,7 @@ def _headscore(
 @command
 @with_options(
     (RunSettings,),
-    {"out": Annotated[Path, typer.Option("--out", "--output-dir", help="Folder for the cache and the results.")]},
+    {"out": Annotated[Path, typer.Option("--out", "--output-dir", help="Folder for the cache and the results.", **_OUT)]},
     {
         "report": Annotated[bool, typer.Option("--report/--no-report", help="Make report.html and its charts.")],
         "overwrite": OVERWRITE,
@@ -114,7 +126,7 @@ def run(config: Path | None, debug: bool, **options: Any) -> None:
 @command
 @with_options(
     (CaptureSettings,),
-    {"out": Annotated[Path, typer.Option("--out", "--output-dir", help="Folder of the cache.", show_default=False)]},
+    {"out": Annotated[Path, typer.Option("--out", "--output-dir", help="Folder of the cache.", **_OUT, show_default=False)]},
     {"overwrite": OVERWRITE},
     {"overwrite": False},
 )
@@ -130,10 +142,10 @@ def capture(config: Path | None, debug: bool, **options: Any) -> None:
 @with_options(
     (ScoreSettings, WorkSettings),
     {
-        "cache": Annotated[Path, typer.Argument(help="Cache folder or shard file.", show_default=False)],
+        "cache": Annotated[Path, typer.Argument(help="Cache folder or shard file.", **_CACHE)],
         "out": Annotated[
             Path | None,
-            typer.Option("--out", "--output-dir", help="Folder of the result files; if not given, none are written."),
+            typer.Option("--out", "--output-dir", help="Folder of the result files; if not given, none are written.", **_OUT),
         ],
     },
     {
@@ -154,8 +166,10 @@ def score(config: Path | None, debug: bool, **options: Any) -> None:
 @with_options(
     (ScoreSettings, WorkSettings),
     {
-        "cache": Annotated[Path, typer.Argument(help="Cache folder or shard file.", show_default=False)],
-        "out": Annotated[Path, typer.Option("--out", "--output-dir", help="Folder of the results.", show_default=False)],
+        "cache": Annotated[Path, typer.Argument(help="Cache folder or shard file.", **_CACHE)],
+        "out": Annotated[
+            Path, typer.Option("--out", "--output-dir", help="Folder of the results.", **_OUT, show_default=False)
+        ],
     },
     {"partial": PARTIAL, "overwrite": OVERWRITE},
     {"partial": False, "overwrite": False},
@@ -169,7 +183,7 @@ def report(config: Path | None, debug: bool, **options: Any) -> None:
 
 @command
 def inspect(
-    cache: Annotated[Path, typer.Argument(help="Cache folder or shard file.", show_default=False)],
+    cache: Annotated[Path, typer.Argument(help="Cache folder or shard file.", **_CACHE)],
     verify: Annotated[bool, typer.Option("--verify", help="Read every array back and check it.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     debug: DEBUG = False,
@@ -191,8 +205,8 @@ def inspect(
 
 @command
 def merge(
-    caches: Annotated[list[Path], typer.Argument(help="Cache folders or shard files of one capture.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", "--output-dir", help="Folder of the merged cache.", show_default=False)],
+    caches: Annotated[list[Path], typer.Argument(help="Cache folders or shard files of one capture.", **_CACHE)],
+    out: Annotated[Path, typer.Option("--out", "--output-dir", help="Folder of the merged cache.", **_OUT, show_default=False)],
     debug: DEBUG = False,
 ) -> None:
     """Put the shards of one capture that were made in different places into one cache."""
@@ -204,7 +218,7 @@ def merge(
 @command
 @with_options(
     (ScoreSettings,),
-    {"cache": Annotated[Path | None, typer.Argument(help="Cache folder or shard file.", show_default=False)]},
+    {"cache": Annotated[Path | None, typer.Argument(help="Cache folder or shard file.", **_CACHE)]},
     {},
     {"cache": None},
 )

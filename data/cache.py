@@ -24,6 +24,7 @@ METADATA_FILE = "cache.json"
 SKIPPED_FILE = "skipped.jsonl"
 SHARDS_FOLDER = "shards"
 MAX_METADATA_BYTES = 1 << 20
+_OWN_FOLDERS = (SHARDS_FOLDER, "derived", "charts")  # in which only headscore writes
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,14 @@ def open_cache(path: Path) -> Cache:
         raise InputError(f"{path}: is not a cache: it has no {METADATA_FILE}")
     planned = metadata["plan"]["shards"]
     return Cache(path, metadata, tuple(shard for shard in shard_files(path) if int(shard.stem) < planned), planned)
+
+
+def require_outside_caches(folder: Path) -> None:
+    """Raises InputError where `folder` is, or lies in, a folder that a cache keeps for itself."""
+    real = folder.resolve()
+    for place in (real, *real.parents):
+        if place.name in _OWN_FOLDERS and kind_of(place.parent / METADATA_FILE, follow_links=True):
+            raise InputError(f"--out {folder}: lies in '{place.name}' of the cache {place.parent}; use another --out")
 
 
 def shard_path(folder: Path, number: int) -> Path:

@@ -72,7 +72,7 @@ def _value(path: Path, name: str, value: Any) -> Any:
     if name in _SWITCHES and not isinstance(made, bool):
         raise InputError(f"--config {path}: --{name}: expected true or false, got {made!r:.80}")
     if name in PLACES and made is not None:
-        if not isinstance(made, str | Path):
+        if not isinstance(made, str | Path) or made == "":
             raise InputError(f"--config {path}: --{name}: expected a path, got {made!r:.80}")
         return read_place(name, made, path.parent)
     return made

@@ -10,7 +10,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from .errors import InputError, RunError, one_line
 
@@ -166,6 +166,13 @@ def remove_leftovers(folder: Path) -> None:
 def user_cache() -> Path:
     """The user's folder for what can be made again: `~/.cache/headscore`, which XDG_CACHE_HOME moves."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headscore"
+
+
+def given_path(what: str, value: Any) -> Path:
+    """A path that a user gives for `what`. Raises InputError for an empty text, which would be the folder one is in."""
+    if not isinstance(value, str | Path) or value == "":
+        raise InputError(f"{what}: expected a path, got {value!r:.80}")
+    return Path(value)
 
 
 @contextlib.contextmanager

@@ -609,6 +609,7 @@ def broken_caches(cache: Path, tmp_path: Path) -> Path:
         made.write_text(made.read_text().replace(old, new))
     (tmp_path / "stranger").mkdir()
     (tmp_path / "stranger" / "scores_raw.csv").write_text("precious")
+    (tmp_path / "no-out.yaml").write_text("out: ''\n")
     (tmp_path / "blocked" / "run.log").mkdir(parents=True)
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "config.yaml").write_text("lambda_ent: 9\n")
@@ -650,6 +651,16 @@ BAD_SCORES: dict[str, tuple[list[object], str]] = {
         ["{cache}", "--weight", "out=0", "--lambda-ent", 0, "--lambda-task", 0],
         "--weight: every weight is 0",
     ),
+    **{
+        f"out in {place} of a cache": (
+            ["{cache}", "--out", "{tmp}/torn/" + place],
+            "lies in '" + place.split("/")[0] + "' of the cache",
+        )
+        for place in ("shards", "derived", "charts", "shards/new", "derived/a/b")
+    },
+    "out empty": (["{cache}", "--out", ""], "--out: expected a path, got ''"),
+    "out empty in a config": (["{cache}", "--no-out", "--config", "{tmp}/no-out.yaml"], "--out: expected a path, got ''"),
+    "cache empty": (["", "--partial"], "cache: expected a path, got ''"),
     "report without a folder": (["{cache}", "--report", "--no-out"], "--report: needs a folder for it; give --out"),
 }
 
@@ -667,6 +678,19 @@ def test_bad_scores_end_in_one_line_and_leave_nothing(
     status, stdout, err = run_cli("score", *filled, *out)
     assert_one_line_error(status, err, message)
     assert stdout == "" and sorted(broken_caches.rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", ["run", "capture", "merge", "report"])
+@pytest.mark.parametrize(
+    ("place", "said"), [("", "--out: expected a path, got ''"), ("{tmp}/torn/shards/x", "lies in 'shards'")]
+)
+def test_no_command_writes_into_a_cache_or_a_folder_without_a_name(
+    run_cli: Cli, cache: Path, broken_caches: Path, command: str, place: str, said: str
+) -> None:
+    before = sorted(broken_caches.rglob("*"))
+    status, _, err = run_cli(command, *([cache] * (command in ("merge", "report"))), "--out", place.format(tmp=broken_caches))
+    assert_one_line_error(status, err, said)
+    assert sorted(broken_caches.rglob("*")) == before
 
 
 def test_inspect_of_what_is_not_a_cache(run_cli: Cli, broken_caches: Path) -> None:
