@@ -251,11 +251,12 @@ def _print_scores(scores: "Scores", out: Path | None) -> None:
     partial = f" (PARTIAL: shards {scores.missing_shards} are missing)" if scores.missing_shards else ""
     where = f"; all results in {out}" if out else ""
     summary = f"{len(scores.heads)} heads, {scores.samples} samples{partial}{where}"
+    shown = min(scores.settings.top_k or TOP_HEADS_SHOWN, TOP_HEADS_SHOWN)
     if sys.stdout.isatty():
         from .terminal_scores import show_scores  # here, as rich takes time to load
 
-        show_scores(scores, TOP_HEADS_SHOWN, summary)
+        show_scores(scores, shown, summary)
         return
-    for line in table_lines(scores, TOP_HEADS_SHOWN):
+    for line in table_lines(scores, shown):
         print(line)
     print(f"\n{summary}")

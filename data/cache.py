@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import DamagedShardError, ForeignShardError, InputError, RunError, one_line
+from .errors import DamagedShardError, ForeignShardError, InputError, RunError, did_you_mean, one_line
 from .files import write_text
 from .metadata import Metadata, check_metadata, identity
 from .plain import kind_of, names_in, read_plain, refusals_told
@@ -118,7 +118,8 @@ def require_known_spans(asked: Sequence[str], known: Sequence[str], where: str) 
     """Raises InputError where a name in `asked` is no span of `where`."""
     for name in asked:
         if name not in known:
-            raise InputError(f"--task-span: {where} has no span '{name}'; it has {', '.join(known)}")
+            meant = did_you_mean(name, known)
+            raise InputError(f"--task-span: {where} has no span '{name}'; {meant}it has {', '.join(known)}")
 
 
 def open_cache(path: Path) -> Cache:

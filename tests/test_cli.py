@@ -312,6 +312,12 @@ def test_without_out_the_scores_are_printed_and_nothing_is_written(
     assert not list(tmp_path.iterdir()) and sorted(cache.rglob("*")) == before
 
 
+@pytest.mark.parametrize(("asked", "lines"), [(None, 10), (1, 1), (5, 5), (11, 10)])
+def test_no_more_heads_are_printed_than_asked_for(run_cli: Cli, cache: Path, asked: int | None, lines: int) -> None:
+    status, out, _ = run_cli("score", cache, *(["--top-k", asked] if asked else []))
+    assert status == 0 and len(out.splitlines()) == 1 + lines + 2
+
+
 # ------------------------------------------------------------------------------------------------------ configuration files
 
 
@@ -705,6 +711,26 @@ BAD_SCORES: dict[str, tuple[list[object], str]] = {
     "out empty": (["{cache}", "--out", ""], "--out: expected a path, got ''"),
     "out empty in a config": (["{cache}", "--no-out", "--config", "{tmp}/no-out.yaml"], "--out: expected a path, got ''"),
     "cache empty": (["", "--partial"], "cache: expected a path, got ''"),
+    "weight of a misspelt signal": (
+        ["{cache}", "--weight", "lfit=1"],
+        "--weight lfit: there is no such signal; did you mean 'lift'? there are out,",
+    ),
+    "weight of no signal": (
+        ["{cache}", "--weight", "zzzz=1"],
+        "--weight zzzz: there is no such signal; there are out, ent, task",
+    ),
+    "weight of a measure": (
+        ["{cache}", "--weight", "entropy=1"],
+        "--weight entropy: is a measure, not a signal; make one of it: --signal 'x = entropy'",
+    ),
+    "weight of a measure of one's own": (
+        ["{cache}", "--measure", "late = position > 3", "--weight", "late=1"],
+        "--signal 'x = late' --weight x=1",
+    ),
+    "no built-in signal": (
+        ["{cache}", "--signal", "snik"],
+        "--signal snik: is no built-in signal; did you mean 'sink'? give NAME='SQL', or one of out,",
+    ),
     "report without a folder": (["{cache}", "--report", "--no-out"], "--report: needs a folder for it; give --out"),
 }
 
