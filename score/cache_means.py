@@ -1,11 +1,11 @@
 """The mean of every signal over the samples of a cache, made shard by shard by whoever is free."""
 
 import logging
-import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor
 from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +104,7 @@ def _spread(executor: Executor, work: Callable[[Path], ShardSums], paths: Sequen
         raise InputError(f"executor: takes no work: {one_line(error)[:160]}") from error
     try:
         yield from found
-    except (RuntimeError, TypeError, AttributeError, pickle.PicklingError) as error:
+    except (RuntimeError, TypeError, AttributeError) as error:
         if isinstance(error, BrokenExecutor) or _can_be_sent(work):
             raise
         raise InputError(
@@ -115,8 +115,8 @@ def _spread(executor: Executor, work: Callable[[Path], ShardSums], paths: Sequen
 
 def _can_be_sent(work: Callable[[Path], ShardSums]) -> bool:
     try:
-        pickle.dumps(work)
-    except (RuntimeError, TypeError, AttributeError, pickle.PicklingError):
+        ForkingPickler.dumps(work)  # as a pool of processes does
+    except (RuntimeError, TypeError, AttributeError):
         return False
     return True
 
