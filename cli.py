@@ -11,6 +11,7 @@ import typer
 
 from .capture.ranks import this_rank
 from .data.errors import HeadscoreError, InputError, RunError, one_line, printable, typed_line
+from .data.files import given_path
 from .data.foreign import is_panic
 from .data.limits import require_address_space
 from .data.settings import CaptureSettings, RunSettings, ScoreSettings, WorkSettings
@@ -89,6 +90,17 @@ def _fail(message: str, status: int) -> None:
     sys.exit(status)
 
 
+def _cache(text: Any) -> Path:
+    return given_path("cache", text)
+
+
+def _out(text: Any) -> Path:
+    return given_path("--out", text)
+
+
+_CACHE: dict[str, Any] = {"parser": _cache, "show_default": False}
+_OUT: dict[str, Any] = {"parser": _out, "metavar": "<path>"}  # pathlib would take an empty text for the folder one is in
+
 # ------------------------------------------------------------------------------------------------------------- commands
 
 
@@ -115,7 +127,7 @@ def _headscore(
 @command
 @with_options(
     (RunSettings,),
-    {"out": Annotated[Path, typer.Option("--out", "--output-dir", help="Folder for the cache and the results.")]},
+    {"out": Annotated[Path, typer.Option("--out", "--output-dir", help="Folder for the cache and the results.", **_OUT)]},
     {
         "report": Annotated[bool, typer.Option("--report/--no-report", help="Make report.html and its charts.")],
         "overwrite": OVERWRITE,
@@ -134,7 +146,7 @@ def run(config: Path | None, debug: bool, **options: Any) -> None:
 @command
 @with_options(
     (CaptureSettings,),
-    {"out": Annotated[Path, typer.Option("--out", "--output-dir", help="Folder of the cache.", show_default=False)]},
+    {"out": Annotated[Path, typer.Option("--out", "--output-dir", help="Folder of the cache.", **_OUT, show_default=False)]},
     {"overwrite": OVERWRITE},
     {"overwrite": False},
 )
@@ -150,10 +162,10 @@ def capture(config: Path | None, debug: bool, **options: Any) -> None:
 @with_options(
     (ScoreSettings, WorkSettings),
     {
-        "cache": Annotated[Path, typer.Argument(help="Cache folder or shard file.", show_default=False)],
+        "cache": Annotated[Path, typer.Argument(help="Cache folder or shard file.", **_CACHE)],
         "out": Annotated[
             Path | None,
-            typer.Option("--out", "--output-dir", help="Folder of the result files; if not given, none are written."),
+            typer.Option("--out", "--output-dir", help="Folder of the result files; if not given, none are written.", **_OUT),
         ],
     },
     {
@@ -174,8 +186,10 @@ def score(config: Path | None, debug: bool, **options: Any) -> None:
 @with_options(
     (ScoreSettings, WorkSettings),
     {
-        "cache": Annotated[Path, typer.Argument(help="Cache folder or shard file.", show_default=False)],
-        "out": Annotated[Path, typer.Option("--out", "--output-dir", help="Folder of the results.", show_default=False)],
+        "cache": Annotated[Path, typer.Argument(help="Cache folder or shard file.", **_CACHE)],
+        "out": Annotated[
+            Path, typer.Option("--out", "--output-dir", help="Folder of the results.", **_OUT, show_default=False)
+        ],
     },
     {"partial": PARTIAL, "overwrite": OVERWRITE},
     {"partial": False, "overwrite": False},
@@ -189,7 +203,7 @@ def report(config: Path | None, debug: bool, **options: Any) -> None:
 
 @command
 def inspect(
-    cache: Annotated[Path, typer.Argument(help="Cache folder or shard file.", show_default=False)],
+    cache: Annotated[Path, typer.Argument(help="Cache folder or shard file.", **_CACHE)],
     verify: Annotated[bool, typer.Option("--verify", help="Read every array back and check it.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     debug: DEBUG = False,
@@ -211,8 +225,8 @@ def inspect(
 
 @command
 def merge(
-    caches: Annotated[list[Path], typer.Argument(help="Cache folders or shard files of one capture.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", "--output-dir", help="Folder of the merged cache.", show_default=False)],
+    caches: Annotated[list[Path], typer.Argument(help="Cache folders or shard files of one capture.", **_CACHE)],
+    out: Annotated[Path, typer.Option("--out", "--output-dir", help="Folder of the merged cache.", **_OUT, show_default=False)],
     debug: DEBUG = False,
 ) -> None:
     """Put the shards of one capture that were made in different places into one cache."""
@@ -224,7 +238,7 @@ def merge(
 @command
 @with_options(
     (ScoreSettings,),
-    {"cache": Annotated[Path | None, typer.Argument(help="Cache folder or shard file.", show_default=False)]},
+    {"cache": Annotated[Path | None, typer.Argument(help="Cache folder or shard file.", **_CACHE)]},
     {},
     {"cache": None},
 )
@@ -257,11 +271,12 @@ def _print_scores(scores: "Scores", out: Path | None) -> None:
     partial = f" (PARTIAL: shards {scores.missing_shards} are missing)" if scores.missing_shards else ""
     where = f"; all results in {out}" if out else ""
     summary = f"{len(scores.heads)} heads, {scores.samples} samples{partial}{where}"
+    shown = min(scores.settings.top_k or TOP_HEADS_SHOWN, TOP_HEADS_SHOWN)
     if sys.stdout.isatty():
         from .terminal_scores import show_scores  # here, as rich takes time to load
 
-        show_scores(scores, TOP_HEADS_SHOWN, summary)
+        show_scores(scores, shown, summary)
         return
-    for line in table_lines(scores, TOP_HEADS_SHOWN):
+    for line in table_lines(scores, shown):
         print(printable(line))
     print(f"\n{printable(summary)}")

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperCommand
 
 from .data.errors import InputError
+from .data.settings import DEFAULT_WEIGHTS
 from .data.voice import option_flag
 
 PROGRAM = "headscore"
@@ -32,7 +33,14 @@ _OTHERS = "Other"
 
 
 class GroupedCommand(TyperCommand):
-    """A command whose help shows its options in groups."""
+    """A command whose help shows its options in groups, and whose options of names and values add to a configuration file's."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words of the command line, which wins over a configuration file also name by name."""
+        rest = super().parse_args(ctx, args)
+        given = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
+        _merge(ctx.params, ctx.default_map or {}, given)
+        return rest
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments, then the options, group by group."""
@@ -51,6 +59,28 @@ class GroupedCommand(TyperCommand):
 def summary(command: Callable[..., None]) -> str:
     """The first paragraph of a command's documentation, in one line."""
     return " ".join(signatures.cleandoc(command.__doc__ or "").split("\n\n")[0].split())
+
+
+def _merge(values: dict[str, Any], configured: Mapping[str, Any], given: set[str]) -> None:
+    """Let what is `given` on the command line win over what is `configured`, name by name.
+
+    A weight also goes by an older option, such as `--lambda-ent`: the one that is given wins over the other.
+    """
+    here = {_name_of(text) for text in values.get("weight") or () if "weight" in given}
+    for name in ("measure", "signal", "weight"):
+        if name in given:
+            own = {_name_of(text) for text in values[name]}
+            values[name] = [*(text for text in configured.get(name, ()) if _name_of(text) not in own), *values[name]]
+    for name, default in DEFAULT_WEIGHTS.items():
+        older = f"lambda_{name}"
+        if older in given and name not in here:
+            values["weight"] = [text for text in values["weight"] if _name_of(text) != name]
+        elif older in values and older not in given and name in here:
+            values[older] = default
+
+
+def _name_of(text: str) -> str:
+    return text.partition("=")[0].strip()
 
 
 def _config_callback(context: typer.Context, path: Path | None) -> Path | None:

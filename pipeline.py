@@ -10,6 +10,7 @@ from typing import Any
 from .data.cache import Cache, cache_folder, open_cache, require_known_spans
 from .data.configuration import CACHE_FOLDER
 from .data.errors import InputError
+from .data.files import given_path
 from .data.places import written_options, written_place
 from .data.plain import require_own
 from .data.settings import CaptureSettings, RunSettings, ScoreSettings, WorkSettings, pick
@@ -54,15 +55,17 @@ def score(
             raise InputError("--report: needs a folder for it; give --out")
     work = WorkSettings(**pick(WorkSettings, options))
     settings = ScoreSettings(**{name: value for name, value in options.items() if name not in pick(WorkSettings, options)})
-    opened = open_cache(Path(cache).absolute() if work.dask or executor else Path(cache))
-    if out is None:
+    path = given_path("cache", cache)
+    folder = None if out is None else given_path("--out", out)
+    opened = open_cache(path.absolute() if work.dask or executor else path)
+    if folder is None:
         return score_cache(opened, settings, work, partial, executor)
-    with results_folder(Path(out)):
-        extra = {"cache": written_place("cache", cache, Path(out)), "partial": partial}
+    with results_folder(folder):
         scores = score_cache(opened, settings, work, partial, executor)
-        write_results(Path(out), scores, extra, overwrite)
+        extra = {"cache": written_place("cache", path, folder), "partial": partial}
+        write_results(folder, scores, extra, overwrite)
         if report:
-            _write_report(Path(out), opened, scores)
+            _write_report(folder, opened, scores)
     return scores
 
 
@@ -77,7 +80,7 @@ def report(cache: str | Path, out: str | Path, *, overwrite: bool = False, parti
 
     Needs `headscore[report]`. Raises InputError as `score`, and where a package is missing.
     """
-    return score(cache, out, overwrite=overwrite, partial=partial, report=True, **options)
+    return score(cache, given_path("--out", out), overwrite=overwrite, partial=partial, report=True, **options)
 
 
 @library_call(RunSettings)
@@ -109,7 +112,7 @@ def run(
     if report and not missing_packages():
         require_packages("a report")
     chosen = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
-    folder = Path(out)
+    folder = given_path("--out", out)
     extra = written_options(pick(CaptureSettings, chosen), folder)
     with results_folder(folder):
         # what would stop the scoring is better known now than after the capture

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.cache import cache_folder
+from ..data.cache import cache_folder, require_outside_caches
 from ..data.errors import InputError
+from ..data.files import given_path
 from ..data.settings import CaptureSettings
 from ..data.signatures import library_call
 from ..data.text import logged_in_one_line
@@ -30,9 +31,10 @@ def capture(
     Returns one line per sample that is stored by now: `sample`, `row` (0-based in the data file), `tokens`, `shard`.
     Raises InputError for options, data, model or an existing cache that cannot be used, RunError where the run fails.
     """
-    settings = CaptureSettings(**options)
-    with cache_folder(Path(out)):
-        return capture_prompts(Path(out), settings, checked_prompts(settings), overwrite, progress)
+    folder, settings = given_path("--out", out), CaptureSettings(**options)
+    require_outside_caches(folder)
+    with cache_folder(folder):
+        return capture_prompts(folder, settings, checked_prompts(settings), overwrite, progress)
 
 
 def checked_prompts(settings: CaptureSettings) -> Prompts:

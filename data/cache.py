@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .bounded_json import parse_json
 from .checked import require_text
-from .errors import DamagedShardError, ForeignShardError, InputError, RunError, one_line
+from .errors import DamagedShardError, ForeignShardError, InputError, RunError, did_you_mean, one_line
 from .files import output_folder, write_text
 from .metadata import Metadata, check_metadata, identity
 from .plain import kind_of, names_in, read_plain, require_own
@@ -27,6 +27,7 @@ METADATA_FILE = "cache.json"
 SKIPPED_FILE = "skipped.jsonl"
 SHARDS_FOLDER = "shards"
 MAX_METADATA_BYTES = 1 << 20
+_OWN_FOLDERS = (SHARDS_FOLDER, "derived", "charts")  # in which only headscore writes
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,8 @@ def require_known_spans(asked: Sequence[str], known: Sequence[str], where: str) 
     """Raises InputError where a name in `asked` is no span of `where`."""
     for name in asked:
         if name not in known:
-            raise InputError(f"--task-span: {where} has no span '{name}'; it has {', '.join(known)}")
+            meant = did_you_mean(name, known)
+            raise InputError(f"--task-span: {where} has no span '{name}'; {meant}it has {', '.join(known)}")
 
 
 def open_cache(path: Path) -> Cache:
@@ -143,6 +145,14 @@ def open_cache(path: Path) -> Cache:
         raise InputError(f"{path}: is not a cache: it has no {METADATA_FILE}")
     planned = metadata["plan"]["shards"]
     return Cache(path, metadata, tuple(shard for shard in shard_files(path) if int(shard.stem) < planned), planned)
+
+
+def require_outside_caches(folder: Path) -> None:
+    """Raises InputError where `folder` is, or lies in, a folder that a cache keeps for itself."""
+    real = folder.resolve()
+    for place in (real, *real.parents):
+        if place.name in _OWN_FOLDERS and kind_of(place.parent / METADATA_FILE, follow_links=True):
+            raise InputError(f"--out {folder}: lies in '{place.name}' of the cache {place.parent}; use another --out")
 
 
 def shard_path(folder: Path, number: int) -> Path:

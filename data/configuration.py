@@ -86,14 +86,16 @@ def without_former(content: Mapping[Any, Any], path: Path) -> dict[Any, Any]:
 
 
 def _value(path: Path, name: str, value: Any) -> Any:
+    if value is None:
+        return None
     try:
         made = checked_option(_SETTINGS[name], name, value) if name in _SETTINGS else value
     except InputError as error:
         raise InputError(f"--config {path}: {error.message}") from error
     if name in _SWITCHES and not isinstance(made, bool):
         raise InputError(f"--config {path}: --{name}: expected true or false, got {made!r:.80}")
-    if name in PLACES and made is not None:
-        if not isinstance(made, str | Path):
+    if name in PLACES:
+        if not isinstance(made, str | Path) or made == "":
             raise InputError(f"--config {path}: --{name}: expected a path, got {made!r:.80}")
         return read_place(name, made, path.parent)
     return made

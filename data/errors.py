@@ -1,5 +1,8 @@
 """The errors that headscore raises on purpose: one line each, with what is wrong, where, and what to do."""
 
+import difflib
+from collections.abc import Iterable
+
 from .voice import spoken
 
 
@@ -55,6 +58,12 @@ def one_line(error: BaseException) -> str:
     """The message of `error` folded into one line (libraries' messages often have many); its type if it has none."""
     message = error.message if isinstance(error, HeadscoreError) else str(error)
     return " ".join(message.split()) or type(error).__name__
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A question with the known name that is most like one that is not, to stand before a list of them; empty if none is."""
+    nearest = difflib.get_close_matches(name, list(known), 1)
+    return f"did you mean '{nearest[0]}'? " if nearest else ""
 
 
 def typed_line(error: BaseException) -> str:

@@ -10,7 +10,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from .checked import require_text
 from .errors import InputError, RunError, one_line
@@ -178,6 +178,13 @@ def user_cache() -> Path:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headscore"
     except RuntimeError as error:
         raise InputError("no home folder is known for this user; set XDG_CACHE_HOME to a folder that can be written") from error
+
+
+def given_path(what: str, value: Any) -> Path:
+    """A path that a user gives for `what`. Raises InputError for an empty text, which would be the folder one is in."""
+    if not isinstance(value, str | Path) or value == "":
+        raise InputError(f"{what}: expected a path, got {value!r:.80}")
+    return Path(value)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from typing import Any
 
 from .cache import open_cache
 from .errors import InputError, UnreadableFileError, printable
+from .files import given_path
 from .metadata import model_name
 from .reader import verify_shard
 from .signatures import library_call
@@ -20,7 +21,7 @@ def inspect(cache: str | Path, *, verify: bool = False) -> dict[str, Any]:
     With `verify` every array of every shard is read back and checked. `damaged` lists what is wrong, one line per shard, and
     `unreadable` the shards that the system refuses to read, which may be whole. Raises InputError for what is not a cache.
     """
-    opened = open_cache(Path(cache))
+    opened = open_cache(given_path("cache", cache))
     samples = tokens = 0
     damaged, unreadable, skipped, spot_checks = [], [], [], []
     for path in opened.shards:

@@ -6,9 +6,18 @@ from pathlib import Path
 
 import numpy as np
 
-from .cache import METADATA_FILE, Cache, cache_folder, open_cache, shard_path, write_metadata, write_skipped
+from .cache import (
+    METADATA_FILE,
+    Cache,
+    cache_folder,
+    open_cache,
+    require_outside_caches,
+    shard_path,
+    write_metadata,
+    write_skipped,
+)
 from .errors import InputError
-from .files import TEMPORARY, remove_leftovers, write_bytes
+from .files import TEMPORARY, given_path, remove_leftovers, write_bytes
 from .metadata import differences
 from .plain import PlainFile, names_in, refusals_told
 from .reader import Shard, verify_shard
@@ -29,8 +38,9 @@ def merge(caches: Sequence[str | Path], out: str | Path) -> Cache:
     Raises InputError, before anything is copied, where a cache is of another capture (listing every difference), is damaged, or
     holds a shard that another one has with other values; RunError where a disk refuses.
     """
-    out = Path(out)
-    opened = [open_cache(Path(cache)) for cache in caches]
+    out = given_path("--out", out)
+    require_outside_caches(out)
+    opened = [open_cache(given_path("cache", cache)) for cache in ([caches] if isinstance(caches, str | Path) else caches)]
     if not opened:
         raise InputError("merge: give one or more caches")
     found: dict[int, Path] = {}

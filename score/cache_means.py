@@ -1,16 +1,17 @@
 """The mean of every signal over the samples of a cache, made shard by shard by whoever is free."""
 
 import logging
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, Executor
 from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
 
 from ..data.cache import Cache
-from ..data.errors import InputError
+from ..data.errors import InputError, one_line
 from ..data.forks import require_own_threads
 from .kept import Store
 from .means import Float, Sums, sums
@@ -88,9 +89,37 @@ def _parts(cache: Cache, recipe: Recipe, store: Store | None, executor: Executor
     if store and len(kept) < len(cache.shards):
         store.clear()
     work = partial(shard_sums, alone, recipe, store)
-    made = iter((executor.map if executor else map)(work, [path for path in cache.shards if path not in kept]))
+    paths = [path for path in cache.shards if path not in kept]
+    made = _spread(executor, work, paths) if executor else map(work, paths)
     for path in cache.shards:
         yield kept.get(path) or next(made)
+
+
+def _spread(executor: Executor, work: Callable[[Path], ShardSums], paths: Sequence[Path]) -> Iterator[ShardSums]:
+    """What an executor makes of each path. Raises InputError where it takes no work, or the work cannot be sent to it."""
+    try:
+        found = executor.map(work, paths)
+    except BrokenExecutor:
+        raise
+    except RuntimeError as error:
+        raise InputError(f"executor: takes no work: {one_line(error)[:160]}") from error
+    try:
+        yield from found
+    except (RuntimeError, TypeError, AttributeError) as error:
+        if isinstance(error, BrokenExecutor) or _can_be_sent(work):
+            raise
+        raise InputError(
+            f"--workers: a function in a signal or measure cannot be sent to another process ({one_line(error)[:160]}); "
+            "leave out --workers"
+        ) from error
+
+
+def _can_be_sent(work: Callable[[Path], ShardSums]) -> bool:
+    try:
+        ForkingPickler.dumps(work)  # as a pool of processes does
+    except (RuntimeError, TypeError, AttributeError):
+        return False
+    return True
 
 
 def shard_sums(cache: Cache, recipe: Recipe, store: Store | None, path: Path) -> ShardSums:

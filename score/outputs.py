@@ -13,7 +13,7 @@ import polars as pl
 import yaml
 
 from .. import __version__
-from ..data.cache import METADATA_FILE
+from ..data.cache import METADATA_FILE, require_outside_caches
 from ..data.configuration import without_former
 from ..data.errors import HeadscoreError, InputError
 from ..data.files import output_folder, write_bytes, write_text
@@ -42,8 +42,10 @@ _CAPTURE_KEYS = ("model", "data", "templates", "settings", "plan", "versions")
 def results_folder(folder: Path) -> Iterator[None]:
     """The folder of a run's results; within this context headscore's log lines are also written to its run.log.
 
-    Raises InputError where the folder cannot be written, is a cache, or holds files in the way of the results.
+    Raises InputError where the folder cannot be written, is a cache or one of its own folders, or holds files in the way of the
+    results.
     """
+    require_outside_caches(folder)
     with output_folder(folder):
         if (folder / METADATA_FILE).exists():
             raise InputError(f"--out {folder}: is a cache; give the results a folder of their own")

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import get_args
+from numbers import Real
+from typing import Any, get_args
 
 import polars as pl
 
@@ -12,6 +13,7 @@ from ..data.signatures import library_call
 
 RRF_CONSTANT = 60
 TIE_DIGITS = 12  # combined scores that agree in so many are equal but for rounding
+_RESULTS = ("combined", "rank", "tied_rank", "layer_rank", "_tiebreak")
 
 
 @library_call()
@@ -19,7 +21,7 @@ def rank(
     frame: pl.DataFrame,
     weights: Mapping[str, float],
     *,
-    by: Sequence[str] = (),
+    by: str | Sequence[str] = (),
     unit: Unit = "head",
     fusion: Fusion = "rank",
     norm_mode: NormMode = "zscore",
@@ -31,14 +33,14 @@ def rank(
         frame: one line per head, with `layer`, `head` (or `kv_head`, see unit), and a column for each signal, in which higher
             means driven more.
         weights: of each signal in the combined score, by its column; a negative one turns a signal around. Other columns of
-            numbers are normalised and ranked too, and weigh nothing.
-        by: columns whose every combination of values is a ranking of its own, such as a replicate or a cache.
+            floats are normalised and ranked too, and weigh nothing; other columns of integers are not.
+        by: a column, or several, whose every combination of values is a ranking of its own, such as a replicate or a cache.
         unit: what is ranked, `head` or `kv_head`.
         fusion: `rank`: Σ λ·rank, rank 1 = lowest, ties averaged. `rrf`: Σ λ / (60 + place), place 1 = highest, ties averaged
             (Cormack, Clarke & Büttcher, 2009). `sum`: Σ λ·normalised value.
         norm_mode: how values are normalised; with `rank` and `rrf` this only orders heads of equal combined score. `zscore`:
             (x − mean) / std with ddof 0, 0 where all are equal. `percentile`: (rank − 1) / (H − 1), 0.5 where H = 1. `ratio`:
-            x / |mean|, 0 where all are 0. `none`: x.
+            x / |mean|, 0 where all are 0, and null where only the mean is. `none`: x.
         within: whether ranks and normalised values are those within a head's layer, or within the whole model.
 
     Returns the frame sorted by `by`, layer and unit. It gains for each signal `<signal>_norm` and `<signal>_rank`, then
@@ -46,42 +48,89 @@ def rank(
     values, then by layer and head; `tied_rank`, the first rank among all heads of equal combined score; and `layer_rank`, the
     rank within the layer.
 
-    Raises InputError where a column is missing or has two lines for a head, a weighted signal is null, NaN, infinite or no
-    number for a head, and for weights or options that there are not.
+    Raises InputError where a column is missing or has the name of a result, a head has two lines or no layer, a weighted signal
+    is null, NaN, infinite or no number for a head, and for weights or options that there are not.
     """
-    for option, value, known in (
-        ("fusion", fusion, FUSIONS),
-        ("norm_mode", norm_mode, NORM_MODES),
-        ("within", within, get_args(Within)),
-        ("unit", unit, get_args(Unit)),
-    ):
-        if value not in known:
-            raise InputError(f"rank: {option}={value!r} is not one of {', '.join(known)}")
-    keys = [*by, "layer", unit]
-    _require_rankable(frame, keys, weights)
+    if not isinstance(frame, pl.DataFrame):
+        advice = "; collect() it first" if isinstance(frame, pl.LazyFrame) else ""
+        raise InputError(f"rank: the frame is a {type(frame).__name__}, not a polars DataFrame{advice}")
+    fusion, norm_mode = _choice("fusion", fusion, FUSIONS), _choice("norm_mode", norm_mode, NORM_MODES)
+    within, unit = _choice("within", within, get_args(Within)), _choice("unit", unit, get_args(Unit))
+    groups, numbers = _columns_of(by, unit), _numbers(weights)
+    keys = [*groups, "layer", unit]
+    _require_rankable(frame, keys, numbers)
     signals = [name for name in frame.columns if name not in (*keys, "head", "kv_head") and frame[name].dtype.is_float()]
-    signals += [name for name in weights if name not in signals]
-    group = [*by, "layer"] if within == "layer" else list(by)
-    ranked = _ranked(frame.sort(keys), signals, weights, group, NORM_MODES[norm_mode])
-    combined = FUSIONS[fusion](weights, group)
-    tiebreak = _weighted({name: pl.col(f"{name}_norm") for name in weights}, weights)
-    return _ordered(ranked.with_columns(combined=combined, _tiebreak=tiebreak), list(by), unit)
+    signals += [name for name in numbers if name not in signals]
+    _require_new_names(frame, signals)
+    group = [*groups, "layer"] if within == "layer" else groups
+    ranked = _ranked(frame.sort(keys), signals, numbers, group, NORM_MODES[norm_mode])
+    combined = FUSIONS[fusion](numbers, group)
+    tiebreak = _weighted({name: pl.col(f"{name}_norm") for name in numbers}, numbers)
+    return _ordered(ranked.with_columns(combined=combined, _tiebreak=tiebreak), groups, unit)
+
+
+def _choice(option: str, value: Any, known: Sequence[str] | Mapping[str, Any]) -> Any:
+    """The choice that is meant, with `-` for `_` or the other way round."""
+    made = value.replace("-", "_") if isinstance(value, str) else value
+    if made not in list(known):
+        raise InputError(f"rank: {option}={value!r:.80} is not one of {', '.join(known)}")
+    return made
+
+
+def _columns_of(by: Any, unit: str) -> list[str]:
+    names = [by] if isinstance(by, str) else by
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"rank: by={by!r:.80} is not the name of a column, or several")
+    for name in names:
+        if name in ("layer", unit) or names.count(name) > 1:
+            raise InputError(f"rank: by='{name}': every ranking has the column already; give others, each once")
+    return list(names)
+
+
+def _numbers(weights: Any) -> dict[str, float]:
+    """Weights as floats, by the names of their columns."""
+    if not isinstance(weights, Mapping):
+        raise InputError(f"rank: weights={weights!r:.80} is not a number for each signal, such as {{'out': 1.0}}")
+    made = {}
+    for name, given in weights.items():
+        weight = given.item() if getattr(given, "shape", None) == () else given  # an array of one number, too
+        try:
+            made[str(name)] = float(weight) if isinstance(weight, Real) and not isinstance(weight, bool) else math.nan
+        except OverflowError:
+            made[str(name)] = math.nan
+        if not math.isfinite(made[str(name)]):
+            raise InputError(f"rank: the weight of '{name}', {given!r:.80}, is not a finite number")
+    return made
 
 
 def _require_rankable(frame: pl.DataFrame, keys: Sequence[str], weights: Mapping[str, float]) -> None:
     if missing := [name for name in (*keys, *weights) if name not in frame.columns]:
         raise InputError(f"rank: the frame has no {', '.join(missing)}; it has {', '.join(frame.columns)}")
     for name, weight in weights.items():
-        if not math.isfinite(weight):
-            raise InputError(f"rank: the weight of '{name}', {weight}, is not a finite number")
-        if weight and not frame[name].dtype.is_numeric():
+        if name in keys:
+            raise InputError(f"rank: '{name}' says which head a line is of, so it cannot have a weight")
+        if not frame[name].dtype.is_numeric() and (weight or frame[name].dtype != pl.Null):
             raise InputError(f"rank: the signal '{name}' is of {frame[name].dtype}, not of numbers")
         if weight and not _is_finite(frame[name]):
             raise InputError(f"rank: the signal '{name}' is undefined or not finite for some heads")
     if not any(weights.values()):
         raise InputError("rank: every weight is 0, so there is nothing to rank by")
+    for name in keys[-2:]:
+        if frame[name].has_nulls() or (frame[name].dtype.is_float() and not _is_finite(frame[name])):
+            raise InputError(f"rank: some lines have no {name}; leave them out")
     if frame.select(keys).is_duplicated().any():
         raise InputError(f"rank: some lines have the same {', '.join(keys)}; there must be one line per head")
+
+
+def _require_new_names(frame: pl.DataFrame, signals: Sequence[str]) -> None:
+    """Raises InputError where a column of the frame, or of another signal, has the name of a result."""
+    seen = set(frame.columns)
+    for name in (*_RESULTS, *(f"{signal}_{kind}" for signal in signals for kind in ("norm", "rank"))):
+        if name in frame.columns:
+            raise InputError(f"rank: the frame has a column '{name}' already, which would be overwritten; drop or rename it")
+        if name in seen:
+            raise InputError(f"rank: two results would be called '{name}'; rename the signal '{name.rpartition('_')[0]}'")
+        seen.add(name)
 
 
 def _is_finite(values: pl.Series) -> bool:
@@ -103,7 +152,8 @@ def _ranked(
     found = frame.with_columns(columns)
     for name, weight in weights.items():
         if weight and not _is_finite(found[f"{name}_norm"]):
-            raise InputError(f"norm_mode ratio: the mean of '{name}' is 0 in some layer, so nothing can be divided by it")
+            where = "some layer" if "layer" in group else "the model"
+            raise InputError(f"norm_mode ratio: the mean of '{name}' is 0 in {where}, so nothing can be divided by it")
     return found
 
 
@@ -130,7 +180,8 @@ def _percentile(x: pl.Expr) -> pl.Expr:
 
 def _ratio(x: pl.Expr) -> pl.Expr:
     """By the size of the mean, so that higher stays higher where values are negative."""
-    return pl.when((x.max() == 0) & (x.min() == 0)).then(0.0).otherwise(x / x.mean().abs())
+    ratio = x / x.mean().abs()
+    return pl.when((x.max() == 0) & (x.min() == 0)).then(0.0).when(ratio.is_finite()).then(ratio)
 
 
 def _none(x: pl.Expr) -> pl.Expr:

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from ..data.cache import Cache
-from ..data.errors import InputError
+from ..data.errors import InputError, did_you_mean
 from ..data.forks import require_own_threads
 from ..data.settings import QueryMode, ScoreSettings
 from .columns import DATA, Columns, choose_columns, union_name
@@ -188,7 +188,13 @@ def with_signals(recipe: Recipe, settings: ScoreSettings) -> Recipe:
         found[name] = signal
     for name in settings.weights:
         if name not in found:
-            raise InputError(f"--weight {name}: there is no such signal; there are {', '.join(found)}")
+            if recipe.schema.get(name) == pl.Float64:
+                raise InputError(
+                    f"--weight {name}: is a measure, not a signal; make one of it: --signal 'x = {name}' --weight x=1"
+                )
+            raise InputError(
+                f"--weight {name}: there is no such signal; {did_you_mean(name, found)}there are {', '.join(found)}"
+            )
     return dataclasses.replace(recipe, signals=found)
 
 

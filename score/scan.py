@@ -13,10 +13,12 @@ from polars.io.plugins import register_io_source
 from ..data.cache import Cache, open_cache
 from ..data.checks import require_sums
 from ..data.errors import InputError
+from ..data.files import given_path
 from ..data.reader import Block, Shard
 from ..data.settings import HeadOutput, QueryMode, ScoreSettings
 from ..data.signatures import library_call
 from .kept import open_store
+from .listing import with_a_task_span
 from .recipe import Recipe, choose_recipe
 from .shard_source import ShardSource
 
@@ -43,7 +45,8 @@ def scan_cache(
     Args:
         cache: a cache folder or a shard file.
         score_query_mode: as in `score`, and so are the others; with `partial` an unfinished cache is read as far as it goes,
-            with `fresh` nothing is used that `score` has kept.
+            with `fresh` nothing is used that `score` has kept. Where the cache has no span `question` and `task_span` names no
+            other, the first of its template counts as the task's, and the log says so.
 
     Columns: `sample` (0-based in the cache), `row` (0-based in the data file), `tokens` (in the prompt), `tokens_<span>`,
     `data_<column>` (what `capture --keep` kept), `layer`, `head`, `kv_head`, the measures, and the signals (docs/signals.md).
@@ -58,8 +61,8 @@ def scan_cache(
         "signal": signal or (),
         "signals": signals,
     }
-    opened = open_cache(Path(cache))
-    recipe = choose_recipe(opened, ScoreSettings(**given), partial)
+    opened = open_cache(given_path("cache", cache))
+    recipe = choose_recipe(opened, with_a_task_span(opened, ScoreSettings(**given), tell=True), partial)
     schema = recipe.scanned
 
     def source(
@@ -150,19 +153,21 @@ def rows(
         score_query_mode: the last token's rows, or the mean over all query positions.
         partial: read an unfinished cache as far as it goes.
 
-    Raises InputError for a layer or head that the cache has not, and for a damaged shard.
+    Raises InputError for a layer or head that is no whole number or not in the cache, and for a damaged shard.
     """
-    opened = open_cache(Path(cache))
-    choose_recipe(
-        opened, ScoreSettings(score_query_mode=score_query_mode, task_span=opened.metadata["span_names"][:1]), partial
-    )
+    opened = open_cache(given_path("cache", cache))
+    settings = ScoreSettings(score_query_mode=score_query_mode, task_span=opened.metadata["span_names"][:1])
+    choose_recipe(opened, settings, partial)
+    for name, number in (("layer", layer), ("head", 0 if head is None else head)):
+        if isinstance(number, bool) or not isinstance(number, int | np.integer):
+            raise InputError(f"rows: {name}={number!r:.80} is not a whole number")
     layers, heads = opened.metadata["layers"], opened.metadata["dims"]["heads"]
     if layer not in layers or (head is not None and not 0 <= head < heads):
         name = f"layer {layer}" if head is None or layer not in layers else f"head {head} in layer {layer}"
         raise InputError(
             f"{opened.path}: has no {name}; it has {heads} heads in each of the layers {layers[0]} to {layers[-1]}"
         )
-    return _pattern_rows(opened, layers.index(layer), head, f"{score_query_mode}/attention")
+    return _pattern_rows(opened, layers.index(layer), head, f"{settings.score_query_mode}/attention")
 
 
 def _pattern_rows(cache: Cache, layer: int, head: int | None, array: str) -> Iterator[PatternRows]:

@@ -52,8 +52,8 @@ def score_cache(
     _warn_of_raw_norms(recipe, settings)
     work = work or WorkSettings()
     store = None if work.fresh else open_store(cache, recipe.mode)
-    with executor_of(work) as own:
-        found = cache_means(cache, recipe, store, executor or own)
+    with executor_of(work, executor) as chosen:
+        found = cache_means(cache, recipe, store, chosen)
     _warn_of_undefined(cache, recipe, settings, found)
     heads = heads_frame(recipe, found.means, settings)
     scores = Scores(heads, found.samples, found.undefined, cache.missing_ranges(), settings, cache.metadata)

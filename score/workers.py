@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
@@ -19,12 +19,15 @@ MAX_ON_WINDOWS = 61
 
 
 @contextlib.contextmanager
-def executor_of(settings: WorkSettings) -> Iterator[Executor | None]:
-    """The executor that the settings ask for; None where this process does the work.
+def executor_of(settings: WorkSettings, given: Any = None) -> Iterator[Executor | None]:
+    """The executor that is given, or that the settings ask for; None where this process does the work.
 
-    Raises InputError where Dask is not installed or not reached, RunError where a worker fails.
+    Raises InputError where what is given is none, or Dask is not installed or not reached, RunError where a worker fails.
     """
-    if settings.dask:
+    if given is not None:
+        with _given(given) as executor:
+            yield executor
+    elif settings.dask:
         with _dask(settings.dask) as executor:
             yield executor
     elif settings.workers > 1:
@@ -32,6 +35,16 @@ def executor_of(settings: WorkSettings) -> Iterator[Executor | None]:
             yield executor
     else:
         yield None
+
+
+@contextlib.contextmanager
+def _given(executor: Any) -> Iterator[Executor]:
+    if not isinstance(executor, Executor):
+        raise InputError(f"executor: expected a concurrent.futures.Executor, got {executor!r:.80}")
+    try:
+        yield executor
+    except BrokenExecutor as error:
+        raise RunError(f"executor: a worker ended before its time: {one_line(error)[:160]}") from error
 
 
 @contextlib.contextmanager

@@ -111,6 +111,51 @@ def test_config_file_gives_defaults_and_the_command_line_wins(run_cli: Cli, cach
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "r" / name).read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("configured", "given", "weights"),
+    [
+        ("weight: {lift: 2, out: 3}", ["--weight", "lift=5"], {"out": 3, "ent": 0.5, "task": 1, "lift": 5}),
+        ("weight: {lift: 2}", ["--weight", "sink = 5"], {"out": 1, "ent": 0.5, "task": 1, "lift": 2, "sink": 5}),
+        ("weight: {lift: 2}", [], {"out": 1, "ent": 0.5, "task": 1, "lift": 2}),
+        ("lambda_ent: 2", ["--weight", "ent=1"], {"out": 1, "ent": 1, "task": 1}),
+        ("lambda_ent: 2", ["--weight", "lift=1"], {"out": 1, "ent": 2, "task": 1, "lift": 1}),
+        ("weight: {ent: 1}", ["--lambda-ent", 2], {"out": 1, "ent": 2, "task": 1}),
+        ("weight: {ent: 1, task: 4}", ["--weight", "lift=1", "--lambda-ent", 2], {"out": 1, "ent": 2, "task": 4, "lift": 1}),
+        ("weight: {ent: 1}", ["--weight", "ent=3"], {"out": 1, "ent": 3, "task": 1}),
+        ("weight: null\nlambda_ent: null", ["--weight", "task=3"], {"out": 1, "ent": 0.5, "task": 3}),
+    ],
+)
+def test_the_command_line_wins_weight_by_weight(
+    run_cli: Cli, cache: Path, tmp_path: Path, configured: str, given: list[object], weights: dict[str, float]
+) -> None:
+    config = write(tmp_path / "c.yaml", configured)
+    status, _, err = run_cli("score", cache, "--out", tmp_path / "r", "--config", config, *given)
+    assert status == 0, err
+    made = yaml.safe_load((tmp_path / "r" / "config.yaml").read_text())
+    settings = ScoreSettings(**{name: made[name] for name in ("weight", "lambda_ent", "lambda_task")})
+    assert settings.weights == weights
+
+
+def test_measures_and_signals_of_both_the_configuration_and_the_command_line_count(
+    run_cli: Cli, cache: Path, tmp_path: Path
+) -> None:
+    config = write(tmp_path / "c.yaml", "measure: {a: position > 1, b: position > 2}\nsignal: {x: a - b, y: a}\n")
+    given = ["--measure", "b=position > 3", "--signal", "y = b", "--signal", "z = a"]
+    status, _, err = run_cli("score", cache, "--out", tmp_path / "r", "--config", config, *given)
+    assert status == 0, err
+    made = yaml.safe_load((tmp_path / "r" / "config.yaml").read_text())
+    assert made["measure"] == {"a": "position > 1", "b": "position > 3"}
+    assert made["signal"] == {"x": "a - b", "y": "b", "z": "a"}
+
+
+def test_null_in_a_configuration_means_the_default(run_cli: Cli, cache: Path, tmp_path: Path) -> None:
+    fields = dataclasses.fields(ScoreSettings) + dataclasses.fields(WorkSettings)
+    names = [field.name for field in fields] + ["partial", "overwrite", "report", "out"]
+    config = write(tmp_path / "c.yaml", "".join(f"{name}: null\n" for name in names))
+    assert run_cli("score", cache, "--config", config)[:2] == run_cli("score", cache)[:2]
+    assert run_cli("score", cache)[0] == 0
+
+
 def test_config_of_a_run_repeats_it(run_cli: Cli, llama: Path, tmp_path: Path) -> None:
     run_cli("run", "--model", llama, "--out", tmp_path / "r", "--max-samples", 5, "--seed", 3, "--lambda-ent", 2)
     status, _, err = run_cli("run", "--config", tmp_path / "r" / "config.yaml", "--out", tmp_path / "again")
@@ -265,6 +310,12 @@ def test_without_out_the_scores_are_printed_and_nothing_is_written(
         status == 0 and out.splitlines()[0].split()[:2] == ["rank", "head"] and out.splitlines()[-1] == "12 heads, 24 samples"
     )
     assert not list(tmp_path.iterdir()) and sorted(cache.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("asked", "lines"), [(None, 10), (1, 1), (5, 5), (11, 10)])
+def test_no_more_heads_are_printed_than_asked_for(run_cli: Cli, cache: Path, asked: int | None, lines: int) -> None:
+    status, out, _ = run_cli("score", cache, *(["--top-k", asked] if asked else []))
+    assert status == 0 and len(out.splitlines()) == 1 + lines + 2
 
 
 # ------------------------------------------------------------------------------------------------------ configuration files
@@ -545,7 +596,6 @@ BAD_CAPTURES: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     "unknown option": (lambda _: ["--max-sample", 3], "--max-sample"),
     "config switch of the wrong type": (config("overwrite: 3"), "--overwrite: expected true or false, got 3"),
     "config path of the wrong type": (config("out: 3"), "--out: expected a path, got 3"),
-    "config number of null": (config("max_samples: null"), "--max-samples: expected int, got None"),
 }
 
 
@@ -609,6 +659,7 @@ def broken_caches(cache: Path, tmp_path: Path) -> Path:
         made.write_text(made.read_text().replace(old, new))
     (tmp_path / "stranger").mkdir()
     (tmp_path / "stranger" / "scores_raw.csv").write_text("precious")
+    (tmp_path / "no-out.yaml").write_text("out: ''\n")
     (tmp_path / "blocked" / "run.log").mkdir(parents=True)
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "config.yaml").write_text("lambda_ent: 9\n")
@@ -650,6 +701,36 @@ BAD_SCORES: dict[str, tuple[list[object], str]] = {
         ["{cache}", "--weight", "out=0", "--lambda-ent", 0, "--lambda-task", 0],
         "--weight: every weight is 0",
     ),
+    **{
+        f"out in {place} of a cache": (
+            ["{cache}", "--out", "{tmp}/torn/" + place],
+            "lies in '" + place.split("/")[0] + "' of the cache",
+        )
+        for place in ("shards", "derived", "charts", "shards/new", "derived/a/b")
+    },
+    "out empty": (["{cache}", "--out", ""], "--out: expected a path, got ''"),
+    "out empty in a config": (["{cache}", "--no-out", "--config", "{tmp}/no-out.yaml"], "--out: expected a path, got ''"),
+    "cache empty": (["", "--partial"], "cache: expected a path, got ''"),
+    "weight of a misspelt signal": (
+        ["{cache}", "--weight", "lfit=1"],
+        "--weight lfit: there is no such signal; did you mean 'lift'? there are out,",
+    ),
+    "weight of no signal": (
+        ["{cache}", "--weight", "zzzz=1"],
+        "--weight zzzz: there is no such signal; there are out, ent, task",
+    ),
+    "weight of a measure": (
+        ["{cache}", "--weight", "entropy=1"],
+        "--weight entropy: is a measure, not a signal; make one of it: --signal 'x = entropy'",
+    ),
+    "weight of a measure of one's own": (
+        ["{cache}", "--measure", "late = position > 3", "--weight", "late=1"],
+        "--signal 'x = late' --weight x=1",
+    ),
+    "no built-in signal": (
+        ["{cache}", "--signal", "snik"],
+        "--signal snik: is no built-in signal; did you mean 'sink'? give NAME='SQL', or one of out,",
+    ),
     "report without a folder": (["{cache}", "--report", "--no-out"], "--report: needs a folder for it; give --out"),
 }
 
@@ -667,6 +748,19 @@ def test_bad_scores_end_in_one_line_and_leave_nothing(
     status, stdout, err = run_cli("score", *filled, *out)
     assert_one_line_error(status, err, message)
     assert stdout == "" and sorted(broken_caches.rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", ["run", "capture", "merge", "report"])
+@pytest.mark.parametrize(
+    ("place", "said"), [("", "--out: expected a path, got ''"), ("{tmp}/torn/shards/x", "lies in 'shards'")]
+)
+def test_no_command_writes_into_a_cache_or_a_folder_without_a_name(
+    run_cli: Cli, cache: Path, broken_caches: Path, command: str, place: str, said: str
+) -> None:
+    before = sorted(broken_caches.rglob("*"))
+    status, _, err = run_cli(command, *([cache] * (command in ("merge", "report"))), "--out", place.format(tmp=broken_caches))
+    assert_one_line_error(status, err, said)
+    assert sorted(broken_caches.rglob("*")) == before
 
 
 def test_inspect_of_what_is_not_a_cache(run_cli: Cli, broken_caches: Path) -> None:

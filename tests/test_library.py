@@ -284,3 +284,18 @@ def test_library_and_command_line_tell_the_same_fault_each_in_its_terms(cache: P
     assert done.stderr.splitlines()[-1] == "headscore: error: --top-k: 13 is more than the 12 heads there are"
     traceback = subprocess.run([*command, "--debug"], capture_output=True, text=True).stderr
     assert traceback.splitlines()[-1] == "headscore.data.errors.InputError: --top-k: 13 is more than the 12 heads there are"
+
+
+@pytest.mark.parametrize("path", [None, "", 3, b"x", []])
+def test_what_is_no_path_is_told_by_every_call(cache: Path, tmp_path: Path, path: Any) -> None:
+    calls = [headscore.score, headscore.scan_cache, headscore.inspect, lambda c: headscore.rows(c, layer=0)]
+    calls += [lambda c: headscore.report(c, tmp_path), lambda c: headscore.merge([c], tmp_path)]
+    calls += [headscore.signals] if path is not None else []
+    for call in calls:
+        with pytest.raises(InputError, match=r"^cache: expected a path, got "):
+            call(path)
+    outs = [headscore.run, headscore.capture, lambda o: headscore.merge([cache], o), lambda o: headscore.report(cache, o)]
+    outs += [lambda o: headscore.score(cache, o)] if path is not None else []
+    for call in outs:
+        with pytest.raises(InputError, match=r"^out: expected a path, got "):
+            call(path)

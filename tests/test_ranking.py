@@ -273,11 +273,29 @@ def test_whole_numbers_are_values_too() -> None:
         ({"out": pl.lit(-math.inf)}, {"out": 1.0}, {}, r"the signal 'out' is undefined or not finite for some heads"),
         ({"ent": pl.lit(None, pl.Float64)}, {"out": 1.0, "ent": -1.0}, {}, r"the signal 'ent' is undefined or not finite"),
         ({"out": pl.lit("x")}, {"out": 1.0}, {}, r"the signal 'out' is of String, not of numbers"),
+        ({"out": pl.lit("x")}, {"out": 0.0, "ent": 1.0}, {}, r"the signal 'out' is of String, not of numbers"),
         ({}, {"out": 0.0}, {}, r"every weight is 0, so there is nothing to rank by"),
         ({}, {}, {}, r"every weight is 0, so there is nothing to rank by"),
         ({}, {"out": math.nan}, {}, r"weight of 'out'"),
         ({}, {"out": math.inf}, {}, r"weight of 'out'"),
         ({"out": pl.col("out") - 1}, {"out": 1.0}, {"norm_mode": "ratio"}, r"ratio: the mean of 'out' is 0 in some layer"),
+        ({"out": pl.col("out") - 1}, {"out": 1.0}, {"norm_mode": "ratio", "within": "model"}, r"'out' is 0 in the model, so"),
+        *(({name: pl.lit(1.0)}, {"out": 1.0}, {}, f"has a column '{name}' already, which would be overwritten")
+          for name in ("rank", "combined", "tied_rank", "layer_rank", "out_norm", "out_rank", "ent_norm", "task_rank")),
+        ({"out_norm": pl.lit(1.0)}, {"out_norm": 1.0}, {}, r"has a column 'out_norm' already"),
+        ({"out_rank": pl.lit(1)}, {"ent": 1.0}, {"by": "out_rank"}, r"has a column 'out_rank' already"),
+        ({"tied": pl.lit(1.0)}, {"out": 1.0}, {}, r"two results would be called 'tied_rank'; rename the signal 'tied'"),
+        ({}, {"layer": 1.0}, {}, r"'layer' says which head a line is of"),
+        *(({}, {"out": value}, {}, r"the weight of 'out', .*, is not a finite number")
+          for value in ("1", None, [1.0], True, np.bool_(True), 10**400, 1j, np.array([1.0]), np.float32("nan"))),
+        *(({}, value, {}, r"is not a number for each signal") for value in ([1.0], "out", None, 1.0)),
+        ({}, {"out": 1.0}, {"by": "replicate"}, r"the frame has no replicate;"),
+        *(({}, {"out": 1.0}, {"by": name}, "every ranking has the column already") for name in ("layer", ["head"])),
+        ({"x": pl.lit(1)}, {"out": 1.0}, {"by": ["x", "x"]}, "each once"),
+        *(({}, {"out": 1.0}, {"by": value}, "is not the name of a column") for value in (3, None, [3])),
+        *(({name: pl.lit(None, pl.Int64)}, {"out": 1.0}, {}, f"some lines have no {name}; leave them out")
+          for name in ("layer", "head")),
+        ({"layer": pl.lit(math.nan)}, {"out": 1.0}, {}, "some lines have no layer"),
         ({}, {"out": 1.0}, {"fusion": "borda"}, r"fusion='borda' is not one of rank, rrf, sum"),
         ({}, {"out": 1.0}, {"norm_mode": "minmax"}, r"norm_mode='minmax' is not one of zscore, percentile, ratio, none"),
         ({}, {"out": 1.0}, {"within": "block"}, r"within='block' is not one of layer, model"),
@@ -304,3 +322,30 @@ def test_heads_that_are_equal_but_for_rounding_tie() -> None:
     found = rank(frame, {"out": 0.1, "ent": 0.3})
     assert found["combined"][0] != found["combined"][1], "so the definition of the order tells them apart"
     assert found["tied_rank"].to_list() == [2, 2, 4, 1]
+
+
+@pytest.mark.parametrize("frame", [framed({"out": np.arange(3.0)[None]}).lazy(), {"layer": [0]}, None])
+def test_what_is_no_frame_is_told(frame: Any) -> None:
+    with pytest.raises(
+        InputError, match=r"^rank: the frame is a \w+, not a polars DataFrame(; collect\(\) it first)?$"
+    ) as error:
+        rank(frame, {"out": 1.0})
+    assert ("collect()" in str(error.value)) == isinstance(frame, pl.LazyFrame)
+
+
+@pytest.mark.parametrize("number", [np.float16, np.float32, np.float64, np.longdouble, np.int8, np.uint64, np.array, int])
+def test_weights_may_be_numbers_of_any_kind(number: Any) -> None:
+    frame = framed({name: np.arange(3.0)[None] for name in SIGNALS})
+    assert rank(frame, {"out": number(2), "ent": number(1)}).equals(rank(frame, {"out": 2.0, "ent": 1.0}))
+
+
+def test_choices_and_groups_have_more_than_one_spelling() -> None:
+    frame = framed({"out": np.arange(6.0).reshape(2, 3)}, replicate=pl.col("head") % 2).with_columns(kv_head="head")
+    assert rank(frame, {"out": 1.0}, by="replicate").equals(rank(frame, {"out": 1.0}, by=["replicate"]))
+    assert rank(frame, {"out": 1.0}, unit="kv-head").equals(rank(frame, {"out": 1.0}, unit="kv_head"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("within", ["layer", "model"])
+def test_what_cannot_be_divided_by_its_mean_is_null(within: Any) -> None:
+    frame = framed({"out": np.array([[1.0, 2.0]]), "none": np.array([[-1.0, 1.0]])})
+    assert rank(frame, {"out": 1.0}, norm_mode="ratio", within=within)["none_norm"].to_list() == [None, None]

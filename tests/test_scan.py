@@ -20,6 +20,7 @@ from headscore.data.cache import open_cache, shard_path
 from headscore.data.errors import DamagedShardError, InputError
 from headscore.data.reader import Shard
 from headscore.data.shard import write_shard
+from headscore.score.listing import measures
 
 PLACES = ["sample", "layer", "head"]
 
@@ -308,6 +309,8 @@ def test_rows_that_there_are_not_are_refused(cache: Path, last_token_cache: Path
         ({"layer": -1}, "has no layer -1"),
         ({"layer": 0, "head": 4}, "has no head 4 in layer 0; it has 4 heads"),
         ({"layer": 0, "head": -1}, "has no head -1 in layer 0"),
+        *(({"layer": value}, "^rows: layer=.* is not a whole number$") for value in (True, 1.0, "1", None)),
+        *(({"layer": 0, "head": value}, "^rows: head=.* is not a whole number$") for value in (True, 1.0, "1", [1])),
     ):
         with pytest.raises(InputError, match=said):
             headscore.rows(cache, **options)
@@ -319,6 +322,39 @@ def test_rows_that_there_are_not_are_refused(cache: Path, last_token_cache: Path
     with pytest.raises(InputError, match="1 of 1 shards are missing"):
         headscore.rows(made, layer=0)
     assert list(headscore.rows(made, layer=0, partial=True)) == []
+
+
+def test_rows_take_either_spelling_and_numpy_numbers(cache: Path) -> None:
+    for mode in ("last_token", "all_tokens"):
+        one = list(headscore.rows(cache, layer=1, head=2, score_query_mode=mode))  # type: ignore[arg-type]
+        same: Any = {"layer": np.int64(1), "head": np.uint8(2), "score_query_mode": mode.replace("_", "-")}
+        other = list(headscore.rows(cache, **same))
+        assert all(np.array_equal(a.weights, b.weights) for a, b in zip(one, other, strict=True)) and len(one) == 24
+
+
+@pytest.mark.parametrize(("names", "first"), [(["template", "special", "drink", "food"], "drink"), (["template"], "template")])
+def test_a_cache_without_the_default_span_can_be_looked_at(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, names: list[str], first: str
+) -> None:
+    caplog.set_level("INFO")
+    made = metadata(2, 2, {"span_names": names})
+    cache = write_cache(tmp_path, **BY_HAND)
+    with Shard(shard_path(cache, 0)) as shard:
+        arrays = {name: shard.read(name) for name in shard.names}
+    arrays["tokens/span"] = arrays["tokens/span"] & 1
+    made |= {key: open_cache(cache).metadata[key] for key in ("dims", "layers")}
+    cache_format.write_metadata(cache, made, keep_existing=False)
+    write_shard(shard_path(cache, 0), 0, arrays, made, [])
+    for look in (headscore.scan_cache, headscore.signals):
+        caplog.clear()
+        found = look(cache)
+        assert caplog.messages == [f"{cache}: has no span 'question', so '{first}' counts as the task's"]
+        assert found.lazy().collect().equals(look(cache, task_span=[first]).lazy().collect())
+        with pytest.raises(InputError, match="has no span 'mood'"):
+            look(cache, task_span=["mood"])
+    assert f"mass_{first}" in measures(cache)
+    with pytest.raises(InputError, match="has no span 'question'"):
+        headscore.score(cache)
 
 
 def test_impossible_rows_are_damage(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import shutil
 import socket
 import subprocess
 import sys
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+import threading
+from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
 from functools import partial, reduce
 from operator import add
 from pathlib import Path
@@ -80,6 +81,47 @@ def test_any_executor_changes_no_bit(cache: Path, make: Any) -> None:
         again = headscore.score(cache, executor=executor, fresh=True, **MINE)
     assert_equal_to_the_last_bit(headscore.score(cache, fresh=True, **MINE), spread)
     assert_equal_to_the_last_bit(spread, again)
+
+
+def shut_down() -> ThreadPoolExecutor:
+    executor = ThreadPoolExecutor(1)
+    executor.shutdown()
+    return executor
+
+
+@pytest.mark.parametrize(
+    ("executor", "said"),
+    [
+        (3, r"^executor: expected a concurrent\.futures\.Executor, got 3$"),
+        (ThreadPoolExecutor, r"^executor: expected a concurrent\.futures\.Executor, got <class"),
+        (shut_down(), r"^executor: takes no work: cannot schedule new futures after shutdown$"),
+    ],
+)
+def test_what_cannot_do_the_work_is_told_in_one_line(cache: Path, executor: Any, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        headscore.score(cache, executor=executor, fresh=True)
+
+
+def test_a_function_that_cannot_be_sent_to_a_process_is_told_in_one_line(cache: Path) -> None:
+    lock = threading.Lock()
+    unsendable = pl.col("sink").map_batches(lambda sink: (lock, sink)[1], return_dtype=pl.Float64)
+    given: dict[str, Any] = {"signal": {"mine": unsendable}, "fresh": True}
+    assert headscore.score(cache, **given).samples == 24
+    with pytest.raises(InputError, match=r"^workers: a function in a signal or measure cannot be sent .*; leave out workers$"):
+        headscore.score(cache, workers=2, **given)
+
+
+def test_an_executor_that_breaks_is_told_in_one_line(cache: Path) -> None:
+    class Breaking(LastFirst):
+        def submit(self, function: Any, /, *given: Any, **more: Any) -> Any:
+            future: Future[Any] = Future()
+            future.set_exception(BrokenExecutor("a child died"))
+            return future
+
+        map = Executor.map
+
+    with pytest.raises(RunError, match=r"^executor: a worker ended before its time: a child died$"):
+        headscore.score(cache, executor=Breaking(), fresh=True)
 
 
 def resharded(cache: Path, folder: Path, sizes: list[int]) -> Path:
