@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ..data.errors import InputError, one_line
+from ..data.errors import InputError, did_you_mean, one_line
 
 Schema = Mapping[str, Any]
 
@@ -106,7 +106,9 @@ def names_of(expression: pl.Expr, schema: Schema, where: str) -> list[str]:
         return pl.LazyFrame(schema=dict(schema)).select(expression).collect_schema().names()
     except pl.exceptions.ColumnNotFoundError as error:
         missing = [name for name in expression.meta.root_names() if name not in schema]
-        raise InputError(f"{where}: there is no '{(missing or ['?'])[0]:.80}'; there are {', '.join(schema)}") from error
+        name = (missing or ["?"])[0]
+        near = did_you_mean(name, list(schema))
+        raise InputError(f"{where}: there is no '{name:.80}'; {near}there are {', '.join(schema)}") from error
     except pl.exceptions.PolarsError as error:
         raise InputError(f"{where}: cannot be computed: {one_line(error)[:160]}") from error
 

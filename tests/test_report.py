@@ -61,6 +61,7 @@ def with_spans(folder: Path, names: list[str], dims: dict[str, int] | None = Non
     path = shard_path(folder, 0)
     with h5py.File(path, locking=False) as file:
         arrays = {name: file[name][()] for name in ARRAYS}
+    arrays["tokens/span"] &= (1 << len(names)) - 1
     layers, heads = arrays["last_token/output_norm"].shape[:2]
     changed = metadata(layers, heads, {"span_names": names, "dims": {"layers": layers, "heads": heads} | (dims or {})})
     (folder / METADATA_FILE).unlink()

@@ -12,7 +12,7 @@ import polars as pl
 
 from ...data.errors import printable
 from ...data.settings import DEFAULT_WEIGHTS, Fusion, NormMode, Unit, Within
-from ..ranking import RRF_CONSTANT
+from ..ranking import RRF_CONSTANT, TIE_DIGITS
 from .columns import UNITS, copies, value
 
 if TYPE_CHECKING:
@@ -77,7 +77,8 @@ class Ranking:
         """
         places: list[Any] = [{"op": "count", "as": "ties"}, {"op": "min", "field": "rank", "as": "first"}]
         shown = [
-            alt.JoinAggregateTransform(joinaggregate=places, groupby=["combined"]),
+            _calculated("level", f"format(datum.combined, '.{TIE_DIGITS - 1}e')"),
+            alt.JoinAggregateTransform(joinaggregate=places, groupby=["level"]),
             _calculated("place", "datum.ties > 1 ? datum.first + '=' : '' + datum.rank"),
         ]
         if not self.weights:
