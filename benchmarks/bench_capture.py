@@ -53,7 +53,7 @@ from headscore.capture.samples import EncodedShard, Marker, ShardSamples, SkipLi
 from headscore.capture.selfcheck import checked_recorder
 from headscore.capture.shards import capture_shards
 from headscore.capture.sources import resolve
-from headscore.data.cache import Cache
+from headscore.data.cache import Cache, write_metadata
 from headscore.data.metadata import Metadata
 from headscore.data.settings import CaptureSettings
 from headscore.data.tokens import Sample
@@ -129,6 +129,7 @@ class Prompts:
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "shards").mkdir()
             cache = Cache(Path(folder), self._metadata[queries], (), len(shards))
+            write_metadata(cache.path, cache.metadata, keep_existing=False)
             limit, recorder = SkipLimit(settings, self._arguments.samples, 0), self._recorders[queries]
             check = replace(self._check, shared_prefixes=share)
             capture_shards(cache, dict(enumerate(shards)), marker, self._base, recorder, settings, limit, None, check)
