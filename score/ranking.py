@@ -66,7 +66,10 @@ def rank(
     ranked = _ranked(frame.sort(keys), signals, numbers, group, NORM_MODES[norm_mode])
     combined = FUSIONS[fusion](numbers, group)
     tiebreak = _weighted({name: pl.col(f"{name}_norm") for name in numbers}, numbers)
-    return _ordered(ranked.with_columns(combined=combined, _tiebreak=tiebreak), groups, unit)
+    scored = ranked.with_columns(combined=combined, _tiebreak=tiebreak)
+    if not (_is_finite(scored["combined"]) and _is_finite(scored["_tiebreak"])):
+        raise InputError("rank: the weighted sum of some head is beyond what a number can hold; give smaller weights or values")
+    return _ordered(scored, groups, unit)
 
 
 def _choice(option: str, value: Any, known: Sequence[str] | Mapping[str, Any]) -> Any:

@@ -5,6 +5,7 @@ its peak by then. `run` is for tests; it starts that and goes on after a case th
 """
 
 import datetime
+import functools
 import io
 import json
 import os
@@ -163,8 +164,11 @@ def parquet_cases(folder: Path) -> tuple[Callable[[random.Random], Path], Read]:
     import polars as pl
 
     from headscore.capture.samples import read_prompts
+    from headscore.data import rows as data_rows
     from headscore.data.settings import CaptureSettings
 
+    # Each file is read twice, and need be tried in a process of its own once.
+    data_rows._require_survived = functools.lru_cache(2)(data_rows._require_survived)  # type: ignore[assignment]
     day = datetime.datetime(2024, 2, 3, 4, 5, 6)
     rows = [
         {
@@ -229,16 +233,17 @@ def yaml_cases(folder: Path) -> tuple[Callable[[random.Random], Path], Read]:
             "--- \n",
         ),
         *("'", '"', "|\n", ">\n", "%YAML 9.9\n---\n", "~nobody/x", '"a\\0b"', "yes", "null", "lambda-ent: 1", "\t", "#", ": "),
-        *("1", "2.5", "-3", "[question]", "{out: 2}", "rank", "model", "'x'", "# a comment", "within: model", "fusion: rrf"),
     )
+
+    mild = ("1", "2.5", "-3", "[question]", "{out: 2}", "rank", "model", "'x'", "# a comment", "within: model", "fusion: rrf")
 
     def make(chance: random.Random) -> Path:
         lines = base.split("\n")
         for _ in range(chance.randint(1, 2)):
-            place, piece = chance.randrange(len(lines)), chance.choice(pieces)
+            place, piece = chance.randrange(len(lines)), chance.choice(chance.choice((pieces, mild)))
             start = chance.randrange(len(lines[place]) + 1)
             key = lines[place].partition(":")[0]
-            as_line = (f"{key}: {piece}", piece, f"{key}: {piece}", f"x-{key}: 1", key.replace("_", "-") + ": 1")
+            as_line = (f"{key}: {piece}", piece, f"{key}: {piece}", key.replace("_", "-") + ": 1")
             lines[place : place + chance.randrange(2)] = [
                 chance.choice(
                     (*as_line, lines[place][:start] + piece + lines[place][start:], lines[chance.randrange(len(lines))])

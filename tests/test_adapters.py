@@ -276,7 +276,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "weights cut short": (lambda folder: os_truncate(folder / "adapter_model.safetensors"), "cannot be read: SafetensorError"),
     "no configuration": (without("adapter_config.json"), "is not an adapter folder: it has no adapter_config.json"),
     "not JSON": (written("adapter_config.json", "{"), "its adapter_config.json cannot be read: JSONDecodeError"),
-    "deep JSON": (written("adapter_config.json", "[" * 100_000), "its adapter_config.json cannot be read: ValueError: it is nested too deeply"),
+    "deep JSON": (written("adapter_config.json", "[" * 100_000), "cannot be read: ValueError: it is nested too deeply"),
     "no object": (written("adapter_config.json", "[1]"), "its adapter_config.json holds no JSON object"),
     "no kind": (configured(peft_type=None), "has a peft_type that peft"),
     "unknown kind": (configured(peft_type="MAGIC"), "does not know: 'MAGIC'"),

@@ -442,3 +442,12 @@ def test_json_text_is_clean_and_says_the_same(value: Any, indent: int | None) ->
 def test_the_record_of_a_date_is_its_own(tmp_path: Path) -> None:
     pl.DataFrame({"question": ["a"], "when": [datetime.date(2024, 2, 3)], "none": [None]}).write_parquet(tmp_path / "d.parquet")
     assert read_data(tmp_path / "d.parquet").rows == [{"question": "a", "when": datetime.date(2024, 2, 3), "none": None}]
+
+
+def test_weights_and_values_whose_sum_no_number_holds_are_told() -> None:
+    frame = pl.DataFrame({"layer": [0, 0], "head": [0, 1], "a": [1e300, 1.0]})
+    with pytest.raises(InputError, match=r"the weight of 'a': 1e\+307 is not between"):
+        headscore.rank(frame, {"a": 1e307})
+    with pytest.raises(InputError, match="beyond what a number can hold"):
+        headscore.rank(frame, {"a": 1e15}, fusion="sum", norm_mode="none")
+    assert headscore.rank(frame, {"a": 1e15})["rank"].to_list() == [1, 2]
