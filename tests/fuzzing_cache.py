@@ -15,7 +15,6 @@ import io
 import itertools
 import json
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+from fuzzing import peak_bytes
 from hdf5_structures import INTERESTING, Structure, metadata_places, repaired, structures
 
 import headscore
@@ -165,7 +165,7 @@ def child(folder: Path, first: int, stop: int) -> None:
         named = [bool(headscore.inspect(cache, verify=verify)["damaged"]) for verify in (False, True)][1]
         faulthandler.cancel_dump_traceback_later()
         refused = isinstance(scores, str)
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+        memory = peak_bytes()
         end = {"refused": refused, "other": not refused and not scores.equals(right), "named": named, "memory": memory}
         print(json.dumps(end), flush=True)
 

@@ -178,7 +178,7 @@ def test_any_text_is_an_expression_or_told_in_one_line(text: str) -> None:
 )
 def test_text_that_is_no_expression_is_told(small: Path, text: str) -> None:
     for option in ("signal", "measure"):
-        with pytest.raises(InputError, match=f"^{option} mine: ") as error:
+        with pytest.raises(InputError, match=f"^{option}( mine)?: ") as error:
             headscore.score(small, **{option: {"mine": text}})
         one_line(error)
 
