@@ -199,15 +199,15 @@ def test_the_cache_says_what_it_keeps_and_another_choice_is_another_capture(
     before = {path: path.stat().st_mtime_ns for path in copy.rglob("*.*")}
     capture(copy, llama, data, keep=[*reversed(COLUMNS), COLUMNS[0]])  # the order says nothing
     assert {path: path.stat().st_mtime_ns for path in copy.rglob("*.*")} == before
-    with pytest.raises(InputError, match=r"holds another capture: --keep was choices\.text\.0, .*, now nothing; use another"):
+    with pytest.raises(InputError, match=r"holds another capture: keep was choices\.text\.0, .*, now nothing; use another"):
         capture(copy, llama, data, keep=[])
     capture(tmp_path / "none", llama, data, keep=())
     assert "keep" not in open_cache(tmp_path / "none").metadata["settings"]
     with h5py.File(shard_path(tmp_path / "none", 0), locking=False) as file:
         assert "kept" not in file.attrs
-    with pytest.raises(InputError, match=r"holds another capture: --keep was nothing, now topic; use another"):
+    with pytest.raises(InputError, match=r"holds another capture: keep was nothing, now topic; use another"):
         capture(tmp_path / "none", llama, data, keep="topic")
-    with pytest.raises(InputError, match=r"is of another capture than .*: --keep was choices.*, now nothing"):
+    with pytest.raises(InputError, match=r"is of another capture than .*: keep was choices.*, now nothing"):
         headscore.merge([copy, tmp_path / "none"], tmp_path / "m")
     shutil.copy(shard_path(tmp_path / "none", 1), shard_path(copy, 1))
     with pytest.raises(InputError, match=r"00001\.h5: belongs to another capture \(other settings keep\)"):
@@ -251,11 +251,11 @@ def test_the_command_line_takes_it_again_and_again(run_cli: Cli, llama: Path, da
 @pytest.mark.parametrize(
     ("keep", "message"),
     [
-        ("topi", "--keep topi: is no column of {data}; it has question, choices, answerKey, meta, topic, "),
-        ("meta.lvl", "--keep meta.lvl: is no path of {data}; it has "),
-        ("choices.text.9", "--keep choices.text.9: is no path of "),
-        ([""], "--keep: expected one or more names"),
-        ([3], "--keep: expected one or more names"),
+        ("topi", "keep topi: is no column of {data}; it has question, choices, answerKey, meta, topic, "),
+        ("meta.lvl", "keep meta.lvl: is no path of {data}; it has "),
+        ("choices.text.9", "keep choices.text.9: is no path of "),
+        ([""], "keep: expected one or more names"),
+        ([3], "keep: expected one or more names"),
     ],
 )
 def test_unknown_columns_are_told_before_the_model_is_looked_for(keep: Any, message: str, data: Path, tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_columns_too_large_for_a_shard_are_told_before_the_model_is_loaded(
 ) -> None:
     monkeypatch.setattr("headscore.capture.models.load_model", lambda *_, **__: pytest.fail("the model was loaded"))
     monkeypatch.setattr(kept, "MAX_KEPT_BYTES", 200)
-    message = r"--keep choices\.text\.0: of rows 0 to 4 0\.0 MB would be kept, most of it this column; .* smaller --shard-size"
+    message = r"keep choices\.text\.0: of rows 0 to 4 0\.0 MB would be kept, most of it this column; .* smaller shard_size"
     with pytest.raises(InputError, match=message):
         capture(tmp_path / "c", llama, data, max_length=10_000)
 
