@@ -60,7 +60,9 @@ def write_cache(
     others: arrays that are to be something else.
     """
     layers, heads = rows.shape[:2]
-    made = metadata(layers, heads)
+    sums = np.add.reduceat(rows, np.cumsum([0, *lengths])[:-1], axis=2)
+    full = bool(np.allclose(sums, 1, atol=0.005))
+    made = metadata(layers, heads, {"attention": {"way": "recorded", "full_rows": full, "result_norms": True}})
     arrays = {
         "samples/row": np.arange(len(lengths)),
         "samples/offset": np.cumsum([0, *lengths]),
