@@ -151,12 +151,11 @@ def test_only_the_layers_that_a_filter_lets_pass_are_read(cache: Path, monkeypat
     read: list[tuple[str, int, int]] = []
     real = Shard.read
 
-    def spy(shard: Shard, name: str, layer: int | None = None, block: Any = None) -> Any:
+    def spy(shard: Shard, name: str, layer: Any = None, block: Any = None) -> Any:
         found = real(shard, name, layer, block)
         if name.startswith(("last_token", "all_tokens")):
-            read.extend((name, number, found.nbytes // 3) for number in range(3)) if layer is None else read.append(
-                (name, layer, found.nbytes)
-            )
+            numbers = range(3)[layer] if isinstance(layer, slice) else range(3) if layer is None else [layer]
+            read.extend((name, number, found.nbytes // len(numbers)) for number in numbers)
         return found
 
     monkeypatch.setattr(Shard, "read", spy)
@@ -360,5 +359,5 @@ def test_a_cache_without_the_default_span_can_be_looked_at(
 def test_impossible_rows_are_damage(tmp_path: Path) -> None:
     rows = BY_HAND["rows"].copy()
     rows[0, 1, 3] = 2
-    with pytest.raises(DamagedShardError, match="holds values that are not between 0 and 1"):
+    with pytest.raises(DamagedShardError, match="holds weights that are not between 0 and 1"):
         list(headscore.rows(write_cache(tmp_path, **(BY_HAND | {"rows": rows})), layer=0))

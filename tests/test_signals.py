@@ -215,7 +215,9 @@ def test_values_that_cannot_be_are_damage(tmp_path: Path, array: str, impossible
         assert headscore.score(cache).samples == 2
         return
     for ask in (lambda: headscore.score(cache), lambda: headscore.scan_cache(cache).collect()):
-        with pytest.raises(DamagedShardError, match=f"'{array}' holds (values|weights) that are (not between 0 and 1|negative or not)"):
+        with pytest.raises(
+            DamagedShardError, match=f"'{array}' holds (values|weights) that are (not between 0 and 1|negative or not)"
+        ):
             ask()
 
 
