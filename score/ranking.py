@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import polars as pl
 
+from ..data.checked import require_weight
 from ..data.errors import InputError
 from ..data.settings import Fusion, NormMode, Unit, Within
 from ..data.signatures import library_call
@@ -103,6 +104,7 @@ def _numbers(weights: Any) -> dict[str, float]:
             made[str(name)] = math.nan
         if not math.isfinite(made[str(name)]):
             raise InputError(f"rank: the weight of '{name}', {given!r:.80}, is not a finite number")
+        require_weight(f"rank: the weight of '{name}'", made[str(name)])
     return made
 
 
