@@ -74,7 +74,7 @@ def captured(
     finished.require(out, own)
     if finished.missing:
         logger.info("%s: %d of %d shards are still to be made by other processes", out, len(finished.missing), len(shards))
-    elif write_skipped(out, skipped) or rank.index == 0:  # of several processes, the one that is last
+    elif write_skipped(out, skipped) or rank.index == 0:  # of several processes, the last one (or two that end together)
         logger.info(
             "%s: complete: %d samples, %d skipped; next: headscore score %s --out RESULTS", out, len(lines), len(skipped), out
         )

@@ -134,7 +134,7 @@ def test_torchrun_then_other_world_sizes_give_the_same_cache(llama: Path, small_
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "headscore")
     done = subprocess.run(command(llama, out, torchrun), capture_output=True, text=True, env=environment())
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("complete: 24 samples") == 1
+    assert done.stderr.count("complete: 24 samples") in (1, 2)  # by the last one, or by two that end together
     for label in ("rank 0 of 2: 4 of 4 shards made", "rank 1 of 2: 4 of 4 shards made"):
         assert label in done.stderr
     assert_same(arrays_of(small_shards), arrays_of(out), exactly=True)
