@@ -48,7 +48,6 @@ def mean_intervals(
     for start in range(0, replicates, size):
         counts = generator.multinomial(rows, np.full(rows, 1 / rows), min(size, replicates - start)).astype(np.float64)
         found[start : start + size] = _ratios(counts / rows, centred) if studentised else counts @ values / rows
-    found.sort(axis=0)  # so that an infinite one is at its end
     lower, upper = np.quantile(found, [(1 - level) / 2, (1 + level) / 2], axis=0, method="nearest")
     if studentised:
         spread = np.sqrt((centred**2).mean(axis=0))

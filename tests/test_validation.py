@@ -18,7 +18,7 @@ BY_HAND = {
     INTACT: {"kl": 0, "nll": [1, 2, 3, np.nan], "acc": [1, 1, 0, np.nan], "choices": [4, 4, 2, np.nan]},
     TOP: {"kl": [1, 2, 3, 4], "nll": [2, 4, 6, np.nan], "acc": [0, 0, 1, np.nan]},
     BOTTOM: {"kl": [0, 0, 0, 1], "nll": [1, 2, 3, np.nan], "acc": [1, 1, 0, np.nan]},
-    DRAWS[0]: {"kl": [1, 1, 1, 1], "nll": [1, 2, 6, np.nan], "acc": [1, 0, 0, np.nan]},
+    DRAWS[0]: {"kl": [1, 1, 1, 1], "nll": [1, 2, 6, np.nan], "acc": [0, 0, 0, np.nan]},
     DRAWS[1]: {"kl": [4, 3, 2, 1], "nll": [1, 2, 0, np.nan], "acc": [0, 0, 0, np.nan]},
     DRAWS[2]: {"kl": [9, 9, 9, 9], "nll": [1, 2, 3, np.nan], "acc": [1, 1, 1, np.nan]},
 }
@@ -49,9 +49,10 @@ def test_a_table_by_hand() -> None:
     assert {name: kl[name] for name in common | tests} == pytest.approx(common | tests), "a draw as bad as the top counts"
     common = {"rows": 3, "intact": 2, "top": 2, "bottom": 0, "draws": 0, "draws_min": -1, "draws_max": 1, "difference": 2}
     assert {name: nll[name] for name in (*common, "p", "is_noise")} == pytest.approx(common | {"p": 1 / 4, "is_noise": False})
-    common = {"rows": 3, "intact": 2 / 3, "top": -1 / 3, "bottom": 0, "draws": -2 / 9, "draws_min": -2 / 3, "draws_max": 1 / 3}
-    tests = {"difference": -1 / 9, "p": 3 / 4, "mcnemar": 1, "chance": 1 / 3, "above_chance": False}
+    common = {"rows": 3, "intact": 2 / 3, "top": -1 / 3, "bottom": 0, "draws": -1 / 3, "draws_min": -2 / 3, "draws_max": 1 / 3}
+    tests = {"difference": 0, "p": 3 / 4, "mcnemar": 1, "chance": 1 / 3, "above_chance": False}
     assert {name: acc[name] for name in common | tests} == pytest.approx(common | tests), "lower accuracy is worse"
+    assert acc["is_noise"], "no difference but for rounding"
     assert kl["mcnemar"] is kl["chance"] is kl["above_chance"] is nll["mcnemar"] is None
 
 
@@ -62,11 +63,11 @@ def test_what_is_no_larger_than_the_floor_is_noise(floor: float, noise: bool) ->
 
 
 def many(seed: int = 0) -> dict[Any, Any]:
-    """Three signals by three k, of 20 rows; combined's top is worst, ent's is harmless."""
+    """Three signals by three k, of 20 rows; combined's top is worst, bias's is harmless."""
     chance = np.random.default_rng(seed)
     nll, acc = chance.gamma(2, 1, 20), (chance.random(20) < 0.9) * 1
     sets: dict[Any, Any] = {INTACT: {"kl": 0, "nll": nll, "acc": acc, "acc_norm": acc, "choices": 4}}
-    for signal, worse in (("ent", 0.01), ("combined", 40), ("out", 1)):
+    for signal, worse in (("bias", 0.01), ("combined", 40), ("out", 1)):
         for k in (9, 1, 4):
             for kind, draw in [("top", None), ("bottom", None), *(("draw", draw) for draw in range(19))]:
                 size = k * (worse if kind == "top" else chance.uniform(0.5, 2))
@@ -97,7 +98,7 @@ def test_lines_are_ordered_and_p_is_corrected_over_the_k_of_a_signal() -> None:
     table = validation_table(outcomes(many()), {}, bootstrap=50)
     assert table.select("signal", "k", "metric").rows() == [
         (signal, k, metric)
-        for signal in ("combined", "ent", "out")
+        for signal in ("combined", "bias", "out")
         for k in (1, 4, 9)
         for metric in ("kl", "nll", "acc", "acc_norm")
     ]
@@ -127,6 +128,14 @@ def test_equal_values_have_an_interval_without_width_and_are_noise_where_nothing
     kl, nll = line(table, "kl"), line(table, "nll")
     assert kl["top"] == pytest.approx(0.3) == kl["top_low"] == kl["top_high"]
     assert kl["p"] == nll["p"] == 1 and kl["is_noise"] and nll["is_noise"] and nll["top"] == 0
+
+
+def test_few_changes_of_accuracy_have_an_interval() -> None:
+    """Of 40 rows one becomes wrong: a third of the replicates have no change."""
+    acc = np.ones(40)
+    sets = {INTACT: {"kl": 0, "acc": acc}, TOP: {"kl": 1, "acc": np.arange(40) > 0}}
+    found = line(validation_table(outcomes(sets), {}), "acc")
+    assert found["top"] == -1 / 40 and -4 / 40 <= found["top_low"] < found["top"] and found["top_high"] == 0
 
 
 def test_without_draws_there_is_no_comparison() -> None:
@@ -235,7 +244,7 @@ def test_verdicts_say_what_was_found() -> None:
     lines = verdicts(validation_table(outcomes(many()), {}, bootstrap=50), 20)
     assert len(lines) == 10 and [line.split(":")[0] for line in lines[::3]][:3] == [
         "combined, top 1 (5 %)",
-        "ent, top 1 (5 %)",
+        "bias, top 1 (5 %)",
         "out, top 1 (5 %)",
     ]
     for line in lines[:3]:
