@@ -181,7 +181,7 @@ def test_planted_weights_are_found_sign_included() -> None:
 
 @pytest.mark.parametrize("fusion", ["rank", "rrf", "sum"])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_a_signal_that_is_the_truth_is_picked_alone(fusion: Any, sign: int) -> None:
+def test_a_signal_that_is_the_truth_is_picked_first(fusion: Any, sign: int) -> None:
     single_heads, whole, truth = random_effects(rows=400)
     within_layer = np.concatenate([truth[n : n + 4].argsort().argsort() for n in (0, 4, 8)])  # what ranks in a layer can say
     change = within_layer[:, None] + 0.1 * single_heads["nll"].to_numpy().reshape(12, 400)

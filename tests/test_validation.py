@@ -14,6 +14,7 @@ from headscore.score.verdicts import verdicts
 
 TOP, BOTTOM = ("out", 3, "top", None), ("out", 3, "bottom", None)
 DRAWS = [("out", 3, "draw", draw) for draw in range(3)]
+CHANCE = "no better than chance"
 BY_HAND = {
     INTACT: {"kl": 0, "nll": [1, 2, 3, np.nan], "acc": [1, 1, 0, np.nan], "choices": [4, 4, 2, np.nan]},
     TOP: {"kl": [1, 2, 3, 4], "nll": [2, 4, 6, np.nan], "acc": [0, 0, 1, np.nan]},
@@ -128,6 +129,12 @@ def test_equal_values_have_an_interval_without_width_and_are_noise_where_nothing
     kl, nll = line(table, "kl"), line(table, "nll")
     assert kl["top"] == pytest.approx(0.3) == kl["top_low"] == kl["top_high"]
     assert kl["p"] == nll["p"] == 1 and kl["is_noise"] and nll["is_noise"] and nll["top"] == 0
+
+
+def test_a_difference_of_rounding_is_noise() -> None:
+    draws = {draw: {"kl": value} for draw, value in zip(DRAWS, (0.1, 0.2, 0.3), strict=True)}
+    found = line(validation_table(outcomes({INTACT: {"kl": [0] * 9}, TOP: {"kl": 0.2}, **draws}), {}), "kl")
+    assert 0 < abs(found["difference"]) < 1e-15 and found["is_noise"]
 
 
 def test_few_changes_of_accuracy_have_an_interval() -> None:
@@ -263,6 +270,15 @@ def test_a_verdict_by_hand() -> None:
         "nothing beyond the noise floor"
     )
     assert accuracy == "accuracy of the intact model, 0.67, is not above chance, 0.33: not used"
+
+
+@pytest.mark.parametrize(("wrong", "said"), [(2, "the model needs these heads less than any of the 3 draws"), (3, CHANCE)])
+def test_a_verdict_on_accuracy_knows_its_direction(wrong: int, said: str) -> None:
+    """Of 40 right rows the draws make 3, 4 and 5 wrong."""
+    acc = lambda wrong: {"kl": 0, "acc": np.arange(40) >= wrong}  # noqa: E731
+    sets = {INTACT: {**acc(0), "choices": 4}, TOP: acc(wrong), **{draw: acc(3 + place) for place, draw in enumerate(DRAWS)}}
+    (sentence,) = verdicts(validation_table(outcomes(sets), {}), 30)
+    assert sentence.endswith(f"random heads -0.10 (-0.12 to -0.07); p 1: {said}")
 
 
 def test_verdicts_without_draws_and_of_small_numbers() -> None:
