@@ -18,6 +18,8 @@ __version__ = "0.1.0"
 _CHARTS = "headscore.score.report.charts"
 _PUBLIC = {
     "rank": "headscore.score.ranking",
+    "ablated": "headscore.capture.ablation",
+    "mean_outputs": "headscore.capture.ablation",
     "rows": "headscore.score.scan",
     "scan_cache": "headscore.score.scan",
     "signals": "headscore.score.listing",
@@ -26,6 +28,8 @@ _PUBLIC = {
     "inspect": "headscore.data.inspection",
     "merge": "headscore.data.merging",
     "report": "headscore.pipeline",
+    "validate": "headscore.pipeline",
+    "Validation": "headscore.score.validated",
     "heatmap": _CHARTS,
     "signal_maps": _CHARTS,
     "entropy_and_task": _CHARTS,
@@ -46,12 +50,15 @@ __all__ = [
     "RunError",
     "Scores",
     "UnreadableFileError",
+    "Validation",
     "__version__",
+    "ablated",
     "capture",
     "entropy_and_task",
     "heatmap",
     "inspect",
     "layer_profiles",
+    "mean_outputs",
     "merge",
     "rank",
     "report",
@@ -62,6 +69,7 @@ __all__ = [
     "signal_maps",
     "signals",
     "top_heads",
+    "validate",
 ]
 
 

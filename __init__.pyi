@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import polars as pl
 
+from .capture.ablation import ablated as ablated
+from .capture.ablation import mean_outputs as mean_outputs
 from .data.errors import DamagedShardError as DamagedShardError
 from .data.errors import HeadscoreError as HeadscoreError
 from .data.errors import InputError as InputError
@@ -17,6 +19,7 @@ from .data.errors import RunError as RunError
 from .data.errors import UnreadableFileError as UnreadableFileError
 from .data.inspection import inspect as inspect
 from .data.merging import merge as merge
+from .pipeline import validate as validate
 from .score.ranking import rank as rank
 from .score.report.charts import entropy_and_task as entropy_and_task
 from .score.report.charts import heatmap as heatmap
@@ -26,6 +29,7 @@ from .score.report.charts import top_heads as top_heads
 from .score.scan import rows as rows
 from .score.scan import scan_cache as scan_cache
 from .score.scores import Scores as Scores
+from .score.validated import Validation as Validation
 
 def capture(
     out: str | Path,
@@ -187,12 +191,15 @@ __all__ = [
     "RunError",
     "Scores",
     "UnreadableFileError",
+    "Validation",
     "__version__",
+    "ablated",
     "capture",
     "entropy_and_task",
     "heatmap",
     "inspect",
     "layer_profiles",
+    "mean_outputs",
     "merge",
     "rank",
     "report",
@@ -203,4 +210,5 @@ __all__ = [
     "signal_maps",
     "signals",
     "top_heads",
+    "validate",
 ]

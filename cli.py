@@ -14,7 +14,7 @@ from .data.errors import HeadscoreError, InputError, RunError, one_line, printab
 from .data.files import given_path
 from .data.foreign import is_panic
 from .data.limits import require_address_space
-from .data.settings import CaptureSettings, RunSettings, ScoreSettings, WorkSettings
+from .data.settings import CaptureSettings, RunSettings, ScoreSettings, ValidateSettings, WorkSettings
 from .data.text import json_text
 from .data.voice import speaking_of_options
 from .options import DEBUG, OVERWRITE, PARTIAL, GroupedCommand, completes, summary, with_options
@@ -98,7 +98,12 @@ def _out(text: Any) -> Path:
     return given_path("--out", text)
 
 
+def _results(text: Any) -> Path:
+    return given_path("results", text)
+
+
 _CACHE: dict[str, Any] = {"parser": _cache, "show_default": False}
+_RESULTS: dict[str, Any] = {"parser": _results, "show_default": False}
 _OUT: dict[str, Any] = {"parser": _out, "metavar": "<path>"}  # pathlib would take an empty text for the folder one is in
 
 # ------------------------------------------------------------------------------------------------------------- commands
@@ -199,6 +204,33 @@ def report(config: Path | None, debug: bool, **options: Any) -> None:
     from .pipeline import report as library_report
 
     _print_scores(library_report(**options), options["out"])
+
+
+@command
+@with_options(
+    (ValidateSettings,),
+    {
+        "results": Annotated[Path, typer.Argument(help="Folder of results, of score or of validate.", **_RESULTS)],
+        "out": Annotated[
+            Path, typer.Option("--out", "--output-dir", help="Folder of the validation.", **_OUT, show_default=False)
+        ],
+    },
+    {
+        "overwrite": Annotated[
+            bool, typer.Option("--overwrite", help="Forget outcomes of another model or other rows in --out.")
+        ]
+    },
+    {"overwrite": False},
+)
+def validate(config: Path | None, debug: bool, **options: Any) -> None:
+    """See whether the model needs the heads that a ranking puts first, more than random heads of the same layers."""
+    from .pipeline import validate as library_validate
+
+    with progress("validating", alone=this_rank().world == 1, what="rows") as show:
+        found = library_validate(progress=show, **options)
+    for line in found.verdicts:
+        print(printable(line))
+    print(f"\nall tables in {printable(str(options['out']))}")
 
 
 @command

@@ -18,13 +18,25 @@ SHELLS = ("bash", "zsh", "fish")
 
 # Under which heading the help shows an option.
 GROUPS = {
-    "Model": ("model", "revision", "adapter", "device", "dtype", "device_map", "trust_remote_code", "model_kwargs"),
-    "Data": ("data", "max_samples", "max_skipped", "seed", "keep"),
+    "Model": (
+        "model",
+        "revision",
+        "adapter",
+        "allow_other_model",
+        "device",
+        "dtype",
+        "device_map",
+        "trust_remote_code",
+        "model_kwargs",
+    ),
+    "Data": ("data", "max_samples", "max_skipped", "seed", "keep", "answer"),
     "Prompt": ("template", "chat", "system", "generation_prompt", "trailing_special", "max_length"),
     "Batches": ("batch_tokens", "batch_size", "share_prefixes"),
     "Cache": ("queries", "shard_size", "on_nan", "spot_checks"),
     "Signals": ("score_query_mode", "head_output", "task_span", "measure", "signal", "signals"),
     "Ranking": ("weight", "lambda_ent", "lambda_task", "fusion", "norm_mode", "within", "by", "top_k", "top_k_per_layer"),
+    "Heads taken out": ("k", "draws", "ablate", "single", "gate_gradient"),
+    "Statistics": ("bootstrap", "level", "fit_weights"),
     "Work": ("workers", "dask", "fresh"),
     "Output": ("out", "report", "partial", "overwrite"),
 }

@@ -1,4 +1,4 @@
-"""The verbs that compose the rooms: score with a report, and capture, then score."""
+"""The verbs that compose the rooms: score with a report; capture, then score; and hold a ranking against its model."""
 
 import dataclasses
 import logging
@@ -11,14 +11,32 @@ from .data.cache import Cache, cache_folder, open_cache, require_known_spans
 from .data.configuration import CACHE_FOLDER
 from .data.errors import InputError
 from .data.files import given_path
+from .data.journal import Journal
 from .data.places import written_options, written_place
 from .data.plain import require_own
-from .data.settings import CaptureSettings, RunSettings, ScoreSettings, WorkSettings, pick
+from .data.settings import CaptureSettings, RunSettings, ScoreSettings, ValidateSettings, WorkSettings, pick
 from .data.signatures import library_call
+from .score.head_sets import counts_of, head_sets
 from .score.outputs import options_config, require_same_run, results_folder, write_results
 from .score.report.vega import missing_packages, require_packages
+from .score.results import COMBINED, Results, read_results
 from .score.scores import Scores
 from .score.scoring import score_cache
+from .score.validated import (
+    ALL_FILES,
+    JOURNAL_FILE,
+    Measured,
+    Validation,
+    is_validation,
+    outcome_frame,
+    ranking_options,
+    read_measured,
+    require_no_ranking,
+    set_frame,
+    validation_of,
+    write_measured,
+    write_validation,
+)
 
 logger = logging.getLogger("headscore")
 
@@ -131,6 +149,86 @@ def run(
         elif report:
             _write_report(folder, cache, scores)
     return scores
+
+
+@library_call(ValidateSettings)
+def validate(
+    results: str | Path,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> Validation:
+    """See what the model loses without the heads that a ranking puts first; the library call of `headscore validate`.
+
+    Heads are taken out by setting their z where it enters the output projection: the first k, the last k, and random draws of
+    as many heads in each layer as the first k have there. On rows that were not captured it is read off what the model loses:
+    the divergence of its next token, and the nll of and accuracy over the answers, where the rows have any.
+
+    Args:
+        results: a folder of results of `score`, `report` or `run`. Or one that `validate` wrote: then its statistics are made
+            anew, with other `bootstrap`, `level` and `seed`, without the model.
+        out: gets the outcomes as soon as they are known, so that the same command goes on after a stop; then the tables.
+            Another ranking of the same model and rows may go there, too: sets that it shares are not run again.
+        overwrite: forget outcomes of another model or of other rows that are in `out`.
+        progress: called with (rows run, rows in all).
+        options: the fields of ValidateSettings, by the names and with the defaults of the command line.
+
+    Raises InputError for options, results, data or a model that cannot be used, or another model than the one that was
+    captured, and RunError where the run fails.
+    """
+    settings = ValidateSettings(**options)
+    place, folder = given_path("results", results), given_path("--out", out)
+    with results_folder(folder, ALL_FILES):
+        require_no_ranking(folder)
+        if is_validation(place):
+            measured = read_measured(place)
+        else:
+            measured = _measured(read_results(place), folder, settings, overwrite, progress)
+        found = validation_of(measured, settings)
+        write_measured(folder, measured)
+        chosen = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+        write_validation(folder, found, written_options({"results": place, **chosen}, folder))
+        logger.info("%s: validation written", folder)
+    return found
+
+
+def _measured(
+    ranking: Results, folder: Path, settings: ValidateSettings, overwrite: bool, progress: Callable[[int, int], None] | None
+) -> Measured:
+    """Run the model of a ranking without the sets of heads that its validation needs."""
+    from .capture import validating  # here, as it loads torch
+
+    units = len(ranking.heads)
+    counts = counts_of(settings.k, units)
+    signals = [COMBINED, *(name for name in dict.fromkeys(settings.signal) if name != COMBINED)]
+    sets = [each for name in signals for each in head_sets(ranking.order(name), name, counts, settings.draws, settings.seed)]
+    singles = sorted(ranking.order()) if settings.single else []
+    opened = validating.opened_for(ranking.record, settings)
+    journal = Journal(folder / JOURNAL_FILE, opened.subject, overwrite=overwrite)
+    heads = [validating.heads_of(each.units, ranking.unit, opened) for each in sets]
+    alone = [validating.heads_of([unit], ranking.unit, opened) for unit in singles]
+    records = validating.run_sets(opened, [*heads, *alone], journal, progress)
+    keys = [validating.set_key(each) for each in heads]
+    choices = [question.answers.choices or None for question in opened.questions]
+    rows = [question.row for question in opened.questions]
+    outcomes = outcome_frame(list(zip(sets, keys, strict=True)), records, rows, choices, validating.INTACT)
+    single = validating.single_frame(opened, ranking.unit, singles, alone, records) if singles else None
+    gradient = validating.gradient_frame(opened, ranking.unit, sorted(ranking.order())) if settings.gate_gradient else None
+    facts = {
+        **opened.facts,
+        "noise_floor": validating.noise_floor(records),
+        "unit": ranking.unit,
+        "units": units,
+        "signals": ranking.signals,
+        "k": counts,
+        "draws": settings.draws,
+        "seed": settings.seed,
+        "overlapping_draws": sum(each.set == "draw" and each.shared > 0 for each in sets),
+        "ranking": ranking_options(ranking.options),
+    }
+    return Measured(outcomes, set_frame(sets, ranking.unit), ranking.heads, single, gradient, facts)
 
 
 def _write_report(folder: Path, cache: Cache, scores: Scores) -> None:

@@ -31,20 +31,20 @@ def show_log(label: str) -> None:
 
 
 @contextmanager
-def progress(doing: str, alone: bool) -> Iterator[Show]:
+def progress(doing: str, alone: bool, what: str = "samples") -> Iterator[Show]:
     """What to call with (samples done, samples in all): it shows them with the samples/s and the time left.
 
     A bar on a terminal; elsewhere, and where this process is not `alone` on its terminal, a log line every ten seconds.
     """
     if alone and sys.stderr.isatty():
-        with _bar(doing) as show:
+        with _bar(doing, what) as show:
             yield show
     else:
-        yield _lines(doing)
+        yield _lines(doing, what)
 
 
 @contextmanager
-def _bar(doing: str) -> Iterator[Show]:
+def _bar(doing: str, what: str) -> Iterator[Show]:
     from rich.console import Console
     from rich.logging import RichHandler
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -61,12 +61,12 @@ def _bar(doing: str) -> Iterator[Show]:
         def show(done: int, total: int) -> None:
             start[:] = start or [time.monotonic(), done]
             rate = (done - start[1]) / max(time.monotonic() - start[0], 1e-9)
-            bar.update(task, completed=done, total=total, speed=f"{rate:.1f} samples/s", visible=True)
+            bar.update(task, completed=done, total=total, speed=f"{rate:.1f} {what}/s", visible=True)
 
         yield show
 
 
-def _lines(doing: str) -> Show:
+def _lines(doing: str, what: str) -> Show:
     first: list[float] = []
     last = [time.monotonic()]
 
@@ -76,7 +76,7 @@ def _lines(doing: str) -> Show:
         if now - last[0] >= SECONDS_BETWEEN_LINES and done > first[1]:
             last[0] = now
             rate = (done - first[1]) / (now - first[0])
-            logger.info("%s %d/%d samples, %.1f samples/s, %.0f s left", doing, done, total, rate, (total - done) / rate)
+            logger.info("%s %d/%d %s, %.1f %s/s, %.0f s left", doing, done, total, what, rate, what, (total - done) / rate)
 
     return show
 

@@ -110,13 +110,20 @@ def _why_not_loaded(error: BaseException) -> str:
 
 
 def load_model(
-    source: Source, dtype: str, device: torch.device, device_map: str | None = None, *, quantised: bool = False
+    source: Source,
+    dtype: str,
+    device: torch.device,
+    device_map: str | None = None,
+    *,
+    quantised: bool = False,
+    with_head: bool = False,
 ) -> PreTrainedModel:
     """The decoder without its language-modelling head, in evaluation mode, on the device or spread by the device map.
 
     An adapter is merged into it.
 
-    quantised: whether its linear layers are to be of another kind, which only transformers knows how to place.
+    quantised: whether its linear layers are to be of another kind, which only transformers knows how to place. with_head: give
+    the whole model, with its head, instead.
 
     Raises InputError for what is not a causal language model and where weights are missing (transformers would go on with
     random ones), RunError where the model does not fit in memory.
@@ -129,10 +136,11 @@ def load_model(
         try:
             with without_progress_bars():
                 model, loaded = cast(Any, AutoModelForCausalLM.from_pretrained(source.location, device_map=placed, **options))
-            _require_all_weights(source, model, loaded)
-            decoder = _decoder(merged(model, source.adapter) if source.adapter else model).eval()
-            _require_no_offload(source, decoder)
-            return decoder if placed else decoder.to(device)
+            _require_all_weights(source, model, loaded, with_head)
+            whole = (merged(model, source.adapter) if source.adapter else model).eval()
+            wanted = whole if with_head else decoder_of(whole)
+            _require_no_offload(source, wanted)
+            return wanted if placed else cast(PreTrainedModel, cast(nn.Module, wanted).to(device))
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -142,15 +150,16 @@ def load_model(
             ) from error
 
 
-def _decoder(model: PreTrainedModel) -> PreTrainedModel:
-    """The model without its language-modelling head; some architectures name another part, or the whole, as their decoder.
+def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The model without its language-modelling head, itself where it has none; some name another part as their decoder.
 
     It remembers its path in the whole model.
     """
     decoder = model.get_decoder()
     whole = decoder is model or not isinstance(decoder, PreTrainedModel)
     decoder = cast(PreTrainedModel, model.base_model if whole else decoder)
-    setattr(decoder, _PATH, next(name for name, module in model.named_modules() if module is decoder))
+    if decoder is not model or not hasattr(decoder, _PATH):  # it may be called on what it gave
+        setattr(decoder, _PATH, next(name for name, module in model.named_modules() if module is decoder))
     return decoder
 
 
@@ -178,9 +187,10 @@ def _require_no_offload(source: Source, model: PreTrainedModel) -> None:
         )
 
 
-def _require_all_weights(source: Source, model: PreTrainedModel, loaded: dict[str, Any]) -> None:
-    """Raises InputError where the files lack weights of the decoder; the language-modelling head is not needed."""
-    head = next((name for name, module in model.named_modules() if module is model.get_output_embeddings()), None)
+def _require_all_weights(source: Source, model: PreTrainedModel, loaded: dict[str, Any], with_head: bool) -> None:
+    """Raises InputError where the files lack weights of the decoder, or of the language-modelling head where it is needed."""
+    output = None if with_head else model.get_output_embeddings()
+    head = next((name for name, module in model.named_modules() if output is not None and module is output), None)
     missing = [name for name in loaded["missing_keys"] if head is None or not name.startswith(f"{head}.")]
     missing += [str(entry[0] if isinstance(entry, tuple) else entry) for entry in loaded["mismatched_keys"]]
     if missing:

@@ -18,6 +18,7 @@ PLACES: Mapping[str, tuple[str, ...]] = {
     "template": BUILT_IN_TEMPLATES,
     "signals": (),
     "cache": (),
+    "results": (),
     "out": (),
 }
 _MAY_BE_ON_THE_HUB = ("model", "adapter")

@@ -38,6 +38,8 @@ HeadOutput = Literal["z", "result"]
 Fusion = Literal["rank", "rrf", "sum"]
 Within = Literal["layer", "model"]
 Unit = Literal["head", "kv_head"]
+How = Literal["zero", "mean"]
+AnswerKind = Literal["label", "text"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +198,53 @@ class WorkSettings(Checked):
         super().__post_init__()
         if self.dask and self.workers > 1:
             raise InputError("--workers: is for processes of this machine; leave it out with --dask")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidateSettings(Checked):
+    """How a ranking is held against what the model loses without its heads: the options of `headscore validate`."""
+
+    model: str | None = option(None, "The model; if not given, the one that the cache names.", aliases=("--model-path",))
+    revision: str | None = option(None, "Branch, tag or commit of a --model of the hub.")
+    adapter: str | None = option(None, "PEFT adapter to merge into --model: hub id or local folder.")
+    allow_other_model: bool = option(False, "Validate the ranking on another model than the one that was captured.")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N; auto takes the GPU where there is one.")
+    dtype: Literal["auto", "fp32", "fp16", "bf16"] = option(
+        "auto", "Precision of the model; auto is bf16 or fp16 on a GPU, fp32 on the CPU."
+    )
+    device_map: Literal["auto"] | None = option(None, "auto spreads a model that is too large for one GPU over all.")
+    batch_tokens: int | None = option(
+        None, "Tokens in a batch, padding included; if not given, what suits the device.", least=1
+    )
+    batch_size: int | None = option(None, "Most sequences in a batch.", least=1)
+    trust_remote_code: bool = option(False, "Run code that comes with the model; only for sources you trust.")
+    model_kwargs: str | None = option(None, "JSON object of further arguments of from_pretrained.", is_json=True)
+    data: str | None = option(
+        None,
+        "Data file; if not given, the one that the cache names. Rows that were not captured are used.",
+        aliases=("--data-path",),
+    )
+    max_samples: int = option(200, "Rows to draw at random among those that were not captured.", least=1)
+    seed: int = option(42, "Seed of the rows, of the random heads and of the bootstrap.", least=0, most=2**32 - 1)
+    answer: AnswerKind = option("label", "What a choice of ARC rows is answered by: its label or its text.")
+    k: tuple[str, ...] = option(
+        ("1%", "5%", "10%", "20%", "30%"), "How many heads to take out, or which share of all as in 5%; repeat for several."
+    )
+    draws: int = option(20, "Random sets of as many heads in each layer as the first k have there.", least=0, most=10_000)
+    signal: tuple[str, ...] = option((), "Signal whose order is validated beside the combined score; repeat for several.")
+    ablate: How = option("zero", "What stands in the place of a head: zero, or the mean of its z over the prompts.")
+    single: bool = option(False, "Take out every head alone, too: one run of all rows for each head of the model.")
+    gate_gradient: bool = option(False, "Find the gradient of the answer's nll by a gate on every head, too.")
+    fit_weights: bool = option(False, "With --single, find the weights whose ranking agrees best with what single heads do.")
+    bootstrap: int = option(2000, "Draws of the rows that the intervals are made of.", least=100, most=1_000_000)
+    level: float = option(0.95, "What share of such intervals is to hold the truth.", least=0.5, most=0.999)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.model is None and (self.revision or self.adapter):
+            raise InputError("--revision and --adapter are of a --model; give it, too")
+        if self.fit_weights and not self.single:
+            raise InputError("--fit-weights: needs the effects of single heads; give --single")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,10 +32,10 @@ PLAIN_INPUT = Template("plain_input", "{instruction}\n{input}")
 
 # The wordings of commonsense_170k's eight source tasks: how the instruction begins, and what begins the line of its choices.
 # BoolQ offers its two choices in the answer format alone; winogrande has the answer format in the line of its choices.
-_ANSWER_FORMAT = "Answer format: "
+ANSWER_FORMAT = "Answer format: "
 _ANSWER_TO_QUESTION = "Please choose the correct answer to the question: "
 _WORDINGS = {
-    "Please answer the following question with true or false, question: ": _ANSWER_FORMAT,  # boolq
+    "Please answer the following question with true or false, question: ": ANSWER_FORMAT,  # boolq
     "Please choose the correct solution to the question: ": "Solution1:",  # piqa
     _ANSWER_TO_QUESTION: "Answer1:",  # social_i_qa, ARC-Easy, ARC-Challenge, openbookqa
     "Please choose the correct ending to complete the given sentence: ": "Ending1:",  # hellaswag
@@ -43,7 +43,7 @@ _WORDINGS = {
 }
 _LINES = {mark: re.compile(rf"^(?P<blank>[ \t\r]*\n)?[ \t]*{re.escape(mark)}", re.M) for mark in _WORDINGS.values()}
 _WHOLE_FLOAT = re.compile(r"^(\d+)\.0$")
-_ARC_WORDING = Template("instruction", f"{_ANSWER_TO_QUESTION}{{question}}\n\n{{choices}}\n\n{_ANSWER_FORMAT}{{answers}}")
+_ARC_WORDING = Template("instruction", f"{_ANSWER_TO_QUESTION}{{question}}\n\n{{choices}}\n\n{ANSWER_FORMAT}{{answers}}")
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,14 @@ def _llm_adapters_pieces(row: Row, where: str) -> dict[str, Piece]:
     given = "" if row.get("input") is None else column_text(row, "input", where)
     parts = _instruction_parts(instruction)
     if parts:
-        _check_answer(row, "answer", instruction.rpartition(_ANSWER_FORMAT)[2].split("/"))
+        _check_answer(row, "answer", offered_answers(instruction))
     inner = {name: Piece("") for name in ASKED_SPANS} | {p.name: Piece(instruction[p.start : p.end]) for p in parts}
     return {"instruction": Piece(instruction, parts), "input": Piece(given), **inner}
+
+
+def offered_answers(instruction: str) -> list[str]:
+    """What the answer format at the end of an LLM-Adapters instruction offers; the whole text where it has none."""
+    return instruction.rpartition(ANSWER_FORMAT)[2].split("/")
 
 
 def _check_answer(row: Row, column: str, choices: Sequence[str]) -> None:
@@ -107,11 +112,11 @@ def _check_answer(row: Row, column: str, choices: Sequence[str]) -> None:
     text = shown(answer) if isinstance(answer, list | dict) else str(answer)
     if answer is None or not text.strip() or (isinstance(answer, float) and math.isnan(answer)):
         return  # pandas writes NaN for what is not there
-    if text not in choices and _folded(text) not in map(_folded, choices):
+    if text not in choices and folded(text) not in map(folded, choices):
         raise UnfitRowError(f"{column} {shown(answer):.40} is none of {some(list(map(str.strip, choices)))}")
 
 
-def _folded(answer: str) -> str:
+def folded(answer: str) -> str:
     """An answer as it is compared: without case and outer blanks, and as 1 where pandas wrote 1.0 for want of another row's."""
     return _WHOLE_FLOAT.sub(r"\1", answer.strip().casefold())
 
@@ -122,8 +127,8 @@ def _instruction_parts(instruction: str) -> tuple[Span, ...]:
     if opening is None:
         return ()
     start, mark = len(opening), _WORDINGS[opening]
-    answer_format = instruction.rfind(_ANSWER_FORMAT, start)
-    in_format = mark == _ANSWER_FORMAT
+    answer_format = instruction.rfind(ANSWER_FORMAT, start)
+    in_format = mark == ANSWER_FORMAT
     choices = _choices_start(instruction, mark, start, answer_format + in_format * len(mark))
     if choices < 0 or (in_format and choices < answer_format):
         return ()

@@ -5,7 +5,7 @@ import dataclasses
 import io
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,12 @@ _CAPTURE_KEYS = ("model", "data", "templates", "settings", "plan", "versions")
 
 
 @contextlib.contextmanager
-def results_folder(folder: Path) -> Iterator[None]:
+def results_folder(folder: Path, files: Sequence[str] | None = None) -> Iterator[None]:
     """The folder of a run's results; within this context headscore's log lines are also written to its run.log.
+
+    Args:
+        folder: the folder.
+        files: the names of the result files; those of `score` if not given.
 
     Raises InputError where the folder cannot be written, is a cache or one of its own folders, or holds files in the way of the
     results.
@@ -49,7 +53,7 @@ def results_folder(folder: Path) -> Iterator[None]:
     with output_folder(folder):
         if (folder / METADATA_FILE).exists():
             raise InputError(f"--out {folder}: is a cache; give the results a folder of their own")
-        for name in (*RESULT_FILES, REPORT_FILE):
+        for name in files or (*RESULT_FILES, REPORT_FILE):
             if (folder / name).is_dir():
                 raise InputError(f"--out {folder}: a folder '{name}' is in the way of the result file; use another --out")
         require_own(folder, (CONFIG_FILE,), (CHARTS_FOLDER,))
@@ -96,7 +100,7 @@ def write_results(folder: Path, scores: Scores, extra: Mapping[str, Any], overwr
     header = "# Repeats this run: headscore score --config config.yaml --out NEW_FOLDER\n"
     if "model" in extra:
         header = "# Repeats this run: headscore run --config config.yaml --out NEW_FOLDER\n"
-    write_text(folder / CONFIG_FILE, header + _yaml(config))
+    write_text(folder / CONFIG_FILE, header + yaml_text(config))
     logger.info("%s: results written", folder)
 
 
@@ -111,7 +115,7 @@ def run_config(scores: Scores, extra: Mapping[str, Any], folder: Path) -> dict[s
     return {**options_config(scores.settings, extra, folder), RECORD_KEY: record}
 
 
-def _yaml(config: Mapping[str, Any]) -> str:
+def yaml_text(config: Mapping[str, Any]) -> str:
     """A configuration as YAML, without letters other than ASCII's where any of them could turn the others' order around."""
     text = str(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     return str(yaml.safe_dump(config, sort_keys=False)) if has_unprintable(text) else text

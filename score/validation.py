@@ -16,7 +16,7 @@ from .significance import at_least, holm, mcnemar, permutation_p
 ALPHA = 0.05
 ROUNDING = 1e-12  # changes of means no larger than it are none
 _COMPARED = ("top", "bottom", "difference")
-_SCHEMA: dict[str, Any] = {
+SCHEMA: dict[str, Any] = {
     "signal": pl.String,
     "k": pl.Int64,
     "metric": pl.String,
@@ -84,7 +84,7 @@ def validation_table(
         own = one.lines(found.groups, {"replicates": bootstrap, "level": level, "seed": seed})
         lines += [{**line, **chance} for line in own]
     place = pl.col("metric").replace_strict({metric: place for place, metric in enumerate(METRICS)})
-    return pl.DataFrame(lines, schema=_SCHEMA).sort(pl.col("signal") != "combined", "signal", "k", place)
+    return pl.DataFrame(lines, schema=SCHEMA).sort(pl.col("signal") != "combined", "signal", "k", place)
 
 
 def _require_options(bootstrap: int, level: float, seed: int) -> None:

@@ -55,6 +55,8 @@ def _conclusion(line: Line) -> str:
         return "the model needs these heads more than others of their layers"
     if line["p"] <= ALPHA:
         return "more than chance at this k alone"
+    if line["draws_count"] == round(1 / line["p"]) - 1:  # no draw is as bad
+        return f"more than any of the {line['draws_count']} draws, which are too few to tell"
     if _is_below(line):
         return f"the model needs these heads less than any of the {line['draws_count']} draws"
     return "no better than chance"

@@ -1,4 +1,8 @@
+import faulthandler
 import os
+import sys
+import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -6,7 +10,9 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that share tiny matrices wait for each other most of the time
 
+import psutil
 import tiny
 from eager import EagerModel
 from hypothesis import settings
@@ -68,3 +74,24 @@ def arrays_read(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     spy = lambda shard, name, *which, **more: (names.add(name), real(shard, name, *which, **more))[1]  # noqa: E731
     monkeypatch.setattr(Shard, "read", spy)
     return names
+
+
+SECONDS_TO_END = 120
+
+
+def pytest_unconfigure() -> None:
+    """Tell what keeps this process from ending, where something does, and end it: CI would wait for it for ever."""
+
+    def give_up() -> None:
+        time.sleep(SECONDS_TO_END)
+        print(f"\nthe tests are done, but their process has not ended for {SECONDS_TO_END} s:", file=sys.stderr)
+        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+        print(
+            "its children:",
+            [child.cmdline() for child in psutil.Process().children(recursive=True)],
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)
+
+    threading.Thread(target=give_up, daemon=True).start()

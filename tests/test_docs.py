@@ -13,12 +13,14 @@ from typer.main import get_command
 
 from headscore.cli import app
 from headscore.data.metadata import METADATA_SHAPE, OPTIONAL_SHAPE
-from headscore.data.settings import DEFAULT_WEIGHTS, CaptureSettings, ScoreSettings, WorkSettings
+from headscore.data.settings import DEFAULT_WEIGHTS, CaptureSettings, ScoreSettings, ValidateSettings, WorkSettings
 from headscore.data.shard import ARRAYS
 from headscore.data.styles import ALPACA, ARC, ROW_STYLES
 from headscore.data.templates import BUILT_IN_TEMPLATES
 from headscore.data.text_rows import TEXT_COLUMNS, TEXT_STYLE
 from headscore.score.outputs import CHARTS, RESULT_FILES
+from headscore.score.validated import ALL_FILES as VALIDATION_FILES
+from headscore.score.validation import SCHEMA as VALIDATION_COLUMNS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -35,10 +37,14 @@ def test_every_command_and_option_is_in_the_readme(name: str) -> None:
             assert not flag.startswith("--") or f"`{flag}" in README, flag
 
 
-@pytest.mark.parametrize("settings", [CaptureSettings, ScoreSettings, WorkSettings])
+@pytest.mark.parametrize("settings", [CaptureSettings, ScoreSettings, WorkSettings, ValidateSettings])
 def test_the_readme_has_the_defaults(settings: type) -> None:
+    start = README.index("**`headscore validate") if settings is ValidateSettings else 0  # its options are of other defaults
+    shared = {field.name for field in dataclasses.fields(CaptureSettings)} if settings is ValidateSettings else set()
     for field in dataclasses.fields(settings):
-        line = re.search(rf"^\| `--{field.name.replace('_', '-')}`.*$", README, re.MULTILINE)
+        line = re.search(rf"^\| `--{field.name.replace('_', '-')}`.*$", README[start:], re.MULTILINE)
+        if line is None and field.name in shared:
+            continue
         assert line, field.name
         default = next(iter(field.default), None) if isinstance(field.default, tuple) else field.default
         shown = line[0].split("|")[2].strip().strip("`")
@@ -56,6 +62,14 @@ def test_templates_styles_and_signals_are_in_the_readme() -> None:
         assert f"Template `{name}`" in README
     for signal in DEFAULT_WEIGHTS:
         assert README.count(f"| `{signal}` |") == 2
+
+
+def test_the_page_on_validation_has_every_file_and_column() -> None:
+    page = (ROOT / "docs" / "validation.md").read_text()
+    for name in VALIDATION_FILES:
+        assert f"`{name}`" in page, name
+    for column in VALIDATION_COLUMNS:
+        assert f"`{column}`" in page, column
 
 
 def test_no_gap_is_left_in_the_readme() -> None:
@@ -89,7 +103,7 @@ def test_the_format_page_has_every_array_and_key() -> None:
 def test_the_readmes_tree_names_what_is_there() -> None:
     tree = re.search(r"## The code\n\n```\n(.*?)```", README, re.DOTALL)
     assert tree
-    for line in tree[1].splitlines():
+    for line in (line for line in tree[1].splitlines() if not line.startswith(" ")):
         assert (ROOT / line.split()[0]).exists(), line
 
 

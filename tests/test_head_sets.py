@@ -133,6 +133,6 @@ def test_counts(texts: list[str], counts: list[int]) -> None:
     "text", ["", "x", "0", "0%", "0.0%", "-1", "1.5", "nan", "inf%", "1e2", "٣", "5%%", "270", "100%", "9" * 5000]
 )
 def test_other_counts_are_refused_in_one_line(text: str) -> None:
-    with pytest.raises(InputError, match=r"^--k: .*(such as|at most 269)") as error:
+    with pytest.raises(InputError, match=r"^k: .*(such as|at most 269)") as error:
         counts_of(["5%", text], 270)
     assert len(error.value.message) < 200 and "\n" not in error.value.message

@@ -1,0 +1,346 @@
+"""Runs a model without sets of its heads over questions, and reads what each loses by it."""
+
+import contextlib
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..data.errors import HeadscoreError, RunError, one_line
+from ..data.tokens import Ids
+from .ablation import AttentionLayer, HeadGates, MeanOutputs, Means, gates_without
+from .batches import batch_counts
+from .lengths import NO_RULES, LengthRules
+from .memory import BATCH_OVERHEAD, ENOUGH_TOKENS
+from .model_state import ModelState
+from .models import is_out_of_memory
+from .questions import Question
+
+logger = logging.getLogger("headscore")
+
+Head = tuple[int, int]  # layer, head
+Values = npt.NDArray[np.float64]
+
+_BATCHES_AT_ONCE = 8  # sets are run together until they fill so many batches, so that few are not full
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What a model gives for each of N questions; NaN where a question has nothing to be read off.
+
+    Args:
+        kl: Kullback-Leibler divergence of its next token from the intact model's at the last token of the prompt, in nats.
+        nll: −log p of all tokens of the row's own answer, in nats.
+        acc: 1 where the right choice is the likeliest, the first of equal ones counting, else 0.
+        acc_norm: the same by log p over the characters of the choice.
+    """
+
+    kl: Values
+    nll: Values
+    acc: Values
+    acc_norm: Values
+
+
+@dataclass(frozen=True)
+class _Item:
+    """A sequence to be run: the numbers of the set of heads that it is run without, of its question, and of it there."""
+
+    set: int
+    question: int
+    sequence: int
+
+
+class Evaluator:
+    """Runs a model over questions, intact or without heads.
+
+    Args:
+        model: with its language-modelling head, in evaluation mode.
+        layers: its attention layers.
+        questions: what it is asked.
+        rules: which lengths may share a pass.
+        batch_tokens: tokens in a batch, padding included; what suits the device if None.
+        batch_size: most sequences in a batch.
+        means: what stands in the place of a head that is taken out; 0 if None.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        layers: Mapping[int, AttentionLayer],
+        questions: Sequence[Question],
+        *,
+        rules: LengthRules = NO_RULES,
+        batch_tokens: int | None = None,
+        batch_size: int | None = None,
+        means: Means | None = None,
+    ):
+        self._model, self._layers, self._questions, self._rules = model, layers, questions, rules
+        kind = model.device.type
+        self._batch_tokens = batch_tokens or ENOUGH_TOKENS.get(kind, ENOUGH_TOKENS["cuda"])
+        self._overhead = BATCH_OVERHEAD.get(kind, BATCH_OVERHEAD["cuda"])
+        self._batch_size = batch_size
+        self.means = means
+        self._state = ModelState(model)
+        self._expected = torch.empty(0)  # log p [N,V] of the intact model's next token after each prompt
+
+    def sets_at_once(self) -> int:
+        """How many sets of heads fill batches well when they are run together."""
+        tokens = sum(len(ids) for question in self._questions for ids in question.sequences)
+        return math.ceil(_BATCHES_AT_ONCE * self._batch_tokens / max(1, tokens))
+
+    def intact(self) -> Outcomes:
+        """What the model gives as it is, which is what later outcomes are held against."""
+        self._expected = torch.empty(0)
+        return self._outcomes([[]])[0]
+
+    def again(self) -> Outcomes:
+        """The same in batches of other sizes; `intact` must have been run. What differs is noise."""
+        before = self._batch_tokens
+        self._batch_tokens = max(1, before // 2)
+        try:
+            return self._outcomes([[]])[0]
+        finally:
+            self._batch_tokens = before
+
+    def without(self, sets: Sequence[Sequence[Head]]) -> list[Outcomes]:
+        """What the model gives without the heads of each set; `intact` must have been run.
+
+        Raises InputError for a head that it has not, RunError where it fails or memory does not hold a single sequence.
+        """
+        return self._outcomes(sets)
+
+    def find_means(self) -> None:
+        """Let heads that are taken out be replaced by the mean of their z over all positions of the prompts."""
+        prompts = [q.sequences[0][: q.prompt] for q in self._questions]
+        found = MeanOutputs(self._layers)
+
+        def run(batch: Sequence[_Item]) -> None:
+            ids, lengths = _padded([prompts[item.question] for item in batch])
+            found.lengths = lengths
+            self._forward(ids)
+            found.add()
+
+        with torch.inference_mode(), found:
+            self._in_batches([_Item(0, number, 0) for number in range(len(prompts))], run)
+        self.means = found.result()
+
+    def gate_gradients(self) -> dict[int, dict[int, npt.NDArray[np.float32]]]:
+        """∂nll/∂gate [H] by layer, of each question that has an answer of its own by its number.
+
+        The gate multiplies z of a head at every position, and is 1: where it goes to 0 the nll grows by minus this, to first
+        order.
+        """
+        asked = {number: q for number, q in enumerate(self._questions) if q.answers.own is not None}
+        items = [_Item(0, number, q.own.sequence) for number, q in asked.items()]
+        layers = {layer: found for layer, found in self._layers.items() if found.projection is not None}
+        gradients: dict[int, dict[int, npt.NDArray[np.float32]]] = {}
+
+        def run(batch: Sequence[_Item]) -> None:
+            gates = {layer: torch.ones(len(batch), found.heads, requires_grad=True) for layer, found in layers.items()}
+            hooks.set(gates)
+            reads = [read for place, item in enumerate(batch) for read in self._reads(place, item, own_only=True)]
+            with torch.enable_grad():
+                likely = self._next_tokens(batch, reads)
+                loss = -likely[range(len(reads)), [read.token for read in reads]].sum()
+                found = torch.autograd.grad(loss, list(gates.values()))
+            values = {layer: gradient.numpy() for layer, gradient in zip(gates, found, strict=True)}
+            for place, item in enumerate(batch):
+                gradients[item.question] = {layer: gradient[place] for layer, gradient in values.items()}
+
+        with _frozen(self._model), HeadGates(layers) as hooks:
+            self._in_batches(items, run)
+        return gradients
+
+    def _outcomes(self, sets: Sequence[Sequence[Head]]) -> list[Outcomes]:
+        """What the model gives without each set of heads; what it gives without none is what is expected, if nothing is yet."""
+        items = [
+            _Item(number, question, sequence)
+            for number in range(len(sets))
+            for question, asked in enumerate(self._questions)
+            for sequence in range(len(asked.sequences))
+        ]
+        is_first = not len(self._expected)
+        found = [_ReadOff(self._questions) for _ in sets]
+
+        def run(batch: Sequence[_Item]) -> None:
+            hooks.set(gates_without([sets[item.set] for item in batch], self._layers))
+            reads = [read for place, item in enumerate(batch) for read in self._reads(place, item)]
+            likely = self._next_tokens(batch, reads)
+            tokens = torch.tensor([read.token for read in reads], device=likely.device)
+            chosen = likely.gather(1, tokens[:, None])[:, 0].double().cpu().numpy()
+            for read, value in zip(reads, chosen, strict=True):
+                if read.answer is not None:
+                    found[read.item.set].likelihoods[read.item.question][read.answer] += value
+            ends = [number for number, read in enumerate(reads) if read.answer is None]
+            asked = torch.tensor([reads[n].item.question for n in ends], dtype=torch.long, device=likely.device)
+            if is_first and not len(self._expected):
+                self._expected = likely.new_empty((len(self._questions), likely.shape[1]))
+            if is_first:
+                self._expected[asked] = likely[ends]
+            for number, value in zip(ends, _divergence(self._expected[asked], likely[ends]), strict=True):
+                found[reads[number].item.set].kl[reads[number].item.question] = value
+
+        with torch.inference_mode(), HeadGates(self._layers, self.means) as hooks:
+            self._in_batches(items, run)
+        return [each.outcomes() for each in found]
+
+    def _reads(self, place: int, item: _Item, *, own_only: bool = False) -> Iterator["_Read"]:
+        """What is read off a sequence that is in this place of its batch."""
+        asked = self._questions[item.question]
+        if item.sequence == 0 and not own_only:
+            yield _Read(item, place, asked.prompt - 1)
+        for answer, continuation in enumerate(asked.continuations):
+            if continuation.sequence == item.sequence and (answer == asked.answers.own or not own_only):
+                for step, token in enumerate(continuation.ids.tolist()):
+                    yield _Read(item, place, asked.prompt - 1 + step, answer, token)
+
+    def _in_batches(self, items: Sequence[_Item], run: Callable[[Sequence[_Item]], None]) -> None:
+        """Run items in batches, the longest first; a batch for which memory runs out is halved, and so are those to come."""
+        ways: dict[int, list[_Item]] = defaultdict(list)
+        for item in items:
+            ways[self._rules.way(self._length(item))].append(item)
+        for members in ways.values():
+            left = sorted(members, key=lambda item: (-self._length(item), item.question, item.sequence, item.set))
+            while left:
+                lengths = [self._length(item) for item in left]
+                for count in batch_counts(lengths, self._batch_tokens, self._batch_size, self._overhead):
+                    try:
+                        run(left[:count])
+                    except torch.OutOfMemoryError as error:
+                        self._halve(lengths[-len(left)], count, error)
+                        break
+                    del left[:count]
+
+    def _halve(self, tokens: int, count: int, error: Exception) -> None:
+        if count == 1:
+            raise RunError(
+                f"out of memory on {self._model.device} with a single sequence of {tokens} tokens; use a smaller --dtype"
+            ) from error
+        self._batch_tokens = tokens * count // 2
+        logger.warning("out of memory with %d sequences; going on with smaller batches", count)
+        if self._model.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _length(self, item: _Item) -> int:
+        return len(self._questions[item.question].sequences[item.sequence])
+
+    def _next_tokens(self, batch: Sequence[_Item], reads: Sequence["_Read"]) -> Tensor:
+        """log p [R,V] of the token after each of the positions that are read, float32."""
+        ids, _ = _padded([self._questions[item.question].sequences[item.sequence] for item in batch])
+        rows = torch.tensor([read.place for read in reads])
+        positions = torch.tensor([read.position for read in reads])
+        with _head_at(self._model, rows, positions) as gathered:
+            logits = self._forward(ids)
+        if not gathered:
+            logits = logits[rows.to(logits.device), positions.to(logits.device)][None]
+        likely = torch.log_softmax(logits[0].float(), -1)
+        if not bool(torch.isfinite(likely.amax(-1)).all()):
+            raise RunError(f"{self._model.config.model_type}: gives NaN or infinite logits; give a wider --dtype")
+        return likely
+
+    def _forward(self, ids: Tensor) -> Tensor:
+        """The model's logits for a batch; whatever the pass leaves in the model is undone."""
+        try:
+            logits: Tensor = self._model(input_ids=ids.to(self._model.device), use_cache=False)[0]
+            return logits
+        except Exception as error:  # whatever an architecture's code raises
+            if isinstance(error, HeadscoreError):
+                raise
+            if is_out_of_memory(error):
+                raise torch.OutOfMemoryError(str(error)) from error
+            kind = self._model.config.model_type
+            raise RunError(f"{kind}: failed on {len(ids)} sequences: {one_line(error)[:300]}") from error
+        finally:
+            self._state.restore()
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A position that is read: of an item in a place of its batch; the token of an answer, or of none at a prompt's end."""
+
+    item: _Item
+    place: int
+    position: int
+    answer: int | None = None
+    token: int = 0
+
+
+class _ReadOff:
+    """What is read off all questions: the divergences [N], and by question the log p of each of its answers."""
+
+    def __init__(self, questions: Sequence[Question]):
+        self._questions = questions
+        self.kl = np.zeros(len(questions))
+        self.likelihoods = [np.zeros(len(question.continuations)) for question in questions]
+
+    def outcomes(self) -> Outcomes:
+        nll, acc, acc_norm = np.full((3, len(self._questions)), math.nan)
+        for number, (question, likely) in enumerate(zip(self._questions, self.likelihoods, strict=True)):
+            answers = question.answers
+            if answers.own is not None:
+                nll[number] = -likely[answers.own]
+            if answers.choices and answers.own is not None:
+                among, lengths = likely[: answers.choices], np.array(answers.lengths[: answers.choices])
+                acc[number] = among.argmax() == answers.own
+                acc_norm[number] = (among / lengths).argmax() == answers.own
+        return Outcomes(self.kl, nll, acc, acc_norm)
+
+
+def _divergence(expected: Tensor, found: Tensor) -> list[float]:
+    """KL [R] of distributions given as log p [R,V] each; a token that was impossible adds nothing."""
+    p = expected.exp()
+    terms = torch.where(p > 0, p * (expected - found), 0)
+    return terms.sum(-1, dtype=torch.float64).tolist()
+
+
+def _padded(sequences: Sequence[Ids]) -> tuple[Tensor, Tensor]:
+    """Ids [B,T], padded on the right with token 0, which causal attention never lets a real token see, and lengths [B]."""
+    ids = torch.zeros((len(sequences), max(map(len, sequences))), dtype=torch.long)
+    for place, sequence in enumerate(sequences):
+        ids[place, : len(sequence)] = torch.from_numpy(sequence)
+    return ids, torch.tensor([len(sequence) for sequence in sequences])
+
+
+@contextlib.contextmanager
+def _head_at(model: PreTrainedModel, rows: Tensor, positions: Tensor) -> Iterator[list[bool]]:
+    """Within this context the language-modelling head sees no more than these positions, [1,R,M], as it takes most of a pass.
+
+    What is yielded is true afterwards where that was so: some models have no such module, or do not call it.
+    """
+    gathered: list[bool] = []
+
+    def enter(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        hidden = inputs[0]
+        if hidden.ndim != 3:
+            return None
+        gathered.append(True)
+        return (hidden[rows.to(hidden.device), positions.to(hidden.device)][None], *inputs[1:])
+
+    head = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(enter) if isinstance(head, nn.Module) else None
+    try:
+        yield gathered
+    finally:
+        if hook:
+            hook.remove()
+
+
+@contextlib.contextmanager
+def _frozen(model: PreTrainedModel) -> Iterator[None]:
+    """Within this context no gradient of a parameter is made."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)

@@ -1,0 +1,97 @@
+"""Reads back what `headscore score` wrote: the heads of a ranking, and what it was made of."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import polars as pl
+
+from ..data.errors import HeadscoreError, InputError
+from ..data.foreign import foreign_faults_told
+from ..data.plain import read_plain
+from ..data.settings import RECORD_KEY, Unit
+from ..data.strict_yaml import read_yaml
+from .outputs import CONFIG_FILE, HEADS_PARQUET
+from .ranking import rank
+
+COMBINED = "combined"  # the name of the fused score among signals
+_MAX_BYTES = 1 << 30
+_RANKING_OPTIONS = ("fusion", "norm_mode", "within")
+
+
+@dataclass(frozen=True)
+class Results:
+    """A ranking as its result files hold it.
+
+    Args:
+        folder: where it was read from.
+        heads: `Scores.heads`.
+        unit: what is ranked: `head` or `kv_head`.
+        options: those of the ranking by their names.
+        record: what config.yaml says about the cache.
+    """
+
+    folder: Path
+    heads: pl.DataFrame
+    unit: Unit
+    options: dict[str, Any]
+    record: dict[str, Any]
+
+    @property
+    def signals(self) -> list[str]:
+        """The names of all signals."""
+        columns = set(self.heads.columns)
+        return [name for name in self.heads.columns if {f"{name}_norm", f"{name}_rank"} <= columns]
+
+    def order(self, signal: str = COMBINED) -> list[tuple[int, int]]:
+        """All (layer, unit), the one that is driven most first, by the combined score or by one signal alone.
+
+        Raises InputError for a signal that the ranking has not.
+        """
+        ranked = self.heads if signal == COMBINED else self.ranked({signal: 1.0})
+        return [(int(layer), int(unit)) for layer, unit in ranked.sort("rank").select("layer", self.unit).iter_rows()]
+
+    def ranked(self, weights: Mapping[str, float]) -> pl.DataFrame:
+        """The heads ranked by other weights, in the ranking's own way; InputError for a signal that it has not."""
+        if missing := [name for name in weights if name not in self.signals]:
+            raise InputError(f"--signal {missing[0]}: {self.folder} has no such signal; it has {', '.join(self.signals)}")
+        frame = self.heads.select("layer", self.unit, *(pl.col(name) for name in weights))
+        return rank(frame, dict(weights), unit=self.unit, **{name: self.options[name] for name in _RANKING_OPTIONS})
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of every signal that has one."""
+        seed = {"out": 1.0, "ent": self.options["lambda_ent"], "task": self.options["lambda_task"]}
+        return {name: weight for name, weight in {**seed, **(self.options.get("weight") or {})}.items() if weight}
+
+
+def read_results(folder: Path) -> Results:
+    """The ranking in a folder of results.
+
+    Raises InputError where there is none, a file of it is damaged, or it is of an unfinished run.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        config = read_yaml(path)
+    except HeadscoreError as error:
+        raise InputError(f"{folder}: holds no results of headscore score: {error.message}") from error
+    record = config.get(RECORD_KEY) if isinstance(config, dict) else None
+    if not isinstance(record, dict) or not _is_whole(record) or config.get("by") not in get_args(Unit):
+        raise InputError(f"{path}: is not that of a run of headscore score; run it again with --overwrite")
+    content = read_plain(folder / HEADS_PARQUET, _MAX_BYTES)
+    if content is None:
+        raise InputError(f"{folder}: has no {HEADS_PARQUET}; run headscore score again")
+    with foreign_faults_told(f"{folder / HEADS_PARQUET}: is damaged"):
+        heads = pl.read_parquet(io.BytesIO(content))
+    unit: Unit = config["by"]
+    if not {"layer", unit, COMBINED, "rank"} <= set(heads.columns) or not len(heads):
+        raise InputError(f"{folder / HEADS_PARQUET}: is not a table of heads; run headscore score again")
+    return Results(folder, heads, unit, {name: value for name, value in config.items() if name != RECORD_KEY}, record)
+
+
+def _is_whole(record: Mapping[str, Any]) -> bool:
+    """Whether a record says what a validation needs to know."""
+    kinds: Sequence[tuple[str, type]] = [("model", dict), ("data", dict), ("settings", dict), ("templates", list)]
+    return all(isinstance(record.get(name), kind) for name, kind in kinds)

@@ -1,0 +1,252 @@
+"""The files of a validation: what was run, and what statistics make of it."""
+
+import io
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from .. import __version__
+from ..data.bounded_json import parse_json
+from ..data.errors import InputError
+from ..data.files import write_bytes, write_text
+from ..data.foreign import foreign_faults_told
+from ..data.plain import read_plain
+from ..data.settings import ScoreSettings, ValidateSettings
+from ..data.text import json_text
+from .agreement import agreement
+from .effects import effects_of
+from .head_sets import HeadSet
+from .outputs import CONFIG_FILE, HEADS_PARQUET, LOG_FILE, csv, yaml_text
+from .results import COMBINED
+from .validation import validation_table
+from .verdicts import verdicts
+from .weight_fit import WeightFit, fit_weights
+
+logger = logging.getLogger("headscore")
+
+FACTS_FILE = "validation.json"
+TABLES = ("outcomes", "sets", "ranking", "single", "gradient")  # Parquet; the last two need not be there
+JOURNAL_FILE = "outcomes.jsonl"
+RESULT_FILES = ("validation.csv", "verdicts.txt", "effects.parquet", "effects.csv", "agreement.csv", "weights.json")
+ALL_FILES = (FACTS_FILE, JOURNAL_FILE, *(f"{name}.parquet" for name in TABLES), *RESULT_FILES, CONFIG_FILE, LOG_FILE)
+_FORMAT = "headscore-validation"
+_MAX_BYTES = 1 << 30
+_RANKING_OPTIONS = ("fusion", "norm_mode", "within", "by", "lambda_ent", "lambda_task", "weight")
+
+Records = Mapping[str, Mapping[str, Sequence[float | None]]]
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What was run.
+
+    Args:
+        outcomes: one line per set and row, see `validation_table`.
+        sets: one line per set and head of it: `signal`, `k`, `set`, `draw`, `shared`, `layer`, `head` (or `kv_head`).
+        ranking: `Scores.heads` of the ranking.
+        single: `layer`, `head` (or `kv_head`), `row`, `kl`, `nll` of each head taken out alone; None where that was not run.
+        gradient: `layer`, `head` (or `kv_head`), `row`, `gradient` of a gate; None likewise.
+        facts: everything else that is known, as validation.json holds it.
+    """
+
+    outcomes: pl.DataFrame
+    sets: pl.DataFrame
+    ranking: pl.DataFrame
+    single: pl.DataFrame | None
+    gradient: pl.DataFrame | None
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Validation:
+    """What a validation found.
+
+    Args:
+        table: one line per signal, k and metric, see `validation_table`.
+        verdicts: the same in plain lines.
+        effects: of each head alone, see `effects_of`; None where neither was run.
+        agreement: of every signal with those effects, see `agreement`; None likewise.
+        fit: the weights that agree best; None where they were not asked for.
+        measured: what it was made of.
+    """
+
+    table: pl.DataFrame
+    verdicts: list[str]
+    effects: pl.DataFrame | None
+    agreement: pl.DataFrame | None
+    fit: WeightFit | None
+    measured: Measured
+
+    def __repr__(self) -> str:
+        """The verdicts, as a console shows this object."""
+        return "\n".join(self.verdicts)
+
+
+def validation_of(measured: Measured, settings: ValidateSettings) -> Validation:
+    """The statistics of what was run. Needs no model.
+
+    Args:
+        measured: what was run.
+        settings: of the intervals, and whether weights are to be fitted.
+
+    Raises InputError where weights are to be fitted and single heads were not run.
+    """
+    how: dict[str, Any] = {"bootstrap": settings.bootstrap, "level": settings.level, "seed": settings.seed}
+    table = validation_table(measured.outcomes, measured.facts["noise_floor"], **how)
+    told = [*_cautions(measured.facts), *verdicts(table, measured.facts["units"])]
+    intact = measured.outcomes.filter(set="intact")
+    if settings.fit_weights and measured.single is None:
+        raise InputError("--fit-weights: single heads were not run; give --single, and the results that are validated")
+    if measured.single is None and measured.gradient is None:
+        return Validation(table, told, None, None, None, measured)
+    effects = effects_of(measured.single, measured.gradient, intact, **how)
+    names = measured.facts["signals"]
+    agreed = agreement(effects, measured.ranking, [COMBINED, *names])
+    fit = None
+    if settings.fit_weights and measured.single is not None:
+        ranking = ScoreSettings(**measured.facts["ranking"])
+        fit = fit_weights(measured.single, intact, measured.ranking, names, settings=ranking, seed=settings.seed)
+        told = [*told, _fit_told(fit)]
+    return Validation(table, told, effects, agreed, fit, measured)
+
+
+def _cautions(facts: Mapping[str, Any]) -> list[str]:
+    """What must be known before any number is believed."""
+    lines = []
+    if not facts["unseen"]:
+        lines.append("CAUTION: these are rows that the ranking was made of; it may look better than it is on others")
+    if facts["other_model"]:
+        lines.append("CAUTION: the ranking was captured from another model than the one that was run")
+    if shared := facts["overlapping_draws"]:
+        lines.append(f"CAUTION: {shared} draws share heads with the top, as some layer has too few others; see sets.parquet")
+    return lines
+
+
+def _fit_told(fit: WeightFit) -> str:
+    weights = " ".join(f"{name}={weight:g}" for name, weight in fit.weights.items())
+    shown = ["none" if value is None else f"{value:.2f}" for value in (fit.held_out, fit.default_held_out, fit.between_halves)]
+    return (
+        f"weights that agree best with {fit.effect} of single heads, picked on {fit.rows[0]} rows: {weights}; "
+        f"Spearman on the other {fit.rows[1]} rows {shown[0]}, the ranking's own weights {shown[1]}, one half of the rows with "
+        f"the other {shown[2]}"
+    )
+
+
+def outcome_frame(
+    sets: Sequence[tuple[HeadSet, str]], records: Records, rows: Sequence[int], choices: Sequence[int | None], intact: str
+) -> pl.DataFrame:
+    """One line per set and row.
+
+    Args:
+        sets: each with the name of its record.
+        records: by name the values of each metric, [rows].
+        rows: of the data file.
+        choices: how many answers each row can be given.
+        intact: the name of the record of the intact model.
+    """
+    keys = [(None, 0, "intact", None, intact), *((each.signal, each.k, each.set, each.draw, key) for each, key in sets)]
+    schema = {"signal": pl.String, "k": pl.Int64, "set": pl.String, "draw": pl.Int64}
+    frames = []
+    for *what, key in keys:
+        own = {"row": rows, "choices": choices, **records[key]}
+        frame = pl.DataFrame(own, schema={"row": pl.Int64, "choices": pl.Int64, **dict.fromkeys(records[key], pl.Float64)})
+        frames.append(
+            frame.select(*(pl.lit(x, kind).alias(n) for x, (n, kind) in zip(what, schema.items(), strict=True)), pl.all())
+        )
+    return pl.concat(frames)
+
+
+def set_frame(sets: Sequence[HeadSet], unit: str) -> pl.DataFrame:
+    """One line per set and head, or group of heads, in it."""
+    lines = [(each.signal, each.k, each.set, each.draw, each.shared, *pair) for each in sets for pair in each.units]
+    schema = {"signal": pl.String, "k": pl.Int64, "set": pl.String, "draw": pl.Int64, "shared": pl.Int64}
+    return pl.DataFrame(lines, schema={**schema, "layer": pl.Int64, unit: pl.Int64}, orient="row")
+
+
+def ranking_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those options of a run that say how heads are ranked, and by which weights."""
+    return {name: options[name] for name in _RANKING_OPTIONS if options.get(name) is not None}
+
+
+def require_no_ranking(folder: Path) -> None:
+    """Raises InputError where a folder holds a ranking, beside which a validation would be taken for a part of it."""
+    if (folder / HEADS_PARQUET).exists():
+        raise InputError(f"--out {folder}: holds the results of a ranking; give the validation a folder of its own")
+
+
+def write_measured(folder: Path, measured: Measured) -> None:
+    """Write what was run; validation.json last, so that its presence says that the tables are of one run."""
+    (folder / FACTS_FILE).unlink(missing_ok=True)
+    for name in TABLES:
+        frame = getattr(measured, name)
+        path = folder / f"{name}.parquet"
+        if frame is None:
+            path.unlink(missing_ok=True)
+            continue
+        table = io.BytesIO()
+        frame.write_parquet(table)
+        write_bytes(path, table.getbuffer())
+    facts = {"format": _FORMAT, "headscore": __version__, **measured.facts}
+    write_text(folder / FACTS_FILE, json_text(facts, indent=1) + "\n")
+
+
+def is_validation(folder: Path) -> bool:
+    """Whether a folder holds what a validation has run."""
+    return (folder / FACTS_FILE).exists()
+
+
+def read_measured(folder: Path) -> Measured:
+    """What a validation has run. Raises InputError where a file is missing or damaged."""
+    try:
+        facts = parse_json(read_plain(folder / FACTS_FILE, _MAX_BYTES) or b"")
+    except ValueError as error:
+        raise InputError(f"{folder / FACTS_FILE}: is damaged: {error}; run headscore validate again") from error
+    needed = ("units", "unit", "noise_floor", "signals", "unseen", "other_model", "overlapping_draws", "ranking")
+    if not isinstance(facts, dict) or facts.get("format") != _FORMAT or any(name not in facts for name in needed):
+        raise InputError(f"{folder / FACTS_FILE}: is not that of a validation; run headscore validate again")
+    tables = {name: _read_table(folder / f"{name}.parquet") for name in TABLES}
+    return Measured(facts=facts, **{name: _needed(name, folder, table) for name, table in tables.items()})  # type: ignore[arg-type]
+
+
+def _needed(name: str, folder: Path, table: pl.DataFrame | None) -> pl.DataFrame | None:
+    if table is None and name in TABLES[:3]:
+        raise InputError(f"{folder / name}.parquet: is not there; run headscore validate again")
+    return table
+
+
+def _read_table(path: Path) -> pl.DataFrame | None:
+    content = read_plain(path, _MAX_BYTES)
+    if content is None:
+        return None
+    with foreign_faults_told(f"{path}: is damaged"):
+        return pl.read_parquet(io.BytesIO(content))
+
+
+def write_validation(folder: Path, found: Validation, config: Mapping[str, Any]) -> None:
+    """Write the statistics, and the options that they were made by; files that only an earlier run had are removed."""
+    files: dict[str, bytes] = {
+        "validation.csv": csv(found.table).encode(),
+        "verdicts.txt": "".join(f"{line}\n" for line in found.verdicts).encode(),
+    }
+    if found.effects is not None and found.agreement is not None:
+        table = io.BytesIO()
+        found.effects.write_parquet(table)
+        files |= {
+            "effects.parquet": table.getvalue(),
+            "effects.csv": csv(found.effects).encode(),
+            "agreement.csv": csv(found.agreement).encode(),
+        }
+    if found.fit is not None:
+        files["weights.json"] = (json.dumps(asdict(found.fit), indent=1) + "\n").encode()
+    for name in RESULT_FILES:
+        if name in files:
+            write_bytes(folder / name, files[name])
+        else:
+            (folder / name).unlink(missing_ok=True)
+    header = "# Repeats this run: headscore validate --config config.yaml --out NEW_FOLDER\n"
+    write_text(folder / CONFIG_FILE, header + yaml_text(config))
