@@ -90,6 +90,7 @@ def _stored_whole(array: Any, chunk: Sequence[int], count: int, whole: int, file
     HDF5 trusts the size that a chunk is said to have: it reads on in memory beyond one that is shorter.
     """
     found: list[Any] = []
+    shape = array.shape  # HDF5 takes time to tell it, and there may be many chunks
 
     def add(piece: Any) -> bool | None:
         found.append(piece)
@@ -101,7 +102,7 @@ def _stored_whole(array: Any, chunk: Sequence[int], count: int, whole: int, file
     for piece in found:
         if piece.byte_offset is None or piece.size != whole or piece.filter_mask:
             return False
-        if any(place % part or place >= n for place, n, part in zip(piece.chunk_offset, array.shape, chunk, strict=True)):
+        if any(place % part or place >= n for place, n, part in zip(piece.chunk_offset, shape, chunk, strict=True)):
             return False
     starts = sorted(piece.byte_offset for piece in found)
     return all(stop - start >= whole for start, stop in pairwise([*starts, file_bytes]))
