@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 
 from .errors import DamagedShardError
+from .settings import MAX_TOKENS
 from .shard import ARRAYS
 from .structures import Structures
 
@@ -17,6 +18,7 @@ from .structures import Structures
 MAX_CHUNK_BYTES = 1 << 20
 LEAST_CHUNK_BYTES = 1 << 16  # on average, beyond one chunk for each layer
 MAX_READ_BYTES = 256 << 20  # of one array read whole, and of one sample's attention in one layer
+MAX_SHARD_TOKENS = MAX_READ_BYTES // 4  # whose ids are as large
 
 CHECKSUM_BYTES = 4  # fletcher32's, after the content of each chunk
 
@@ -27,6 +29,20 @@ _TYPES = {  # as files have them: a type that NumPy would take for the same migh
     "float16": h5py.h5t.IEEE_F16LE,
     "float32": h5py.h5t.IEEE_F32LE,
 }
+
+
+def too_large(longest: int, tokens: int, heads: int) -> str:
+    """What is more than a shard may have; empty where nothing is.
+
+    Args:
+        longest: how many tokens the longest sample has.
+        tokens: how many all samples have.
+        heads: how many a layer has.
+    """
+    most = min(MAX_TOKENS, MAX_READ_BYTES // (2 * heads))
+    if longest > most:
+        return f"a sample of {longest} tokens, and with {heads} heads in a layer none may have more than {most}"
+    return f"{tokens} tokens, more than {MAX_SHARD_TOKENS}" if tokens > MAX_SHARD_TOKENS else ""
 
 
 def linked(path: Path, place: Any, part: str, name: str, structures: Structures) -> Any:
