@@ -20,12 +20,22 @@ from typing import Any
 
 import numpy as np
 
+from headscore.data.bounded_json import MAX_ELEMENTS
 from headscore.data.cache import shard_path, write_metadata
 from headscore.data.metadata import MAX_HEADS, MAX_LAYERS
+from headscore.data.settings import MAX_TOKENS
 from headscore.data.shard import write_shard
+from headscore.data.templates import MAX_SPANS
 
 Shape = tuple[int, int, int, int]  # layers, heads, samples, tokens of each
 ATTENTION_BYTES, NORM_BYTES, TOKEN_BYTES, SAMPLE_BYTES = 2, 4 * 4, 5, 16
+
+
+def long_samples(heads: int, size: int) -> list[Shape]:
+    """A shard with samples as long as they may be, or one that is shorter."""
+    tokens = size // (ATTENTION_BYTES * heads + TOKEN_BYTES)
+    return [(1, heads, max(1, tokens // MAX_TOKENS), min(tokens, MAX_TOKENS))]
+
 
 WORST: dict[str, Callable[[int], Iterator[Shape]]] = {
     "most layers": lambda size: iter([(MAX_LAYERS, 1, max(1, size // (MAX_LAYERS * 18)), 1)]),
@@ -33,7 +43,8 @@ WORST: dict[str, Callable[[int], Iterator[Shape]]] = {
     "smallest shards": lambda size: iter([(1, 1, 1, 1)] * (size // 14_000)),
     "samples of one token": lambda size: iter([(1, 1, size // (18 + TOKEN_BYTES + SAMPLE_BYTES), 1)]),
     "most heads": lambda size: iter([(1, min(MAX_HEADS, size // 18), max(1, size // (18 * MAX_HEADS)), 1)]),
-    "one long sample": lambda size: iter([(1, 1, 1, size // (ATTENTION_BYTES + TOKEN_BYTES))]),
+    "long samples": lambda size: iter(long_samples(1, size)),
+    "long samples of many heads": lambda size: iter(long_samples(32, size)),
     "largest attributes": lambda size: iter([(1, 1, 1, 1)] * (size // (16 << 20) + 1)),
 }
 
@@ -48,7 +59,7 @@ def written(folder: Path, shapes: list[Shape], attribute_bytes: int) -> Path:
         "model": {"name": "worst"},
         "data": {},
         "templates": [],
-        "span_names": ["question"],
+        "span_names": ["question", *(f"span{number}" for number in range(1, MAX_SPANS))],
         "settings": {"queries": "last_token"},
         "attention": {"full_rows": True, "result_norms": True},
         "dims": {"layers": layers, "heads": heads},
@@ -57,13 +68,14 @@ def written(folder: Path, shapes: list[Shape], attribute_bytes: int) -> Path:
         "example": {"row": 0, "pieces": []},
     }
     write_metadata(folder, metadata, keep_existing=False)
-    odd = {"odd": [[] for _ in range(min(attribute_bytes // 4, 1 << 20))], "text": "x" * max(0, attribute_bytes - (4 << 20))}
+    lists = min(attribute_bytes // 4, MAX_ELEMENTS // 2 - 10_000)  # an empty one counts as two values, and there are others
+    odd = {"odd": [[] for _ in range(lists)], "text": ["x" * max(0, attribute_bytes - 4 * lists)]}
     for number, (_, _, samples, tokens) in enumerate(shapes):
         arrays = {
             "samples/row": np.arange(samples),
             "samples/offset": np.arange(samples + 1) * tokens,
             "tokens/id": np.zeros(samples * tokens),
-            "tokens/span": np.ones(samples * tokens),
+            "tokens/span": np.full(samples * tokens, (1 << MAX_SPANS) - 1),
             "layers/index": np.arange(layers),
             "last_token/attention": np.full((layers, heads, samples * tokens), 1 / tokens, np.float32),
         }

@@ -2,13 +2,14 @@
 
 import logging
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..data.cache import shard_files
 from ..data.errors import InputError
 from ..data.kept_columns import stored_bytes
+from ..data.layout import too_large
 from ..data.settings import CaptureSettings
 from ..data.shard import shard_bytes
 from .samples import EncodedShard
@@ -21,11 +22,13 @@ METADATA_BYTES = 1 << 16  # more than a shard's attributes and HDF5's own struct
 def require_space(
     out: Path, shards: Mapping[int, EncodedShard], kept: Collection[int], settings: CaptureSettings, config: Any
 ) -> None:
-    """Log the size of the shards that are to be made and the free space; InputError where that is too little.
+    """Log the size of the shards that are to be made and the free space.
+
+    Raises InputError where that is too little, or a shard would have more tokens than the format allows.
 
     shards: this process's, by number. kept: numbers of those that stay; others that are there are replaced and their space
     counts as free. config: the model's configuration; where it does not tell the number of layers and heads, that is said and
-    nothing is checked.
+    the space is not checked.
     """
     text = config.get_text_config()
     try:
@@ -33,6 +36,7 @@ def require_space(
     except RuntimeError:  # transformers refuses to name one number where layers differ in it
         layers, heads = None, None
     missing = [shard for number, shard in shards.items() if number not in kept]
+    _require_small(missing, heads if type(heads) is int else 1)
     free = shutil.disk_usage(out).free
     if type(layers) is not int or type(heads) is not int:
         unknown = "the model's configuration does not tell their size"
@@ -48,6 +52,13 @@ def require_space(
             f"--out {out}: about {human_size(needed)} are needed for {len(missing)} shards and {human_size(free)} are free; "
             "make room, give another --out, or fewer --max-samples"
         )
+
+
+def _require_small(shards: Iterable[EncodedShard], heads: int) -> None:
+    """Raises InputError where a shard would have more tokens than the format allows."""
+    for lengths in ([len(prompt.ids) for prompt in shard.prompts] for shard in shards):
+        if fault := too_large(max(lengths, default=0), sum(lengths), heads):
+            raise InputError(f"--max-length, --shard-size: a shard would have {fault}; lower one of them")
 
 
 def human_size(count: int) -> str:

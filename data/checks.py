@@ -10,6 +10,7 @@ from .shard import Array
 
 ROW_SUM_TOLERANCE = 0.01  # what rounding many small weights to half precision can add up to
 
+_ITEMS = 1 << 22  # values that are added up at once
 _ONE = 0x3C00  # the bits of 1.0 in half precision; those of the numbers from 0 to 1 rise with them
 
 
@@ -38,6 +39,15 @@ def _fault(name: str, values: Array, spans: int) -> str:
     if values.dtype == np.float32 and not (np.isfinite(values).all() and values.min(initial=0) >= 0):
         return "values that are negative or not finite"
     return ""
+
+
+def require_row_sums(path: Path, name: str, rows: Array, offsets: npt.NDArray[np.int64], full_rows: bool) -> None:
+    """As `require_sums`, of pattern rows [..., t] of samples whose tokens start at `offsets` [b+1]."""
+    rows = rows.reshape(-1, rows.shape[-1])
+    step = max(1, _ITEMS // rows.shape[-1])  # NumPy makes all that it adds up float64 first
+    for start in range(0, len(rows), step):
+        sums = np.add.reduceat(rows[start : start + step], offsets[:-1], axis=1, dtype=np.float64)
+        require_sums(path, name, sums, full_rows)
 
 
 def require_sums(path: Path, name: str, sums: npt.NDArray[np.float64], full_rows: bool) -> None:

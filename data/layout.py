@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 
 from .errors import DamagedShardError
+from .settings import MAX_TOKENS
 from .shard import ARRAYS
 from .structures import Structures
 
@@ -17,6 +18,7 @@ from .structures import Structures
 MAX_CHUNK_BYTES = 1 << 20
 LEAST_CHUNK_BYTES = 1 << 16  # on average, beyond one chunk for each layer
 MAX_READ_BYTES = 256 << 20  # of one array read whole, and of one sample's attention in one layer
+MAX_SHARD_TOKENS = MAX_READ_BYTES // 4  # whose ids are as large
 
 CHECKSUM_BYTES = 4  # fletcher32's, after the content of each chunk
 
@@ -27,6 +29,20 @@ _TYPES = {  # as files have them: a type that NumPy would take for the same migh
     "float16": h5py.h5t.IEEE_F16LE,
     "float32": h5py.h5t.IEEE_F32LE,
 }
+
+
+def too_large(longest: int, tokens: int, heads: int) -> str:
+    """What is more than a shard may have; empty where nothing is.
+
+    Args:
+        longest: how many tokens the longest sample has.
+        tokens: how many all samples have.
+        heads: how many a layer has.
+    """
+    most = min(MAX_TOKENS, MAX_READ_BYTES // (2 * heads))
+    if longest > most:
+        return f"a sample of {longest} tokens, and with {heads} heads in a layer none may have more than {most}"
+    return f"{tokens} tokens, more than {MAX_SHARD_TOKENS}" if tokens > MAX_SHARD_TOKENS else ""
 
 
 def linked(path: Path, place: Any, part: str, name: str, structures: Structures) -> Any:
@@ -90,6 +106,7 @@ def _stored_whole(array: Any, chunk: Sequence[int], count: int, whole: int, file
     HDF5 trusts the size that a chunk is said to have: it reads on in memory beyond one that is shorter.
     """
     found: list[Any] = []
+    shape = array.shape  # HDF5 takes time to tell it, and there may be many chunks
 
     def add(piece: Any) -> bool | None:
         found.append(piece)
@@ -101,7 +118,7 @@ def _stored_whole(array: Any, chunk: Sequence[int], count: int, whole: int, file
     for piece in found:
         if piece.byte_offset is None or piece.size != whole or piece.filter_mask:
             return False
-        if any(place % part or place >= n for place, n, part in zip(piece.chunk_offset, array.shape, chunk, strict=True)):
+        if any(place % part or place >= n for place, n, part in zip(piece.chunk_offset, shape, chunk, strict=True)):
             return False
     starts = sorted(piece.byte_offset for piece in found)
     return all(stop - start >= whole for start, stop in pairwise([*starts, file_bytes]))

@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from .attributes import shard_metadata
-from .checks import require_sums, require_values
+from .checks import require_row_sums, require_values
 from .errors import DamagedShardError, HeadscoreError, InputError, one_line
 from .kept_columns import checked_kept
-from .layout import MAX_READ_BYTES, checked_layout, linked
+from .layout import checked_layout, linked, too_large
 from .metadata import MAX_HEADS, MAX_LAYERS
 from .plain import PlainFile
+from .settings import MAX_TOKENS
 from .shard import ARRAYS, Array, stored_arrays
 from .structures import Structures
 
@@ -109,8 +110,8 @@ class Shard:
         offsets = self.read("samples/offset")
         if offsets[0] != 0 or offsets[-1] != self.tokens or (offsets[1:] <= offsets[:-1]).any():
             raise DamagedShardError(f"{self.path}: 'samples/offset' does not divide the {self.tokens} tokens into samples")
-        if np.diff(offsets).max(initial=0) * self.heads * 2 > MAX_READ_BYTES:
-            raise DamagedShardError(f"{self.path}: 'samples/offset' has a sample of more tokens than can be read at once")
+        if fault := too_large(int(np.diff(offsets).max(initial=0)), self.tokens, self.heads):
+            raise DamagedShardError(f"{self.path}: 'samples/offset' has {fault}")
         return offsets
 
     def blocks(self) -> Iterator[Block]:
@@ -177,9 +178,10 @@ class Shard:
 def sample_blocks(offsets: npt.NDArray[np.int64], layers: int, heads: int) -> Iterator[Block]:
     """Samples whose tokens start at `offsets` [n+1], in blocks of bounded size for so many layers and heads."""
     samples, start = len(offsets) - 1, 0
+    most_tokens = min(BLOCK_ITEMS // heads, MAX_TOKENS)
     most_samples = max(1, BLOCK_ITEMS // (8 * layers * heads))
     while start < samples:
-        end = int(np.searchsorted(offsets, offsets[start] + BLOCK_ITEMS // heads, side="right")) - 1
+        end = int(np.searchsorted(offsets, offsets[start] + most_tokens, side="right")) - 1
         stop = min(max(start + 1, end), start + most_samples, samples)
         tokens = slice(int(offsets[start]), int(offsets[stop]))
         yield Block(slice(start, stop), tokens, offsets[start : stop + 1] - offsets[start])
@@ -209,8 +211,7 @@ def verify_shard(shard: Shard) -> None:
         for layers in layer_groups(shard, block):
             values = shard.read(name, layers, block)
             if name.endswith("attention"):
-                sums = np.add.reduceat(values, block.offsets[:-1], axis=2, dtype=np.float64)
-                require_sums(shard.path, name, sums, shard.metadata["attention"]["full_rows"])
+                require_row_sums(shard.path, name, values, block.offsets, shard.metadata["attention"]["full_rows"])
 
 
 def layer_groups(shard: Shard, block: Block) -> Iterator[slice]:

@@ -19,6 +19,7 @@ from .voice import option_flag
 RECORD_KEY = "record"  # of config.yaml; what it says about the past is no option
 SAMPLE_DATA = "samples"
 DEFAULT_MODEL = "smollm2-135m"
+MAX_TOKENS = 1 << 21  # of one sample: models of today take a million, and a reader holds some numbers of each token
 DEFAULT_WEIGHTS = {"out": 1.0, "ent": 0.5, "task": 1.0}  # the seed's ranking
 
 _OWN_ARGUMENTS = {  # of from_pretrained, that are not for --model-kwargs
@@ -66,7 +67,7 @@ class CaptureSettings(Checked):
         False, "Keep special tokens that the tokenizer adds at a prompt's end, such as EOS; the last token is then one of them."
     )
     max_samples: int = option(1024, "Rows to draw at random, without replacement; the whole file if it has fewer.", least=1)
-    max_length: int = option(512, "Longest prompt in tokens; longer ones are skipped and listed.", least=1)
+    max_length: int = option(512, "Longest prompt in tokens; longer ones are skipped and listed.", least=1, most=MAX_TOKENS)
     max_skipped: float = option(0.01, "Largest share of skipped rows before the capture stops.", least=0.0, most=1.0)
     seed: int = option(42, "Seed of the row sample.", least=0, most=2**32 - 1)
     queries: QueryMode = option(

@@ -70,7 +70,10 @@ class Columns:
                 place = table["position"][int(wrong.arg_max() or 0)]
                 raise InputError(f"--measure {name}: is not a number for a token at position {place:.0f} in {shard.path}")
             require_same_in_parts(expressions[name], table, found[name], f"--measure {name}", "token")
-        return np.ascontiguousarray(found.to_numpy())
+        weights = np.empty(found.shape)
+        for place, column in enumerate(found):  # not all at once, as that takes their memory twice more
+            weights[:, place] = column.to_numpy()
+        return weights
 
     def _table(self, shard: Shard, block: Block, with_ids: bool) -> pl.DataFrame:
         """The token table of a block: `position` (0-based), `tokens` (how many its sample has), `id`, and a column per span."""
@@ -154,8 +157,8 @@ def sample_columns(columns: Columns, shard: Shard) -> dict[str, npt.NDArray[Any]
     for name, members in columns.spans().items():
         mask = sum(1 << columns.span_names.index(member) for member in members)
         inside = (bits & mask) > 0
-        counted = np.concatenate([[0], np.cumsum(inside)])
-        found[f"tokens_{name}"] = counted[offsets[1:]] - counted[offsets[:-1]]
+        counted = np.cumsum(inside, dtype=np.int32)
+        found[f"tokens_{name}"] = np.diff(counted[offsets[1:] - 1].astype(np.int64), prepend=0)
         found[f"starts_{name}"] = inside[offsets[:-1]]
     for column, values in shard.kept.items():
         texts = [value if isinstance(value, str | None) else json.dumps(value) for value in values]

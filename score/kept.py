@@ -135,6 +135,10 @@ class Store:
                 why = why or str(error)
         return why
 
+    def has_room_for_samples(self, values: int) -> bool:
+        """Whether so many values of samples may be kept, all columns taken together: as many as are read again."""
+        return values <= MAX_ELEMENTS // 2
+
     def has_room_for(self, samples: int, measures: int) -> bool:
         """Whether so many measures of so many samples may be kept."""
         return 0 < samples * measures * self.shape[0] * self.shape[1] * 4 <= MAX_BYTES

@@ -32,6 +32,7 @@ ROWS = (
     64  # of a sample that are worked on at once, from as many layers as have so many heads; fewer, larger products are faster
 )
 ITEMS = 1 << 16  # values of rows that are worked on at once: few enough to stay in a core's cache
+MAX_ITEMS = 1 << 22  # the same where one sample has more, unless one row of it has: few enough for any memory
 
 _ONE = 0x3C00  # the bits of 1.0 in half precision; those of the numbers from 0 to 1 rise with them
 _ENTROPY_UNIT = 2.0**-34
@@ -82,15 +83,19 @@ def block_measures(
         return found
     attention, full_rows = f"{mode}/attention", shard.metadata["attention"]["full_rows"]
     step = max(1, ROWS // shard.heads)
+    by_row = {name: found[name].reshape(-1, samples) for name in of_rows}  # a view: layers and heads as one axis
     for start in range(0, len(layers), step):
-        group = layers[start : start + step]
-        bits = _bits(shard, attention, group, block)
+        bits = _bits(shard, attention, layers[start : start + step], block)
         for some, tokens in _pieces(block.offsets, ITEMS // len(bits)):
             offsets = block.offsets[some.start : some.stop + 1] - tokens.start
-            rows = RowSums(bits[:, tokens], offsets, weights[tokens], linear)
-            require_sums(shard.path, attention, rows.measure("sink") + rows.measure("rest"), full_rows)
-            for name in of_rows:
-                found[name][start : start + step, :, some] = rows.measure(name).reshape(len(group), shard.heads, -1)
+            most_rows = max(1, MAX_ITEMS // (tokens.stop - tokens.start))
+            for first in range(0, len(bits), most_rows):
+                part = bits[first : first + most_rows, tokens]
+                rows = RowSums(part, offsets, weights[tokens], linear)
+                require_sums(shard.path, attention, rows.measure("sink") + rows.measure("rest"), full_rows)
+                place = start * shard.heads + first
+                for name, values in by_row.items():
+                    values[place : place + len(part), some] = rows.measure(name)
     return found
 
 

@@ -11,7 +11,7 @@ import polars as pl
 from polars.io.plugins import register_io_source
 
 from ..data.cache import Cache, open_cache
-from ..data.checks import require_sums
+from ..data.checks import require_row_sums
 from ..data.errors import InputError
 from ..data.files import given_path
 from ..data.reader import Block, Shard
@@ -179,9 +179,9 @@ def _pattern_rows(cache: Cache, layer: int, head: int | None, array: str) -> Ite
 
 
 def _block_rows(shard: Shard, block: Block, first: int, layer: int, head: int | None, array: str) -> Iterator[PatternRows]:
-    values = shard.read(array, layer, block).astype(np.float32)
-    sums = np.add.reduceat(values, block.offsets[:-1], axis=1, dtype=np.float64)
-    require_sums(shard.path, array, sums, shard.metadata["attention"]["full_rows"])
+    values = shard.read(array, layer, block)
+    require_row_sums(shard.path, array, values, block.offsets, shard.metadata["attention"]["full_rows"])
+    values = values.astype(np.float32)
     numbers, ids, bits = (shard.read(name, block=block) for name in ("samples/row", "tokens/id", "tokens/span"))
     names = shard.metadata["span_names"]
     chosen = values if head is None else values[head]

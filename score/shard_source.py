@@ -93,7 +93,9 @@ class ShardSource:
         if new:  # then all of them, so that they are kept, and no array is damaged unnoticed
             asked = self.recipe.measures
             there = self._read_kept(asked)
-        room = bool(self._store and self._store.has_room_for(len(self.samples["row"]), len(asked)))
+        samples = len(self.samples["row"])
+        keeps = bool(self._store and self._store.has_room_for_samples(samples * len(self.samples)))
+        room = keeps and bool(self._store and self._store.has_room_for(samples, len(asked)))
         layers = range(len(self.recipe.layers))
         whole: list[Mapping[str, Measure]] = []
         found: dict[str, Sums] = {}
@@ -102,7 +104,7 @@ class ShardSource:
             parts = [_sums(table, names, self.recipe.heads) for table in self._cut(measures, block, layers, 0)]
             added = _stacked(parts, names)
             found = {name: found[name] + added[name] for name in names} if found else added
-        return found, self._keep(found, whole) if found else ""
+        return found, self._keep(found, whole) if found and keeps else ""
 
     def _keep(self, found: Mapping[str, Sums], whole: Sequence[Mapping[str, Measure]]) -> str:
         old = self._kept or Kept({})

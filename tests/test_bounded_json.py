@@ -81,12 +81,12 @@ LARGE: dict[str, Callable[[], bytes]] = {
 def test_many_values_are_refused_in_bounded_time_and_memory(what: str) -> None:
     content = LARGE[what]()
     tracemalloc.start()
-    started = time.monotonic()
+    started = time.process_time()  # of work, as the machine may have other things to do
     with pytest.raises(ValueError, match=r"has more than|Invalid|Unterminated|Extra data"):
         parse_json(content)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 600 << 20 and time.monotonic() - started < 20
+    assert peak < 600 << 20 and time.process_time() - started < 20
 
 
 def test_texts_count_together() -> None:

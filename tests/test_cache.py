@@ -68,6 +68,7 @@ def test_how_arrays_are_cut_changes_nothing(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("headscore.data.shard.CHUNK_ITEMS", sizes[0])
         patch.setattr("headscore.data.reader.BLOCK_ITEMS", sizes[1])
+        patch.setattr("headscore.data.checks._ITEMS", sizes[1])
         patch.setattr("headscore.data.layout.LEAST_CHUNK_BYTES", 1)
         made = metadata(LAYERS, HEADS, {"layers": [1, 4]})
         write_shard(shard_path(folder, 0), 0, arrays, made, [])
@@ -226,9 +227,10 @@ def test_hostile_and_broken_shards_are_refused(tmp_path: Path, what: str) -> Non
 
 def test_a_sample_too_large_to_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = write_cache(tmp_path, **BY_HAND)
-    monkeypatch.setattr("headscore.data.reader.MAX_READ_BYTES", 15)  # the longest has 4 tokens, 2 heads, 2 bytes
-    with pytest.raises(InputError, match="has a sample of more tokens than can be read at once"):
+    monkeypatch.setattr("headscore.data.layout.MAX_TOKENS", 3)
+    with pytest.raises(DamagedShardError, match="a sample of 4 tokens, and with 2 heads in a layer none may have more than 3"):
         headscore.score(cache)
+    assert len(headscore.inspect(cache, verify=True)["damaged"]) == 1
 
 
 @pytest.mark.parametrize("name", ["tokens/span", "last_token/attention"])

@@ -523,6 +523,13 @@ def test_what_is_too_large_to_keep_is_not_kept(own: Path, monkeypatch: pytest.Mo
     headscore.score(own, lambda_task=2)
 
 
+def test_samples_too_many_to_be_read_again_are_not_kept(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headscore.score.kept.MAX_ELEMENTS", 2)
+    headscore.score(own)
+    assert not (own / "derived").exists()
+    assert_like_fresh(own, signal={"mine": "sink"})
+
+
 def test_old_sums_make_room(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("headscore.score.kept.MAX_SUMS", 30)
     for number in range(30):

@@ -336,6 +336,23 @@ def test_too_little_space_stops_before_the_model_is_loaded(
     assert not (tmp_path / "c").exists()
 
 
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        ("MAX_TOKENS", r"a shard would have a sample of \d+ tokens, and with 4 heads in a layer none may have more than 40"),
+        ("MAX_SHARD_TOKENS", r"a shard would have \d+ tokens, more than 40"),
+    ],
+)
+def test_more_tokens_than_a_shard_may_have_stop_before_the_model_is_loaded(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, message: str
+) -> None:
+    monkeypatch.setattr(f"headscore.data.layout.{limit}", 40)
+    monkeypatch.setattr(headscore.capture.models, "load_model", lambda *_: pytest.fail("the model was loaded"))
+    with pytest.raises(InputError, match=message):
+        again(llama, tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
 def test_a_resumed_capture_needs_space_for_the_rest_only(
     llama: Path, cache: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
