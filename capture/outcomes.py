@@ -82,7 +82,7 @@ class Evaluator:
         batch_size: int | None = None,
         means: Means | None = None,
     ):
-        self._model, self._layers, self._questions, self._rules = model, layers, questions, rules
+        self.model, self._layers, self._questions, self._rules = model, layers, questions, rules
         kind = model.device.type
         self._batch_tokens = batch_tokens or ENOUGH_TOKENS.get(kind, ENOUGH_TOKENS["cuda"])
         self._overhead = BATCH_OVERHEAD.get(kind, BATCH_OVERHEAD["cuda"])
@@ -155,7 +155,7 @@ class Evaluator:
             for place, item in enumerate(batch):
                 gradients[item.question] = {layer: gradient[place] for layer, gradient in values.items()}
 
-        with _frozen(self._model), HeadGates(layers) as hooks:
+        with _frozen(self.model), HeadGates(layers) as hooks:
             self._in_batches(items, run)
         return gradients
 
@@ -222,11 +222,11 @@ class Evaluator:
     def _halve(self, tokens: int, count: int, error: Exception) -> None:
         if count == 1:
             raise RunError(
-                f"out of memory on {self._model.device} with a single sequence of {tokens} tokens; use a smaller --dtype"
+                f"out of memory on {self.model.device} with a single sequence of {tokens} tokens; use a smaller --dtype"
             ) from error
         self._batch_tokens = tokens * count // 2
         logger.warning("out of memory with %d sequences; going on with smaller batches", count)
-        if self._model.device.type == "cuda":
+        if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _length(self, item: _Item) -> int:
@@ -237,26 +237,26 @@ class Evaluator:
         ids, _ = _padded([self._questions[item.question].sequences[item.sequence] for item in batch])
         rows = torch.tensor([read.place for read in reads])
         positions = torch.tensor([read.position for read in reads])
-        with _head_at(self._model, rows, positions) as gathered:
+        with _head_at(self.model, rows, positions) as gathered:
             logits = self._forward(ids)
         if not gathered:
             logits = logits[rows.to(logits.device), positions.to(logits.device)][None]
         likely = torch.log_softmax(logits[0].float(), -1)
         if not bool(torch.isfinite(likely.amax(-1)).all()):
-            raise RunError(f"{self._model.config.model_type}: gives NaN or infinite logits; give a wider --dtype")
+            raise RunError(f"{self.model.config.model_type}: gives NaN or infinite logits; give a wider --dtype")
         return likely
 
     def _forward(self, ids: Tensor) -> Tensor:
         """The model's logits for a batch; whatever the pass leaves in the model is undone."""
         try:
-            logits: Tensor = self._model(input_ids=ids.to(self._model.device), use_cache=False)[0]
+            logits: Tensor = self.model(input_ids=ids.to(self.model.device), use_cache=False)[0]
             return logits
         except Exception as error:  # whatever an architecture's code raises
             if isinstance(error, HeadscoreError):
                 raise
             if is_out_of_memory(error):
                 raise torch.OutOfMemoryError(str(error)) from error
-            kind = self._model.config.model_type
+            kind = self.model.config.model_type
             raise RunError(f"{kind}: failed on {len(ids)} sequences: {one_line(error)[:300]}") from error
         finally:
             self._state.restore()

@@ -8,6 +8,8 @@ from typing import Any
 
 import tiny
 
+import headscore
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -42,3 +44,10 @@ def test_scoring_is_timed_with_and_without_what_is_kept() -> None:
     asked = ("read_gb_s", "lambda", "span", "signal", "fusion")
     assert all(found[name] > 0 for name in asked) and found["workers_1"]["first"] > 0
     assert 0 < found["one_layer"] < 30
+
+
+def test_a_validation_is_timed_beside_plain_passes(last_token_cache: Path, tmp_path: Path) -> None:
+    headscore.score(last_token_cache, tmp_path / "r")
+    found = figures("bench_validate.py", tmp_path / "r", "--samples", 4, "--rounds", 2)["results"]
+    assert found["rows"] == 4 and found["of_plain"]["plain"] == 1
+    assert all(found["seconds"][way] > 0 for way in ("plain", "last", "validate")) and found["sets_per_second"] > 0

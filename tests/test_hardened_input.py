@@ -28,7 +28,7 @@ from headscore.data.rows import read_data
 from headscore.data.settings import CaptureSettings
 from headscore.data.strict_yaml import MAX_YAML_BYTES, read_yaml
 from headscore.data.text import OneLine, has_unprintable, json_text, logged_in_one_line
-from headscore.score.outputs import _yaml
+from headscore.score.outputs import yaml_text
 
 FORGED = "w\n2026-01-01 00:00:00,000 ERROR forged\x1b[31m\u202e\x9b\x7f"
 
@@ -237,7 +237,7 @@ PLAIN = st.recursive(
 @given(st.dictionaries(st.text(max_size=9), PLAIN, max_size=4))
 def test_yaml_is_read_as_it_was_written(value: dict[str, Any]) -> None:
     path = files.user_cache() / "law.yaml"
-    files.write_text(path, _yaml(value))
+    files.write_text(path, yaml_text(value))
     assert read_yaml(path) == value
 
 
