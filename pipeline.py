@@ -32,6 +32,7 @@ from .score.validated import (
     ranking_options,
     read_measured,
     require_no_ranking,
+    require_statistics_alone,
     set_frame,
     validation_of,
     write_measured,
@@ -184,6 +185,7 @@ def validate(
         require_no_ranking(folder)
         if is_validation(place):
             measured = read_measured(place)
+            require_statistics_alone(place, measured, settings)
         else:
             measured = _measured(read_results(place), folder, settings, overwrite, progress)
         found = validation_of(measured, settings)

@@ -56,7 +56,7 @@ def check_metadata(metadata: Any, where: str, *, of_shard: bool = False) -> None
         raise InputError(f"{where}: cache format {version!r}, this headscore reads {FORMAT_VERSION}; {advice}")
     optional = {key: shape for key, shape in OPTIONAL_SHAPE.items() if key in metadata}
     for key, shape in (METADATA_SHAPE | optional | (_SHARD_SHAPE if of_shard else {})).items():
-        if not _has_shape(metadata.get(key), shape):
+        if not has_shape(metadata.get(key), shape):
             raise InputError(f"{where}: its metadata has no usable '{key}'; capture it again")
     if unusable := _unusable_optional(metadata):
         raise InputError(f"{where}: its metadata has no usable '{unusable}'; capture it again")
@@ -76,7 +76,7 @@ def check_metadata(metadata: Any, where: str, *, of_shard: bool = False) -> None
 def _unusable_optional(metadata: Metadata) -> str | None:
     """A key in which something that need not be there is not as it should be."""
     for key, shapes in _OPTIONAL_INNER.items():
-        if not all(_has_shape(metadata[key][name], shape) for name, shape in shapes.items() if name in metadata[key]):
+        if not all(has_shape(metadata[key][name], shape) for name, shape in shapes.items() if name in metadata[key]):
             return key
     dims: Metadata = metadata["dims"]
     layers: list[int] = metadata["layers"]
@@ -85,11 +85,12 @@ def _unusable_optional(metadata: Metadata) -> str | None:
     return "projections" if len(metadata.get("projections", layers)) != len(layers) else None
 
 
-def _has_shape(value: Any, shape: Any) -> bool:
+def has_shape(value: Any, shape: Any) -> bool:
+    """Whether a value of JSON's kinds has what `METADATA_SHAPE` and the like say."""
     if isinstance(shape, dict):
-        return isinstance(value, dict) and all(_has_shape(value.get(key), inner) for key, inner in shape.items())
+        return isinstance(value, dict) and all(has_shape(value.get(key), inner) for key, inner in shape.items())
     if isinstance(shape, list):
-        return isinstance(value, list) and all(_has_shape(inner, shape[0]) for inner in value)
+        return isinstance(value, list) and all(has_shape(inner, shape[0]) for inner in value)
     return type(value) in (shape if isinstance(shape, tuple) else (shape,))  # True is no integer here
 
 

@@ -1,7 +1,7 @@
 """Reads back what `headscore score` wrote: the heads of a ranking, and what it was made of."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -10,6 +10,7 @@ import polars as pl
 
 from ..data.errors import HeadscoreError, InputError
 from ..data.foreign import foreign_faults_told
+from ..data.metadata import has_shape
 from ..data.plain import read_plain
 from ..data.settings import RECORD_KEY, Unit
 from ..data.strict_yaml import read_yaml
@@ -19,6 +20,13 @@ from .ranking import rank
 COMBINED = "combined"  # the name of the fused score among signals
 _MAX_BYTES = 1 << 30
 _RANKING_OPTIONS = ("fusion", "norm_mode", "within")
+_CONFIG_SHAPE = {**dict.fromkeys((*_RANKING_OPTIONS, "by"), str), **dict.fromkeys(("lambda_ent", "lambda_task"), (int, float))}
+_RECORD_SHAPE = {
+    "model": {"name": str},
+    "data": {"path": str},
+    "settings": {"max_samples": int, "max_length": int, "seed": int},
+    "templates": [{"name": str, "text": str}],
+}
 
 
 @dataclass(frozen=True)
@@ -77,8 +85,8 @@ def read_results(folder: Path) -> Results:
         config = read_yaml(path)
     except HeadscoreError as error:
         raise InputError(f"{folder}: holds no results of headscore score: {error.message}") from error
-    record = config.get(RECORD_KEY) if isinstance(config, dict) else None
-    if not isinstance(record, dict) or not _is_whole(record) or config.get("by") not in get_args(Unit):
+    record: Any = config.get(RECORD_KEY) if isinstance(config, dict) else None
+    if not has_shape(record, _RECORD_SHAPE) or not has_shape(config, _CONFIG_SHAPE) or config["by"] not in get_args(Unit):
         raise InputError(f"{path}: is not that of a run of headscore score; run it again with --overwrite")
     content = read_plain(folder / HEADS_PARQUET, _MAX_BYTES)
     if content is None:
@@ -89,9 +97,3 @@ def read_results(folder: Path) -> Results:
     if not {"layer", unit, COMBINED, "rank"} <= set(heads.columns) or not len(heads):
         raise InputError(f"{folder / HEADS_PARQUET}: is not a table of heads; run headscore score again")
     return Results(folder, heads, unit, {name: value for name, value in config.items() if name != RECORD_KEY}, record)
-
-
-def _is_whole(record: Mapping[str, Any]) -> bool:
-    """Whether a record says what a validation needs to know."""
-    kinds: Sequence[tuple[str, type]] = [("model", dict), ("data", dict), ("settings", dict), ("templates", list)]
-    return all(isinstance(record.get(name), kind) for name, kind in kinds)

@@ -4,7 +4,7 @@ import io
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ..data.foreign import foreign_faults_told
 from ..data.plain import read_plain
 from ..data.settings import ScoreSettings, ValidateSettings
 from ..data.text import json_text
+from ..data.voice import option_flag
 from .agreement import agreement
 from .effects import effects_of
 from .head_sets import HeadSet
@@ -34,6 +35,7 @@ TABLES = ("outcomes", "sets", "ranking", "single", "gradient")  # Parquet; the l
 JOURNAL_FILE = "outcomes.jsonl"
 RESULT_FILES = ("validation.csv", "verdicts.txt", "effects.parquet", "effects.csv", "agreement.csv", "weights.json")
 ALL_FILES = (FACTS_FILE, JOURNAL_FILE, *(f"{name}.parquet" for name in TABLES), *RESULT_FILES, CONFIG_FILE, LOG_FILE)
+_OF_STATISTICS = ("bootstrap", "level", "seed", "fit_weights")
 _FORMAT = "headscore-validation"
 _MAX_BYTES = 1 << 30
 _RANKING_OPTIONS = ("fusion", "norm_mode", "within", "by", "lambda_ent", "lambda_task", "weight")
@@ -193,6 +195,18 @@ def write_measured(folder: Path, measured: Measured) -> None:
         write_bytes(path, table.getbuffer())
     facts = {"format": _FORMAT, "headscore": __version__, **measured.facts}
     write_text(folder / FACTS_FILE, json_text(facts, indent=1) + "\n")
+
+
+def require_statistics_alone(place: Path, measured: Measured, settings: ValidateSettings) -> None:
+    """Raises InputError where options ask for more than statistics of what a validation in `place` has run."""
+    there = {"single": measured.single is not None, "gate_gradient": measured.gradient is not None}
+    for field in fields(settings):
+        asked = getattr(settings, field.name) != field.default
+        if asked and field.name not in _OF_STATISTICS and not there.get(field.name):
+            raise InputError(
+                f"{option_flag(field.name)}: needs the model, and {place} holds what was run; give the results of headscore "
+                "score for it, or make its statistics anew with --bootstrap, --level and --seed"
+            )
 
 
 def is_validation(folder: Path) -> bool:

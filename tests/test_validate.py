@@ -1,6 +1,7 @@
 """`headscore validate` from a ranking to a verdict, on tiny models."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -130,6 +131,9 @@ def test_statistics_are_made_anew_without_the_model(
     wider = headscore.validate(out, tmp_path / "wider", bootstrap=200, level=0.99)
     assert (wider.table["top_high"] >= again.table["top_high"]).all() and wider.table["top"].equals(again.table["top"])
     assert not (tmp_path / "wider" / "weights.json").exists()
+    for option in ({"k": ["1"]}, {"draws": 3}, {"signal": ["ent"]}, {"max_samples": 5}, {"ablate": "mean"}):
+        with pytest.raises(headscore.InputError, match=rf"^{next(iter(option))}: needs the model, and .* holds what was run"):
+            headscore.validate(out, tmp_path / "other", **option)
 
 
 class Stopped(Exception):
@@ -264,6 +268,13 @@ def test_folders_that_are_no_results_are_told(results: Path, tmp_path: Path, cac
             headscore.validate(folder, tmp_path / "v")
     with pytest.raises(headscore.InputError, match="holds the results of a ranking; give the validation a folder of its own"):
         headscore.validate(results, results)
+    config = (results / "config.yaml").read_text()
+    for before, after in (("max_length: 512", "max_length: x"), ("by: head", "by: [1]"), ("record:", "recorded:")):
+        assert before in config
+        other = Path(shutil.copytree(results, tmp_path / after.partition(":")[0] / "r"))
+        (other / "config.yaml").write_text(config.replace(before, after))
+        with pytest.raises(headscore.InputError, match=r"config\.yaml: is not that of a run of headscore score"):
+            headscore.validate(other, tmp_path / "v")
     damaged = tmp_path / "r"
     headscore.score(results.parent / "c", damaged)
     (damaged / "heads.parquet").write_bytes(b"PAR1" + bytes(100) + b"PAR1")
