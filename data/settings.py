@@ -232,7 +232,9 @@ class ValidateSettings(Checked):
         ("1%", "5%", "10%", "20%", "30%"), "How many heads to take out, or which share of all as in 5%; repeat for several."
     )
     draws: int = option(20, "Random sets of as many heads in each layer as the first k have there.", least=0, most=10_000)
-    signal: tuple[str, ...] = option((), "Signal whose order is validated beside the combined score; repeat for several.")
+    signal: tuple[str, ...] = option(
+        (), "Signal whose order is validated beside the combined score, turned around with - before it; repeat for several."
+    )
     ablate: How = option("zero", "What stands in the place of a head: zero, or the mean of its z over the prompts.")
     single: bool = option(False, "Take out every head alone, too: one run of all rows for each head of the model.")
     gate_gradient: bool = option(False, "Find the gradient of the answer's nll by a gate on every head, too.")

@@ -56,9 +56,10 @@ class Results:
     def order(self, signal: str = COMBINED) -> list[tuple[int, int]]:
         """All (layer, unit), the one that is driven most first, by the combined score or by one signal alone.
 
-        Raises InputError for a signal that the ranking has not.
+        A `-` before a signal turns it around. Raises InputError for one that the ranking has not.
         """
-        ranked = self.heads if signal == COMBINED else self.ranked({signal: 1.0})
+        name, weight = signal.removeprefix("-"), -1.0 if signal.startswith("-") else 1.0
+        ranked = self.heads if signal == COMBINED else self.ranked({name: weight})
         return [(int(layer), int(unit)) for layer, unit in ranked.sort("rank").select("layer", self.unit).iter_rows()]
 
     def ranked(self, weights: Mapping[str, float]) -> pl.DataFrame:

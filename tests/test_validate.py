@@ -16,6 +16,7 @@ from eager import output_projections
 
 import headscore
 from headscore.capture.validating import set_key
+from headscore.score.results import read_results
 
 FEW: dict[str, Any] = {"k": ["2", "25%"], "draws": 4, "max_samples": 10, "bootstrap": 200}
 ONE_BY_ONE: dict[str, Any] = {**FEW, "batch_tokens": 100}  # so few that no two sets are run together
@@ -81,6 +82,15 @@ def test_sets_are_of_the_ranking_and_of_its_layers(results: Path, validated: tup
             assert not set(of(drawn)) & set(of(own.filter(set="top")))
     by_out = pl.read_parquet(results / "heads.parquet").sort("out_rank", "out_norm", descending=True)
     assert of(sets.filter(signal="out", k=2, set="top")) == of(by_out.head(2))
+
+
+def test_a_signal_that_is_turned_around_is_ordered_from_its_other_end(results: Path) -> None:
+    ranking = read_results(results)
+    least = sorted(
+        pl.read_parquet(results / "heads.parquet").group_by("layer").agg(pl.col("head").sort_by("ent").first()).iter_rows()
+    )
+    assert sorted(ranking.order("-ent")[:3]) == least
+    assert ranking.order("-ent") == ranking.order("ent")[::-1], "where no two heads tie"
 
 
 def test_outcomes_are_what_ablated_models_give(
