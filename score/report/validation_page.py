@@ -1,5 +1,6 @@
-"""Writes validation.html, one file that opens offline: the verdicts, curves over the share of heads, and maps of the effects."""
+"""Writes validation.html, one file that opens offline: verdicts, curves over the share of heads, and maps of the effects."""
 
+import functools
 import itertools
 import logging
 from pathlib import Path
@@ -23,10 +24,15 @@ logger = logging.getLogger("headscore")
 
 METRICS = {"kl": "KL from the intact model (nats)", "nll": "change of NLL (nats)", "acc": "change of accuracy"}
 EFFECTS = {
-    "kl": Column("mean", "KL without the head (nats)", "KL from the intact model of the model without this head."),
-    "nll": Column("mean", "change of NLL without the head (nats)", "What the answer's NLL gains without this head.", 0),
+    "kl": Column("mean", "KL without the head (nats)", "How far the next token's distribution moves without this head."),
+    "nll": Column(
+        "mean", "change of NLL without the head (nats)", "What taking this head out adds to the NLL of the answer.", 0
+    ),
     GATE_GRADIENT: Column(
-        "mean", "∂NLL/∂gate (nats)", "The gradient of a gate on this head. To first order NLL gains minus that without it.", 0
+        "mean",
+        "∂NLL/∂gate (nats)",
+        "The gradient of a gate on this head: to first order, taking it out adds minus this to the NLL.",
+        0,
     ),
 }
 _INTERVAL = [Column("low", "low"), Column("high", "high")]
@@ -82,47 +88,49 @@ def curve_chart(table: pl.DataFrame, signal: str, units: int) -> alt.LayerChart:
     title = [METRICS[lines["metric"][0]]]
     if lines["above_chance"].eq(False).any():
         title.append("(the intact model is not above chance)")
-    scale = alt.Scale(domain=_reach(table, *_DRAWN) or [-1, 1], nice=True)
-    y = lambda column: alt.Y(f"{column}:Q", title=title, scale=scale)  # noqa: E731
-    legend = alt.Legend(title=None, orient="top", symbolType="stroke", symbolStrokeWidth=3)
-    colours = alt.Scale(domain=list(_LINES), range=list(_LINES.values()))
-    colour = lambda name: alt.datum(name, type="nominal", scale=colours, legend=legend)  # noqa: E731
+    scale = alt.Scale(domain=_reach(table, *_DRAWN), nice=True)
+    y = functools.partial(alt.Y, type="quantitative", title=title, scale=scale)
     base = alt.Chart().encode(
-        x=alt.X("share:Q", title="heads taken out (%)", scale=alt.Scale(domain=[0, table["share"].max()], nice=True)),
+        x=alt.X("share:Q", title="heads taken out (%)", scale=alt.Scale(domain=_reach(table, "share"), nice=True)),
         tooltip=[alt.Tooltip(f"{name}:Q", format=".4~g") for name in _TOLD],
     )
     draws, top = (base.transform_filter(f"isValid(datum.{name})") for name in ("draws_min", "top_low"))
     band = draws.mark_area(opacity=0.25, color=PLAIN) if len(lines) > 1 else draws.mark_bar(opacity=0.25, color=PLAIN, size=16)
+    line = base.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=45))
     intact = alt.Chart(alt.InlineData(values=[{}])).mark_rule(strokeDash=[5, 4])
     marks = [
         band.encode(y=y("draws_min"), y2="draws_max:Q"),
-        intact.encode(y=alt.YDatum(0, scale=scale, title=title), color=colour("intact")),
-        *(
-            base.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=45)).encode(y=y(name), color=colour(name))
-            for name in ("draws", "bottom", "top")
-        ),
-        top.mark_rule(strokeWidth=2).encode(y=y("top_low"), y2="top_high:Q", color=colour("top")),
+        _called(intact.encode(y=alt.YDatum(0, scale=scale, title=title)), "intact"),
+        *(_called(line.encode(y=y(name)), name) for name in ("draws", "bottom", "top")),
+        _called(top.mark_rule(strokeWidth=2).encode(y=y("top_low"), y2="top_high:Q"), "top"),
     ]
     values = alt.InlineData(values=lines.select(*_TOLD).to_dicts())
-    return alt.layer(*marks, data=values, width=340, height=220)
+    return alt.LayerChart(layer=marks, data=values, width=340, height=220)
+
+
+def _called(chart: alt.Chart, name: str) -> alt.Chart:
+    """A mark in the colour that the legend has for a name of `_LINES`."""
+    scale = alt.Scale(domain=list(_LINES), range=list(_LINES.values()))
+    legend = alt.Legend(title=None, orient="top", symbolType="stroke", symbolStrokeWidth=3)
+    return chart.transform_calculate(line=f"'{name}'").encode(color=alt.Color("line:N", scale=scale, legend=legend))
 
 
 def effect_chart(effects: Any, effect: str) -> alt.LayerChart:
-    """A layer × head map of one effect of `effects_of`; signed ones have 0 in the middle, and orange where the head is needed."""
+    """A layer × head map of one effect of `effects_of`: of signed ones 0 is the middle, and orange is a head that is needed."""
     column, lines = EFFECTS[effect], finite(effects.filter(effect=effect))
     scale = None
     if column.middle is not None:
-        most = max(map(abs, _reach(lines, "mean") or [1.0]))
+        most = max(map(abs, _reach(lines, "mean")))
         scale = alt.Scale(scheme="blueorange", domain=[-most, most], domainMid=0, reverse=effect == GATE_GRADIENT)
     grid, data = Grid.of(lines), alt.InlineData(values=lines.drop("effect").to_dicts())
     return map_chart(data, grid, column, None, fluid=True, scale=scale, told=_INTERVAL)
 
 
-def _reach(table: pl.DataFrame, *names: str) -> list[float] | None:
-    """The smallest and the largest value of some columns, and 0; None where all are 0."""
-    values = [value for name in names for value in (table[name].min(), table[name].max()) if value is not None]
-    low, high = min(0.0, *values), max(0.0, *values)  # type: ignore[type-var, assignment]
-    return [low, high] if low < high else None
+def _reach(table: pl.DataFrame, *names: str) -> list[float]:
+    """The smallest and the largest value of some columns, and 0; where all are 0, some range that a scale can have."""
+    values = [0.0, *table.select(names).unpivot()["value"].drop_nulls()]
+    low, high = min(values), max(values)
+    return [low, high] if low < high else [-1.0, 1.0]
 
 
 def _signals(found: Validation) -> list[str]:
@@ -165,9 +173,9 @@ def _curves(found: Validation, level: float) -> str:
         name = "combined score" if signal == COMBINED else escaped(signal)
         body += f'<h3>{name}</h3><div class="{kind}">{places}</div>'
     reading = (
-        f"The mean change over the rows, by the share of heads that are taken out: the top with its {100 * level:g} % interval, the "
-        "bottom, and random heads of the top's layers, of which the band has all draws and the line is their mean. The intact "
-        "model is at 0. Charts of the same metric have the same scales."
+        f"The mean change over the rows, by the share of heads that are taken out: the top with its {100 * level:g} % "
+        "interval, the bottom, and random heads of the top's layers, of which the band has all draws and the line is their "
+        "mean. The intact model is at 0. Charts of the same metric have the same scales."
     )
     return section("What the model loses without the heads", reading, body)
 
@@ -178,7 +186,7 @@ def _effects(found: Validation, level: float) -> str:
     captions = {name: f'<p class="caption"><b>{escaped(name)}</b> {EFFECTS[name].description}</p>' for name in names}
     body = "".join(f"<div>{captions[name]}{place(_map_id(name))}</div>" for name in names)
     reading = (
-        f"A cell is a head, its colour the mean over the rows; a click marks it, and its tooltip has the {100 * level:g} % interval. "
-        "The more orange, or for KL the brighter, the more the model needs the head."
+        f"A cell is a head, its colour the mean over the rows; a click marks it, and its tooltip has the {100 * level:g} % "
+        "interval. The more orange, or for KL the brighter, the more the model needs the head."
     )
     return section("What each head does alone", reading, f'<div class="maps">{body}</div>')

@@ -73,13 +73,13 @@ def map_chart(
         ),
         "y": alt.Y("layer:O", title="layer", axis=alt.Axis(labelOverlap=True, ticks=False)),
     }
-    if scale is None:
-        centred = column.middle is not None
-        scale = alt.Scale(scheme="blueorange", domainMid=column.middle) if centred else alt.Scale(scheme="viridis")
+    if scale is None and column.middle is not None:
+        scale = alt.Scale(scheme="blueorange", domainMid=column.middle)
     legend = _legend(f"{column.label}{HIGHER if column.name == 'combined' else ''}")
     base = alt.Chart().encode(**place)
     cells = base.mark_rect(cursor="pointer").encode(
-        color=alt.Color(f"{field(column.name)}:Q", scale=scale, legend=legend), tooltip=_tooltip([column, *told], live)
+        color=alt.Color(f"{field(column.name)}:Q", scale=scale or alt.Scale(scheme="viridis"), legend=legend),
+        tooltip=_tooltip([column, *told], live),
     )
     marks = [cells.add_params(picked(grid.unit))]
     if live:
