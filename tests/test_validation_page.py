@@ -121,7 +121,7 @@ def test_a_single_k_and_no_draws_are_drawn(ks: tuple[int, ...], draws: int) -> N
     drawn = charts(found)
     assert len(drawn) == 6 and not any(name.startswith("map") for name in drawn)
     spec = drawn["curve-0-kl"].to_dict()
-    assert spec["layer"][0]["mark"]["type"] == ("area" if len(ks) > 1 else "bar"), "an area of one point cannot be seen"
+    assert spec["layer"][0]["mark"]["type"] == ("area" if len(ks) > 1 else "rule"), "an area of one point cannot be seen"
     svg = vl_convert.vegalite_to_svg(json.dumps(spec))
     assert ("draws_min" in svg or svg.count("<path") > 10) and INK in svg and "NaN" not in svg
 

@@ -95,7 +95,9 @@ def curve_chart(table: pl.DataFrame, signal: str, units: int) -> alt.LayerChart:
         tooltip=[alt.Tooltip(f"{name}:Q", format=".4~g") for name in _TOLD],
     )
     draws, top = (base.transform_filter(f"isValid(datum.{name})") for name in ("draws_min", "top_low"))
-    band = draws.mark_area(opacity=0.25, color=PLAIN) if len(lines) > 1 else draws.mark_bar(opacity=0.25, color=PLAIN, size=16)
+    faint: dict[str, Any] = {"opacity": 0.25, "color": PLAIN}
+    # an area of one point cannot be seen, and a bar would have the axis begin below 0
+    band = draws.mark_area(**faint) if len(lines) > 1 else draws.mark_rule(strokeWidth=16, **faint)
     line = base.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=45))
     intact = alt.Chart(alt.InlineData(values=[{}])).mark_rule(strokeDash=[5, 4])
     marks = [
