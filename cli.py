@@ -216,11 +216,12 @@ def report(config: Path | None, debug: bool, **options: Any) -> None:
         ],
     },
     {
+        "report": Annotated[bool, typer.Option("--report", help="Make validation.html, a page with curves and maps, too.")],
         "overwrite": Annotated[
             bool, typer.Option("--overwrite", help="Forget outcomes of another model or other rows in --out.")
-        ]
+        ],
     },
-    {"overwrite": False},
+    {"report": False, "overwrite": False},
 )
 def validate(config: Path | None, debug: bool, **options: Any) -> None:
     """See whether the model needs the heads that a ranking puts first, more than random heads of the same layers."""

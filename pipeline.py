@@ -158,6 +158,7 @@ def validate(
     out: str | Path,
     *,
     overwrite: bool = False,
+    report: bool = False,
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> Validation:
@@ -173,12 +174,15 @@ def validate(
         out: gets the outcomes as soon as they are known, so that the same command goes on after a stop; then the tables.
             Another ranking of the same model and rows may go there, too: sets that it shares are not run again.
         overwrite: forget outcomes of another model or of other rows that are in `out`.
+        report: also write validation.html to `out`, one offline page with the curves and maps. Needs `headscore[report]`.
         progress: called with (rows run, rows in all).
         options: the fields of ValidateSettings, by the names and with the defaults of the command line.
 
     Raises InputError for options, results, data or a model that cannot be used, or another model than the one that was
-    captured, and RunError where the run fails.
+    captured, and where a package is missing; RunError where the run fails.
     """
+    if report:
+        require_packages("a report")
     settings = ValidateSettings(**options)
     place, folder = given_path("results", results), given_path("--out", out)
     with results_folder(folder, ALL_FILES):
@@ -192,6 +196,8 @@ def validate(
         write_measured(folder, measured)
         chosen = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
         write_validation(folder, found, written_options({"results": place, **chosen}, folder))
+        if report:
+            _write_validation_page(folder, found, settings.level)
         logger.info("%s: validation written", folder)
     return found
 
@@ -237,3 +243,9 @@ def _write_report(folder: Path, cache: Cache, scores: Scores) -> None:
     from .score.report.page import write_report  # here, as Altair takes half a second to load
 
     write_report(folder, cache, scores)
+
+
+def _write_validation_page(folder: Path, found: Validation, level: float) -> None:
+    from .score.report.validation_page import write_report  # here, as Altair takes half a second to load
+
+    write_report(folder, found, level)

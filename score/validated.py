@@ -34,7 +34,9 @@ FACTS_FILE = "validation.json"
 TABLES = ("outcomes", "sets", "ranking", "single", "gradient")  # Parquet; the last two need not be there
 JOURNAL_FILE = "outcomes.jsonl"
 RESULT_FILES = ("validation.csv", "verdicts.txt", "effects.parquet", "effects.csv", "agreement.csv", "weights.json")
-ALL_FILES = (FACTS_FILE, JOURNAL_FILE, *(f"{name}.parquet" for name in TABLES), *RESULT_FILES, CONFIG_FILE, LOG_FILE)
+REPORT_FILE = "validation.html"
+_TABLE_FILES = tuple(f"{name}.parquet" for name in TABLES)
+ALL_FILES = (FACTS_FILE, JOURNAL_FILE, *_TABLE_FILES, *RESULT_FILES, REPORT_FILE, CONFIG_FILE, LOG_FILE)
 _OF_STATISTICS = ("bootstrap", "level", "seed", "fit_weights")
 _FORMAT = "headscore-validation"
 _MAX_BYTES = 1 << 30
@@ -242,7 +244,10 @@ def _read_table(path: Path) -> pl.DataFrame | None:
 
 
 def write_validation(folder: Path, found: Validation, config: Mapping[str, Any]) -> None:
-    """Write the statistics, and the options that they were made by; files that only an earlier run had are removed."""
+    """Write the statistics, and the options that they were made by; files that only an earlier run had are removed.
+
+    So is its report, which is of other statistics; `write_report` of report/validation_page.py makes it anew.
+    """
     files: dict[str, bytes] = {
         "validation.csv": csv(found.table).encode(),
         "verdicts.txt": "".join(f"{line}\n" for line in found.verdicts).encode(),
@@ -257,7 +262,7 @@ def write_validation(folder: Path, found: Validation, config: Mapping[str, Any])
         }
     if found.fit is not None:
         files["weights.json"] = (json.dumps(asdict(found.fit), indent=1) + "\n").encode()
-    for name in RESULT_FILES:
+    for name in (*RESULT_FILES, REPORT_FILE):
         if name in files:
             write_bytes(folder / name, files[name])
         else:

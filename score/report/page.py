@@ -1,16 +1,12 @@
 """Writes report.html, one file that opens offline, and its charts as PNG and SVG."""
 
-import importlib.resources
-import json
 import logging
-import re
 from pathlib import Path
 from typing import Any
 
 import altair as alt
 from altair.utils import schemapi
 
-from ... import __version__
 from ...data.cache import Cache
 from ...data.files import write_text
 from ..outputs import REPORT_FILE
@@ -19,10 +15,10 @@ from . import views
 from .attended import attended
 from .columns import Column, any_column, field, norm_columns, raw_columns
 from .drawing import DATA, drawn, write_charts
-from .marks import INK, Ranking
+from .frame import fitted, framed, place, section
+from .marks import Ranking
 from .sections import captured, escaped, skipped_section, tokens_section
 from .texts import reading
-from .vega import vega_bundle
 
 logger = logging.getLogger("headscore")
 
@@ -41,12 +37,15 @@ def write_report(folder: Path, cache: Cache, scores: Scores) -> None:
         shown = _Shown(scores)
         sections = _chart_sections(shown) | {"tokens": tokens_section(_attended(cache, scores), scores.unit)}
         sections["skipped"] = skipped_section(skipped)
-        page = {
-            "title": f"headscore: {scores.metadata['model'].get('name', '')}",
-            "lead": captured(scores, tokens),
-            "sections": "".join(sections.values()),
-        }
-        write_text(folder / REPORT_FILE, _page(page, _page_data(shown), vega_bundle()))
+        page = framed(
+            f"headscore: {scores.metadata['model'].get('name', '')}",
+            captured(scores, tokens),
+            "".join(sections.values()),
+            _page_data(shown),
+            script="page.js",
+            besides="They are also in charts/ as PNG and SVG.",
+        )
+        write_text(folder / REPORT_FILE, page)
         write_charts(folder, scores.heads, shown.ranking)
     logger.info("%s: report written", folder / REPORT_FILE)
 
@@ -110,110 +109,57 @@ def _profile_id(column: Column) -> str:
     return f"profile-{field(column.name)}"
 
 
-def _page_data(shown: _Shown) -> str:
-    """What the page's script needs, as JSON that cannot end its element."""
-    specs = {name: _fitted(chart.to_dict(validate=False)) for name, chart in shown.views().items()}
+def _page_data(shown: _Shown) -> dict[str, Any]:
+    """What the page's script needs."""
+    specs = {name: fitted(chart.to_dict(validate=False)) for name, chart in shown.views().items()}
     for name, spec in specs.items():
         for parameter in spec["params"]:
             if "bind" in parameter and name == "combined":
                 parameter["bind"]["element"] = "#sliders"
             else:
                 parameter.pop("bind", None)
-    data = {
+    return {
         "main": "combined",
         "unit": shown.grid.unit,
         "parameters": [*shown.ranking.named_parameters().values(), "k"],
         "heads": shown.values(),
         "columns": shown.table(),
-        "config": _config(),
         "charts": specs,
-    }
-    return (
-        json.dumps(data, allow_nan=False, separators=(",", ":"))
-        .replace(json.dumps(INK), '"currentColor"')
-        .replace("<", "\\u003c")
-    )
-
-
-def _fitted(spec: dict[str, Any]) -> dict[str, Any]:
-    spec.pop("title", None)  # the page has it as text, which wraps
-    spec.pop("config", None)
-    spec["width"] = "container"
-    spec["autosize"] = {"type": "fit-x", "contains": "padding"}
-    return spec
-
-
-def _config() -> dict[str, Any]:
-    """Vega's colours and type: those of the page, in light and dark and on paper."""
-    ink, line = "currentColor", "#8886"
-    axis = {
-        "labelColor": ink,
-        "titleColor": ink,
-        "gridColor": line,
-        "domainColor": line,
-        "tickColor": line,
-        "labelFontSize": 11,
-        "labelSeparation": 6,
-    }
-    legend = {"labelColor": ink, "titleColor": ink}
-    return {
-        "background": "transparent",
-        "font": "system-ui, sans-serif",
-        "axis": axis,
-        "legend": legend,
-        "view": {"stroke": None},
     }
 
 
 def _chart_sections(shown: _Shown) -> dict[str, str]:
     width = max(320, 46 * shown.grid.heads + 60)
-    map_ = f'<div style="flex: 1 1 {width}px; max-width:{width}px">{_place("combined")}</div>'
+    map_ = f'<div style="flex: 1 1 {width}px; max-width:{width}px">{place("combined")}</div>'
     table = '<div class="scroll"><table id="top-heads-table"><thead></thead><tbody></tbody></table></div>'
     top = (
         "<div><h3>Top heads</h3><p>A line is a head of the top k; click a column's name to sort by it, and a line to mark the "
         f"head in every chart. Heads of the same combined score share a rank, as in 1=.</p>{table}</div>"
     )
     maps = "".join(_signal(*pair) for pair in zip(shown.weighted, shown.normalised, strict=True))
-    profiles = "".join(_place(_profile_id(column)) for column in shown.weighted) + _place("profile-count")
+    profiles = "".join(place(_profile_id(column)) for column in shown.weighted) + place("profile-count")
     other_maps = _folded("maps", [_signal(column) for column in shown.others])
-    other_profiles = _folded("profiles", [_place(_profile_id(column)) for column in shown.others])
+    other_profiles = _folded("profiles", [place(_profile_id(column)) for column in shown.others])
     bodies = {
         "combined": f'<div id="sliders"></div><div class="beside">{map_}{top}</div>',
-        "top_heads": _place("top_heads"),
+        "top_heads": place("top_heads"),
         "signal_maps": f'<div class="maps">{maps}</div>{other_maps}',
-        "entropy_and_task": _place("entropy_and_task"),
+        "entropy_and_task": place("entropy_and_task"),
         "layer_profiles": f'<div class="profiles">{profiles}</div>{other_profiles}',
     }
-    return {name: _section(*reading(name, shown.ranking), body) for name, body in bodies.items()}
-
-
-def _section(title: str, reading: str, body: str) -> str:
-    return f"<h2>{title}</h2><p>{reading}</p>{body}"
+    return {name: section(*reading(name, shown.ranking), body) for name, body in bodies.items()}
 
 
 def _signal(*columns: Column) -> str:
     """What a signal is, and its maps."""
     caption = f'<p class="caption"><b>{escaped(columns[0].label)}</b> {escaped(columns[0].description)}</p>'
-    return f"<div>{caption}{''.join(_place(_map_id(column)) for column in columns)}</div>"
+    return f"<div>{caption}{''.join(place(_map_id(column)) for column in columns)}</div>"
 
 
 def _folded(kind: str, parts: list[str]) -> str:
     """Charts that are drawn once the reader unfolds them."""
     summary = f"<summary>{len(parts)} other signals, which weigh nothing here</summary>"
     return f'<details>{summary}<div class="{kind}">{"".join(parts)}</div></details>' if parts else ""
-
-
-def _place(name: str) -> str:
-    return f'<div class="chart" id="{name}"></div>'
-
-
-def _page(texts: dict[str, str], data: str, vega: str) -> str:
-    """The template filled in one pass, so that nothing in a text is taken for a placeholder."""
-    files = importlib.resources.files(__package__)
-    parts = {**texts, "version": __version__, "data": data, "vega": vega.replace("</script", "<\\/script")}
-    parts |= {name: (files / f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
-    parts["title"] = escaped(texts["title"])
-    return re.sub(r"@@(\w+)@@", lambda found: parts[found[1]], (files / "page.html").read_text(encoding="utf-8"))
 
 
 def _counted(cache: Cache) -> tuple[int, list[dict[str, Any]]]:

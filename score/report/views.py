@@ -47,8 +47,23 @@ class Grid:
         return cls(frame["layer"].n_unique(), frame[unit].n_unique(), unit)
 
 
-def map_chart(data: Any, grid: Grid, column: Column, live: Ranking | None, fluid: bool = False) -> alt.LayerChart:
-    """`heatmap` of data that is given or named. fluid: as wide as its place on a page."""
+def map_chart(
+    data: Any,
+    grid: Grid,
+    column: Column,
+    live: Ranking | None,
+    fluid: bool = False,
+    scale: alt.Scale | None = None,
+    told: Sequence[Column] = (),
+) -> alt.LayerChart:
+    """`heatmap` of data that is given or named.
+
+    Args:
+        data, grid, column, live: of what, and how it is ranked.
+        fluid: as wide as its place on a page.
+        scale: of the colours; if not given, the one that suits the column.
+        told: further columns that a cell's tooltip has.
+    """
     wide, high = _step(grid.heads, 520, 24), _step(grid.layers, 480, 16)
     cell = f"min(width / {grid.heads}, {high})" if fluid else f"{min(wide, high)}"
     across = "head" if grid.unit == "head" else "group of heads that share a key-value head"
@@ -58,13 +73,13 @@ def map_chart(data: Any, grid: Grid, column: Column, live: Ranking | None, fluid
         ),
         "y": alt.Y("layer:O", title="layer", axis=alt.Axis(labelOverlap=True, ticks=False)),
     }
-    scale = alt.Scale(scheme="viridis")
-    if column.middle is not None:
+    if scale is None and column.middle is not None:
         scale = alt.Scale(scheme="blueorange", domainMid=column.middle)
     legend = _legend(f"{column.label}{HIGHER if column.name == 'combined' else ''}")
     base = alt.Chart().encode(**place)
     cells = base.mark_rect(cursor="pointer").encode(
-        color=alt.Color(f"{field(column.name)}:Q", scale=scale, legend=legend), tooltip=_tooltip([column], live)
+        color=alt.Color(f"{field(column.name)}:Q", scale=scale or alt.Scale(scheme="viridis"), legend=legend),
+        tooltip=_tooltip([column, *told], live),
     )
     marks = [cells.add_params(picked(grid.unit))]
     if live:
