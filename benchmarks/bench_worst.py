@@ -40,9 +40,12 @@ def long_samples(heads: int, size: int) -> list[Shape]:
 WORST: dict[str, Callable[[int], Iterator[Shape]]] = {
     "most layers": lambda size: iter([(MAX_LAYERS, 1, max(1, size // (MAX_LAYERS * 18)), 1)]),
     "most layers, many shards": lambda size: iter([(MAX_LAYERS, 1, 1, 1)] * (size // 127_000)),
-    "smallest shards": lambda size: iter([(1, 1, 1, 1)] * (size // 14_000)),
+    "smallest shards": lambda size: iter([(1, 1, 1, 1)] * (size // 5_700)),
     "samples of one token": lambda size: iter([(1, 1, size // (18 + TOKEN_BYTES + SAMPLE_BYTES), 1)]),
-    "most heads": lambda size: iter([(1, min(MAX_HEADS, size // 18), max(1, size // (18 * MAX_HEADS)), 1)]),
+    "most heads": lambda size: iter([(1, MAX_HEADS, max(1, size // (18 * MAX_HEADS)), 1)]),
+    "most heads in most layers": lambda size: iter(
+        [(MAX_LAYERS, MAX_HEADS // MAX_LAYERS, max(1, size // (18 * MAX_HEADS)), 1)]
+    ),
     "long samples": lambda size: iter(long_samples(1, size)),
     "long samples of many heads": lambda size: iter(long_samples(32, size)),
     "largest attributes": lambda size: iter([(1, 1, 1, 1)] * (size // (16 << 20) + 1)),

@@ -9,7 +9,7 @@ from .templates import MAX_SPANS
 
 FORMAT = "headscore-cache"
 FORMAT_VERSION = 1
-MAX_HEADS = 1 << 20  # in all layers
+MAX_HEADS = 1 << 16  # in all layers; today's largest models have 16,128. A ranking has a line of each, which takes some KB
 MAX_LAYERS = 1024  # the deepest models of today have 126; each layer of each array takes time to read, however small it is
 SPAN_RULE = "trimmed"  # how masks are made of spans; another rule is to have another name
 LONGEST_SHOWN = 60  # characters of a value in an error message
