@@ -19,6 +19,7 @@ from transformers import (
 
 from ..data.errors import InputError, RunError, typed_line
 from ..data.foreign import crashes, foreign_faults_told
+from ..data.swelling import require_short_insertions
 from .adapters import merged
 from .gguf import without_progress_bars
 from .hub import refusal
@@ -84,6 +85,7 @@ def load_tokenizer(source: Source) -> Any:
     with foreign_faults_told(f"{told}: its tokenizer cannot be loaded", _why):
         tokenizer = AutoTokenizer.from_pretrained(location, **options)
         highest = max(tokenizer.get_vocab().values(), default=0)
+        require_short_insertions(tokenizer, f"{told}: its tokenizer cannot be used: ")
     if not 0 <= highest <= MAX_TOKEN_ID:
         raise InputError(f"{told}: its tokenizer has a token of number {highest}, and a model has at most {MAX_TOKEN_ID}")
     return tokenizer

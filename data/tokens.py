@@ -17,6 +17,7 @@ from .alignment import Offsets, aligned_offsets, are_precise, decode, decodes_to
 from .errors import InputError
 from .foreign import foreign_faults_told
 from .special import Frame, added_tokens, framed
+from .swelling import require_bounded_text
 from .templates import ALWAYS_SPANS, Prompt, Span
 
 Mask = npt.NDArray[np.uint8]
@@ -107,6 +108,8 @@ def _tokenized(prompts: Sequence[tuple[int, Prompt]], tokenizer: Any, add_specia
     texts = [prompt.text for _, prompt in prompts]
     fast = bool(tokenizer.is_fast)
     more = {"return_offsets_mapping": fast, "return_special_tokens_mask": True}
+    for row, each in prompts:
+        require_bounded_text(tokenizer, each.text, f"row {row}: --model: its tokenizer cannot be used: ")
     try:
         with foreign_faults_told("--model: its tokenizer fails"):
             encoded = dict(tokenizer(texts, add_special_tokens=add_special, verbose=False, **more))

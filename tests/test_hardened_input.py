@@ -112,6 +112,28 @@ TOKENIZERS: dict[str, tuple[Change, str]] = {
         lambda t: t.update(decoder={"type": "Strip", "content": "e", "start": 100, "stop": 100}),
         "its tokenizer cannot decode tokens of its own",
     ),
+    "a normalizer that fills the memory": (
+        lambda t: t.update(normalizer={"type": "Replace", "pattern": {"String": "e"}, "content": "e" * 200_000}),
+        "its normalizer puts in 200000 characters at once",
+    ),
+    "one that does it step by step": (
+        lambda t: t.update(
+            normalizer={
+                "type": "Sequence",
+                "normalizers": [{"type": "Replace", "pattern": {"String": "e"}, "content": "e" * 900}] * 9,
+            }
+        ),
+        ": --model: its tokenizer cannot be used: its normalizer makes more than ",
+    ),
+    "a decoder that fills the memory": (
+        lambda t: t.update(
+            decoder={
+                "type": "Sequence",
+                "decoders": [{"type": "Replace", "pattern": {"String": "e"}, "content": "e" * 200_000}],
+            }
+        ),
+        "its decoder puts in 200000 characters at once",
+    ),
     "an id beyond 31 bits": (lambda t: t["model"]["vocab"].update(e=2**31), "its tokenizer has a token of number 2147483648"),
     "an id added beyond 31 bits": (
         lambda t: t["post_processor"]["special_tokens"]["<s>"].update(ids=[2**32 - 1]),
