@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.tokens import Tokens
+from ..data.tokens import Ids, Tokens
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,17 @@ def _hops(counts: Sequence[int]) -> Iterator[int]:
 
 
 def pad(samples: Sequence[Tokens], index: list[list[int]], skip: int = 0) -> Batch:
-    """The batch of the samples in `index` without their first `skip` tokens.
+    """The batch of the samples in `index` without their first `skip` tokens; padded as `padded` says."""
+    return Batch(index, *padded([samples[same[0]].ids[skip:] for same in index]))
+
+
+def padded(sequences: Sequence[Ids]) -> tuple[Tensor, Tensor]:
+    """The ids [B,T] of several sequences, padded on the right, and their lengths [B].
 
     Padding is token 0: causal attention never lets a real token see it.
     """
-    lengths = torch.tensor([len(samples[same[0]].ids) - skip for same in index])
-    ids = torch.zeros((len(index), int(lengths.max())), dtype=torch.long)
-    for row, same in enumerate(index):
-        ids[row, : lengths[row]] = torch.from_numpy(samples[same[0]].ids[skip:])
-    return Batch(index, ids, lengths)
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    ids = torch.zeros((len(sequences), int(lengths.max())), dtype=torch.long)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = torch.from_numpy(sequence)
+    return ids, lengths

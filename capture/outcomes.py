@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..data.errors import HeadscoreError, RunError, one_line
-from ..data.tokens import Ids
 from .ablation import AttentionLayer, HeadGates, MeanOutputs, Means, gates_without
-from .batches import batch_counts
+from .batches import batch_counts, padded
 from .lengths import NO_RULES, LengthRules
 from .memory import BATCH_OVERHEAD, ENOUGH_TOKENS
 from .model_state import ModelState
@@ -123,7 +122,7 @@ class Evaluator:
         found = MeanOutputs(self._layers)
 
         def run(batch: Sequence[_Item]) -> None:
-            ids, lengths = _padded([prompts[item.question] for item in batch])
+            ids, lengths = padded([prompts[item.question] for item in batch])
             found.lengths = lengths
             self._forward(ids)
             found.add()
@@ -234,7 +233,7 @@ class Evaluator:
 
     def _next_tokens(self, batch: Sequence[_Item], reads: Sequence["_Read"]) -> Tensor:
         """log p [R,V] of the token after each of the positions that are read, float32."""
-        ids, _ = _padded([self._questions[item.question].sequences[item.sequence] for item in batch])
+        ids, _ = padded([self._questions[item.question].sequences[item.sequence] for item in batch])
         rows = torch.tensor([read.place for read in reads])
         positions = torch.tensor([read.position for read in reads])
         with _head_at(self.model, rows, positions) as gathered:
@@ -299,14 +298,6 @@ def _divergence(expected: Tensor, found: Tensor) -> list[float]:
     p = expected.exp()
     terms = torch.where(p > 0, p * (expected - found), 0)
     return terms.sum(-1, dtype=torch.float64).tolist()
-
-
-def _padded(sequences: Sequence[Ids]) -> tuple[Tensor, Tensor]:
-    """Ids [B,T], padded on the right with token 0, which causal attention never lets a real token see, and lengths [B]."""
-    ids = torch.zeros((len(sequences), max(map(len, sequences))), dtype=torch.long)
-    for place, sequence in enumerate(sequences):
-        ids[place, : len(sequence)] = torch.from_numpy(sequence)
-    return ids, torch.tensor([len(sequence) for sequence in sequences])
 
 
 @contextlib.contextmanager

@@ -77,8 +77,11 @@ def opened_for(record: Mapping[str, Any], options: ValidateSettings) -> Opened:
     if settings.chat:
         prompts = in_chat(prompts, tokenizer, settings)
     (shard,) = encode_shards(prompts, tokenizer, settings)
-    for entry in shard.skipped[:3]:
-        logger.warning("%s: row %d is left out: %s", prompts.path, entry.row, entry.reason)
+    if shard.skipped:
+        first = shard.skipped[0]
+        logger.warning(
+            "%s: rows that are left out: %d, the first is row %d: %s", prompts.path, len(shard.skipped), first.row, first.reason
+        )
     style = prompts.maker.style
     answers = [answers_of(rows[p.row], style, p.prompt.text, options.answer) for p in shard.prompts]
     questions = questions_of(shard.prompts, answers, tokenizer, add_special=not settings.chat)
