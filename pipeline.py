@@ -206,7 +206,7 @@ def _measured(
     ranking: Results, folder: Path, settings: ValidateSettings, overwrite: bool, progress: Callable[[int, int], None] | None
 ) -> Measured:
     """Run the model of a ranking without the sets of heads that its validation needs."""
-    from .capture import validating  # here, as it loads torch
+    from .capture import set_runs, validating  # here, as they load torch
 
     units = len(ranking.heads)
     counts = counts_of(settings.k, units)
@@ -215,18 +215,18 @@ def _measured(
     singles = sorted(ranking.order()) if settings.single else []
     opened = validating.opened_for(ranking.record, settings)
     journal = Journal(folder / JOURNAL_FILE, opened.subject, overwrite=overwrite)
-    heads = [validating.heads_of(each.units, ranking.unit, opened) for each in sets]
-    alone = [validating.heads_of([unit], ranking.unit, opened) for unit in singles]
-    records = validating.run_sets(opened, [*heads, *alone], journal, progress)
-    keys = [validating.set_key(each) for each in heads]
+    heads = [set_runs.heads_of(each.units, ranking.unit, opened) for each in sets]
+    alone = [set_runs.heads_of([unit], ranking.unit, opened) for unit in singles]
+    records = set_runs.run_sets(opened, [*heads, *alone], journal, progress)
+    keys = [set_runs.set_key(each) for each in heads]
     choices = [question.answers.choices or None for question in opened.questions]
     rows = [question.row for question in opened.questions]
-    outcomes = outcome_frame(list(zip(sets, keys, strict=True)), records, rows, choices, validating.INTACT)
-    single = validating.single_frame(opened, ranking.unit, singles, alone, records) if singles else None
-    gradient = validating.gradient_frame(opened, ranking.unit, sorted(ranking.order())) if settings.gate_gradient else None
+    outcomes = outcome_frame(list(zip(sets, keys, strict=True)), records, rows, choices, set_runs.INTACT)
+    single = set_runs.single_frame(opened, ranking.unit, singles, alone, records) if singles else None
+    gradient = set_runs.gradient_frame(opened, ranking.unit, sorted(ranking.order())) if settings.gate_gradient else None
     facts = {
         **opened.facts,
-        "noise_floor": validating.noise_floor(records),
+        "noise_floor": set_runs.noise_floor(records),
         "unit": ranking.unit,
         "units": units,
         "signals": ranking.signals,

@@ -5,13 +5,11 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..data.errors import HeadscoreError, RunError, one_line
@@ -22,39 +20,13 @@ from .memory import BATCH_OVERHEAD, ENOUGH_TOKENS
 from .model_state import ModelState
 from .models import is_out_of_memory
 from .questions import Question
+from .readings import Item, Outcomes, Read, ReadOff, divergences, head_at
 
 logger = logging.getLogger("headscore")
 
 Head = tuple[int, int]  # layer, head
-Values = npt.NDArray[np.float64]
 
 _BATCHES_AT_ONCE = 8  # sets are run together until they fill so many batches, so that few are not full
-
-
-@dataclass(frozen=True)
-class Outcomes:
-    """What a model gives for each of N questions; NaN where a question has nothing to be read off.
-
-    Args:
-        kl: Kullback-Leibler divergence of its next token from the intact model's at the last token of the prompt, in nats.
-        nll: −log p of all tokens of the row's own answer, in nats.
-        acc: 1 where the right choice is the likeliest, the first of equal ones counting, else 0.
-        acc_norm: the same by log p over the characters of the choice.
-    """
-
-    kl: Values
-    nll: Values
-    acc: Values
-    acc_norm: Values
-
-
-@dataclass(frozen=True)
-class _Item:
-    """A sequence to be run: the numbers of the set of heads that it is run without, of its question, and of it there."""
-
-    set: int
-    question: int
-    sequence: int
 
 
 class Evaluator:
@@ -121,14 +93,14 @@ class Evaluator:
         prompts = [q.sequences[0][: q.prompt] for q in self._questions]
         found = MeanOutputs(self._layers)
 
-        def run(batch: Sequence[_Item]) -> None:
+        def run(batch: Sequence[Item]) -> None:
             ids, lengths = padded([prompts[item.question] for item in batch])
             found.lengths = lengths
             self._forward(ids)
             found.add()
 
         with torch.inference_mode(), found:
-            self._in_batches([_Item(0, number, 0) for number in range(len(prompts))], run)
+            self._in_batches([Item(0, number, 0) for number in range(len(prompts))], run)
         self.means = found.result()
 
     def gate_gradients(self) -> dict[int, dict[int, npt.NDArray[np.float32]]]:
@@ -138,11 +110,11 @@ class Evaluator:
         order.
         """
         asked = {number: q for number, q in enumerate(self._questions) if q.answers.own is not None}
-        items = [_Item(0, number, q.own.sequence) for number, q in asked.items()]
+        items = [Item(0, number, q.own.sequence) for number, q in asked.items()]
         layers = {layer: found for layer, found in self._layers.items() if found.projection is not None}
         gradients: dict[int, dict[int, npt.NDArray[np.float32]]] = {}
 
-        def run(batch: Sequence[_Item]) -> None:
+        def run(batch: Sequence[Item]) -> None:
             gates = {layer: torch.ones(len(batch), found.heads, requires_grad=True) for layer, found in layers.items()}
             hooks.set(gates)
             reads = [read for place, item in enumerate(batch) for read in self._reads(place, item, own_only=True)]
@@ -161,15 +133,15 @@ class Evaluator:
     def _outcomes(self, sets: Sequence[Sequence[Head]]) -> list[Outcomes]:
         """What the model gives without each set of heads; what it gives without none is what is expected, if nothing is yet."""
         items = [
-            _Item(number, question, sequence)
+            Item(number, question, sequence)
             for number in range(len(sets))
             for question, asked in enumerate(self._questions)
             for sequence in range(len(asked.sequences))
         ]
         is_first = not len(self._expected)
-        found = [_ReadOff(self._questions) for _ in sets]
+        found = [ReadOff(self._questions) for _ in sets]
 
-        def run(batch: Sequence[_Item]) -> None:
+        def run(batch: Sequence[Item]) -> None:
             hooks.set(gates_without([sets[item.set] for item in batch], self._layers))
             reads = [read for place, item in enumerate(batch) for read in self._reads(place, item)]
             likely = self._next_tokens(batch, reads)
@@ -184,26 +156,26 @@ class Evaluator:
                 self._expected = likely.new_empty((len(self._questions), likely.shape[1]))
             if is_first:
                 self._expected[asked] = likely[ends]
-            for number, value in zip(ends, _divergence(self._expected[asked], likely[ends]), strict=True):
+            for number, value in zip(ends, divergences(self._expected[asked], likely[ends]), strict=True):
                 found[reads[number].item.set].kl[reads[number].item.question] = value
 
         with torch.inference_mode(), HeadGates(self._layers, self.means) as hooks:
             self._in_batches(items, run)
         return [each.outcomes() for each in found]
 
-    def _reads(self, place: int, item: _Item, *, own_only: bool = False) -> Iterator["_Read"]:
+    def _reads(self, place: int, item: Item, *, own_only: bool = False) -> Iterator["Read"]:
         """What is read off a sequence that is in this place of its batch."""
         asked = self._questions[item.question]
         if item.sequence == 0 and not own_only:
-            yield _Read(item, place, asked.prompt - 1)
+            yield Read(item, place, asked.prompt - 1)
         for answer, continuation in enumerate(asked.continuations):
             if continuation.sequence == item.sequence and (answer == asked.answers.own or not own_only):
                 for step, token in enumerate(continuation.ids.tolist()):
-                    yield _Read(item, place, asked.prompt - 1 + step, answer, token)
+                    yield Read(item, place, asked.prompt - 1 + step, answer, token)
 
-    def _in_batches(self, items: Sequence[_Item], run: Callable[[Sequence[_Item]], None]) -> None:
+    def _in_batches(self, items: Sequence[Item], run: Callable[[Sequence[Item]], None]) -> None:
         """Run items in batches, the longest first; a batch for which memory runs out is halved, and so are those to come."""
-        ways: dict[int, list[_Item]] = defaultdict(list)
+        ways: dict[int, list[Item]] = defaultdict(list)
         for item in items:
             ways[self._rules.way(self._length(item))].append(item)
         for members in ways.values():
@@ -228,15 +200,15 @@ class Evaluator:
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _length(self, item: _Item) -> int:
+    def _length(self, item: Item) -> int:
         return len(self._questions[item.question].sequences[item.sequence])
 
-    def _next_tokens(self, batch: Sequence[_Item], reads: Sequence["_Read"]) -> Tensor:
+    def _next_tokens(self, batch: Sequence[Item], reads: Sequence["Read"]) -> Tensor:
         """log p [R,V] of the token after each of the positions that are read, float32."""
         ids, _ = padded([self._questions[item.question].sequences[item.sequence] for item in batch])
         rows = torch.tensor([read.place for read in reads])
         positions = torch.tensor([read.position for read in reads])
-        with _head_at(self.model, rows, positions) as gathered:
+        with head_at(self.model, rows, positions) as gathered:
             logits = self._forward(ids)
         if not gathered:
             logits = logits[rows.to(logits.device), positions.to(logits.device)][None]
@@ -259,69 +231,6 @@ class Evaluator:
             raise RunError(f"{kind}: failed on {len(ids)} sequences: {one_line(error)[:300]}") from error
         finally:
             self._state.restore()
-
-
-@dataclass(frozen=True)
-class _Read:
-    """A position that is read: of an item in a place of its batch; the token of an answer, or of none at a prompt's end."""
-
-    item: _Item
-    place: int
-    position: int
-    answer: int | None = None
-    token: int = 0
-
-
-class _ReadOff:
-    """What is read off all questions: the divergences [N], and by question the log p of each of its answers."""
-
-    def __init__(self, questions: Sequence[Question]):
-        self._questions = questions
-        self.kl = np.zeros(len(questions))
-        self.likelihoods = [np.zeros(len(question.continuations)) for question in questions]
-
-    def outcomes(self) -> Outcomes:
-        nll, acc, acc_norm = np.full((3, len(self._questions)), math.nan)
-        for number, (question, likely) in enumerate(zip(self._questions, self.likelihoods, strict=True)):
-            answers = question.answers
-            if answers.own is not None:
-                nll[number] = -likely[answers.own]
-            if answers.choices and answers.own is not None:
-                among, lengths = likely[: answers.choices], np.array(answers.lengths[: answers.choices])
-                acc[number] = among.argmax() == answers.own
-                acc_norm[number] = (among / lengths).argmax() == answers.own
-        return Outcomes(self.kl, nll, acc, acc_norm)
-
-
-def _divergence(expected: Tensor, found: Tensor) -> list[float]:
-    """KL [R] of distributions given as log p [R,V] each; a token that was impossible adds nothing."""
-    p = expected.exp()
-    terms = torch.where(p > 0, p * (expected - found), 0)
-    return terms.sum(-1, dtype=torch.float64).tolist()
-
-
-@contextlib.contextmanager
-def _head_at(model: PreTrainedModel, rows: Tensor, positions: Tensor) -> Iterator[list[bool]]:
-    """Within this context the language-modelling head sees no more than these positions, [1,R,M], as it takes most of a pass.
-
-    What is yielded is true afterwards where that was so: some models have no such module, or do not call it.
-    """
-    gathered: list[bool] = []
-
-    def enter(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        hidden = inputs[0]
-        if hidden.ndim != 3:
-            return None
-        gathered.append(True)
-        return (hidden[rows.to(hidden.device), positions.to(hidden.device)][None], *inputs[1:])
-
-    head = model.get_output_embeddings()
-    hook = head.register_forward_pre_hook(enter) if isinstance(head, nn.Module) else None
-    try:
-        yield gathered
-    finally:
-        if hook:
-            hook.remove()
 
 
 @contextlib.contextmanager

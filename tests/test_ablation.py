@@ -16,8 +16,9 @@ from transformers import PreTrainedModel
 
 import headscore
 from headscore.capture.ablation import attention_layers
-from headscore.capture.outcomes import Evaluator, Outcomes
+from headscore.capture.outcomes import Evaluator
 from headscore.capture.questions import Question, questions_of
+from headscore.capture.readings import Outcomes
 from headscore.data.answers import AnswerKind, answers_of
 from headscore.data.prompts import PromptMaker
 from headscore.data.rows import read_data

@@ -15,7 +15,7 @@ import torch
 from eager import output_projections
 
 import headscore
-from headscore.capture.validating import set_key
+from headscore.capture.set_runs import set_key
 from headscore.score.results import read_results
 
 FEW: dict[str, Any] = {"k": ["2", "25%"], "draws": 4, "max_samples": 10, "bootstrap": 200}
