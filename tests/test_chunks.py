@@ -45,7 +45,7 @@ def content_of(cache: Path, name: str) -> bytes:
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "headscore", *arguments], capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, "-m", "headscore", *arguments], capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.parametrize("name", ARRAYS)

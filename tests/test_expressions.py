@@ -139,7 +139,7 @@ def test_sql_reads_no_file(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe.csv"
     os.mkfifo(pipe)
     command = [sys.executable, "-c", TRIES, str(Path(__file__).parent), str(pipe)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.stdout.strip() == "none was opened", done.stderr[-2000:]
     with pytest.raises(subprocess.TimeoutExpired):  # and this is how a reader is found out
         reads = f"import polars; polars.sql_expr(\"(SELECT a FROM read_csv('{pipe}'))\")"

@@ -136,7 +136,7 @@ def test_any_data_file_is_read_or_refused_in_one_line(folder: Path, data: st.Dat
     path.write_bytes(data.draw(damaged(WRITERS[name](rows))))
     started = time.monotonic()
     found = outcome(path)
-    assert time.monotonic() - started < 20, "it hangs"
+    assert time.monotonic() - started < 120, "it hangs"
     if isinstance(found, str):
         assert name in found and len(found) < 1000
 
@@ -186,7 +186,7 @@ def test_extreme_files(tmp_path: Path, what: str) -> None:
     (tmp_path / "d.json").write_bytes(content())
     started = time.monotonic()
     found = outcome(tmp_path / "d.json")
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 300
     if isinstance(expected, str):
         assert isinstance(found, str) and expected in found and len(found) < 1500
     else:

@@ -38,7 +38,7 @@ def command(*arguments: object, before: str = "", **more: Any) -> "subprocess.Co
     words = [sys.executable, "-m", "headscore", *(os.fsencode(str(word)) for word in arguments)]
     if before:
         words = ["sh", "-c", f'{before}; exec "$@"', "sh", *words]
-    return subprocess.run(words, capture_output=True, check=False, timeout=120, **more)
+    return subprocess.run(words, capture_output=True, check=False, timeout=300, **more)
 
 
 def told(done: "subprocess.CompletedProcess[bytes]", status: int = 2) -> str:

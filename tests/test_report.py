@@ -501,7 +501,7 @@ def test_a_forked_process_is_told_instead_of_waiting_for_ever(tmp_path: Path, wo
         "    print(told('parent'))\n"
     )
     command = [sys.executable, str(script), str(made(tmp_path / "cache", 2, 3)), work]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=True)
     first, parent, second, again = done.stdout.splitlines()
     assert first == parent == again == "None" and f"{library} cannot work in a process forked" in second
     assert "start processes by 'spawn'" in second

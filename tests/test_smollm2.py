@@ -96,7 +96,7 @@ def test_questions_are_found_in_every_template_and_chat(data: str, template: str
 def test_the_converted_model_is_kept(caplog: pytest.LogCaptureFixture) -> None:
     began = time.monotonic()
     location = Path(resolve("smollm2-135m").location)
-    assert time.monotonic() - began < 10 and "converting" not in caplog.text
+    assert time.monotonic() - began < 60 and "converting" not in caplog.text
     assert "quantization_config" not in json.loads((location / "config.json").read_text())
     assert not [path for path in location.parent.glob(".converting-*") if path.suffix != ".lock"], "the lock itself stays"
 

@@ -19,7 +19,7 @@ from headscore.data.cache import open_cache, shard_path
 from headscore.data.errors import InputError
 from headscore.score.report.vega import _read
 
-SECONDS = 60
+SECONDS = 300
 STRANGE: dict[str, Callable[[Path], None]] = {
     "a pipe": os.mkfifo,
     "a device": lambda path: path.symlink_to("/dev/zero"),
