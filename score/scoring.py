@@ -10,7 +10,7 @@ import polars as pl
 
 from ..data.cache import Cache
 from ..data.errors import InputError
-from ..data.settings import ScoreSettings, WorkSettings
+from ..data.settings import ScoreSettings, Unit, WorkSettings
 from .cache_means import CacheMeans, cache_means
 from .kept import open_store
 from .means import Float
@@ -64,26 +64,45 @@ def score_cache(
 
 def heads_frame(recipe: Recipe, means: Mapping[str, Float], settings: ScoreSettings) -> pl.DataFrame:
     """`Scores.heads`, from the mean of every signal, [L,H]."""
-    layers, heads = len(recipe.layers), recipe.heads
-    values, units, groups = dict(means), heads, recipe.kv_heads
-    if settings.by == "kv_head" and groups:  # the mean of the query heads that share a key-value head
-        values = {name: value.reshape(layers, groups, -1).mean(axis=2) for name, value in means.items()}
-        units = groups
-    numbers = np.tile(np.arange(units, dtype=np.int32), layers)
-    places: dict[str, Any] = {"layer": np.repeat(np.array(recipe.layers, np.int32), units), settings.by: numbers}
-    if settings.by == "head":
-        places["kv_head"] = numbers * groups // heads if groups else pl.repeat(None, len(numbers), dtype=pl.Int32, eager=True)
-    flat = {name: value.reshape(-1) for name, value in values.items()}
+    frame = unit_frame(recipe, means, settings.by)
+    places = frame.columns[: -len(means)]
     for name, weight in settings.weights.items():
-        if weight and np.isnan(flat[name]).any():
-            line = int(np.isnan(flat[name]).argmax())
-            where = f"layer {places['layer'][line]}, {settings.by} {numbers[line]}"
+        if weight and frame[name].has_nulls():
+            layer, unit = frame.filter(pl.col(name).is_null()).select("layer", settings.by).row(0)
+            where = f"layer {layer}, {settings.by} {unit}"
             raise InputError(f"--weight {name}: the signal is undefined for every sample in {where}; leave it out")
-    frame = pl.DataFrame({**places, **flat}, nan_to_null=True)
     options = {"fusion": settings.fusion, "norm_mode": settings.norm_mode, "within": settings.within}
     ranked = rank(frame, settings.weights, unit=settings.by, **options)  # type: ignore[arg-type]
-    signals = [column for name in flat for column in (name, f"{name}_norm", f"{name}_rank")]
+    signals = [column for name in means for column in (name, f"{name}_norm", f"{name}_rank")]
     return ranked.select(*places, *signals, "combined", "rank", "tied_rank", "layer_rank")
+
+
+def unit_frame(recipe: Recipe, means: Mapping[str, Float], by: Unit) -> pl.DataFrame:
+    """One line per layer and head, or group of heads, with the mean of every signal.
+
+    Args:
+        recipe: what the signals are.
+        means: [L,H] of every signal, or [B,L,H] of B replicates; NaN where one is undefined.
+        by: `head`, or `kv_head` for the mean of the query heads that share a key-value head.
+
+    Returns `layer`, `head` and `kv_head` (or `kv_head` alone), then the signals, null where undefined; of replicates one
+    table below the other, with their number as `replicate` before all.
+    """
+    groups, units = recipe.kv_heads, recipe.heads
+    values = dict(means)
+    if by == "kv_head" and groups:
+        values = {name: value.reshape(*value.shape[:-1], groups, -1).mean(axis=-1) for name, value in means.items()}
+        units = groups
+    shape = next(iter(values.values())).shape
+    replicates, layers = (shape[0] if len(shape) == 3 else 1), len(recipe.layers)
+    numbers = np.tile(np.arange(units, dtype=np.int32), replicates * layers)
+    places: dict[str, Any] = {"layer": np.tile(np.repeat(np.array(recipe.layers, np.int32), units), replicates), by: numbers}
+    if len(shape) == 3:
+        places = {"replicate": np.repeat(np.arange(replicates, dtype=np.int32), layers * units), **places}
+    if by == "head":
+        shared = numbers * groups // units if groups else pl.repeat(None, len(numbers), dtype=pl.Int32, eager=True)
+        places["kv_head"] = shared
+    return pl.DataFrame({**places, **{name: value.reshape(-1) for name, value in values.items()}}, nan_to_null=True)
 
 
 def _warn_of_raw_norms(recipe: Recipe, settings: ScoreSettings) -> None:

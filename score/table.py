@@ -32,7 +32,7 @@ class MeasureTable:
         measures: Mapping[str, Measure],
         first: int = 0,
     ):
-        self._recipe, self._samples, self._measures, self._first = recipe, samples, measures, first
+        self._recipe, self._samples, self._measures, self.first = recipe, samples, measures, first
         self._layers = np.array([recipe.layers[place] for place in layers], np.int32)
         self.count = len(samples["row"])
 
@@ -90,7 +90,7 @@ class MeasureTable:
         if name in self._measures:
             return self._measures[name].reshape(-1).astype(np.float64)
         if name == "sample":
-            return np.tile(np.arange(self._first, self._first + samples), layers * heads)
+            return np.tile(np.arange(self.first, self.first + samples), layers * heads)
         if name == "layer":
             return np.repeat(self._layers, heads * samples)
         if name in ("head", "kv_head"):

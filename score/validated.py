@@ -22,7 +22,7 @@ from ..data.voice import option_flag
 from .agreement import agreement
 from .effects import effects_of
 from .head_sets import HeadSet
-from .outputs import CONFIG_FILE, HEADS_PARQUET, LOG_FILE, csv, yaml_text
+from .outputs import CHARTS_FOLDER, CONFIG_FILE, HEADS_PARQUET, LOG_FILE, csv, yaml_text
 from .results import COMBINED
 from .validation import validation_table
 from .verdicts import verdicts
@@ -35,8 +35,10 @@ TABLES = ("outcomes", "sets", "ranking", "single", "gradient")  # Parquet; the l
 JOURNAL_FILE = "outcomes.jsonl"
 RESULT_FILES = ("validation.csv", "verdicts.txt", "effects.parquet", "effects.csv", "agreement.csv", "weights.json")
 REPORT_FILE = "validation.html"
+CHARTS = ("curves", "effects")
+REPORT_FILES = (REPORT_FILE, *(f"{CHARTS_FOLDER}/{name}.{kind}" for name in CHARTS for kind in ("svg", "png")))
 _TABLE_FILES = tuple(f"{name}.parquet" for name in TABLES)
-ALL_FILES = (FACTS_FILE, JOURNAL_FILE, *_TABLE_FILES, *RESULT_FILES, REPORT_FILE, CONFIG_FILE, LOG_FILE)
+ALL_FILES = (FACTS_FILE, JOURNAL_FILE, *_TABLE_FILES, *RESULT_FILES, *REPORT_FILES, CONFIG_FILE, LOG_FILE)
 _OF_STATISTICS = ("bootstrap", "level", "seed", "fit_weights")
 _FORMAT = "headscore-validation"
 _MAX_BYTES = 1 << 30
@@ -262,7 +264,7 @@ def write_validation(folder: Path, found: Validation, config: Mapping[str, Any])
         }
     if found.fit is not None:
         files["weights.json"] = (json.dumps(asdict(found.fit), indent=1) + "\n").encode()
-    for name in (*RESULT_FILES, REPORT_FILE):
+    for name in (*RESULT_FILES, *REPORT_FILES):
         if name in files:
             write_bytes(folder / name, files[name])
         else:

@@ -1,6 +1,7 @@
 """The charts of a report as SVG and PNG files."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,24 @@ def write_charts(folder: Path, heads: pl.DataFrame, ranking: Ranking) -> None:
 
     Raises RunError where a chart cannot be drawn, or the disk refuses.
     """
-    remove_leftovers(folder / CHARTS_FOLDER)
     datasets = {DATA: drawn(heads, ranking).to_dicts()}
-    for name, chart in _charts(views.Grid.of(heads), ranking).items():
-        spec = json.dumps({"background": "white", **chart.to_dict(validate=False), "datasets": datasets})
+    charts = _charts(views.Grid.of(heads), ranking).items()
+    write_drawn(folder, {name: {**chart.to_dict(validate=False), "datasets": datasets} for name, chart in charts})
+
+
+def write_drawn(folder: Path, specs: Mapping[str, dict[str, Any]]) -> None:
+    """Write charts to charts/NAME.svg and .png, each file whole or not at all.
+
+    Args:
+        folder: is there.
+        specs: by name what Vega-Lite draws, its data included.
+
+    Raises RunError where a chart cannot be drawn, or the disk refuses.
+    """
+    remove_leftovers(folder / CHARTS_FOLDER)
+    for name, spec in specs.items():
         with converter(f"the chart '{name}'") as convert:
-            svg = convert.vegalite_to_svg(spec)
+            svg = convert.vegalite_to_svg(json.dumps({"background": "white", **spec}))
             png = convert.svg_to_png(svg, scale=_PNG_SCALE)
         write_text(folder / CHARTS_FOLDER / f"{name}.svg", svg)
         write_bytes(folder / CHARTS_FOLDER / f"{name}.png", png)

@@ -1,8 +1,10 @@
-"""Writes validation.html, one file that opens offline: verdicts, curves over the share of heads, and maps of the effects."""
+"""Writes validation.html, one file that opens offline: verdicts, curves over the share of heads, maps of the effects, and how
+far signals agree with them; and the charts as files."""
 
 import functools
 import itertools
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,11 @@ from ..effects import GATE_GRADIENT
 from ..results import COMBINED
 from ..validated import REPORT_FILE, Validation
 from .columns import Column, finite
+from .drawing import write_drawn
 from .frame import fitted, framed, place, section
 from .marks import INK
 from .sections import escaped
-from .views import COLOURS, PLAIN, Grid, map_chart
+from .views import COLOURS, PLAIN, Grid, beside, map_chart
 
 logger = logging.getLogger("headscore")
 
@@ -43,26 +46,28 @@ _FACTS = ("model", "data", "rows", "ablation", "answer", "draws", "noise_floor")
 
 
 def write_report(folder: Path, found: Validation, level: float) -> None:
-    """Write validation.html to `folder`, whole or not at all.
+    """Write validation.html and charts/*.svg, *.png to `folder`, each whole or not at all.
 
     Args:
         folder: is there.
         found: what a validation found.
         level: of the intervals that it was made with.
 
-    Raises RunError where the page cannot be made or the disk refuses.
+    Raises RunError where the page cannot be made, a chart cannot be drawn, or the disk refuses.
     """
     with schemapi.debug_mode(False):  # the tests validate these charts
         specs = {name: fitted(chart.to_dict(validate=False)) for name, chart in charts(found).items()}
+        files = {name: chart.to_dict(validate=False) for name, chart in drawings(found).items()}
     page = framed(
         f"headscore: validation of {found.measured.facts.get('model', '')}",
         _lead(found),
-        _curves(found, level) + _effects(found, level),
+        _curves(found, level) + _effects(found, level) + _agreement(found),
         {"charts": specs},
         script="validation_page.js",
-        besides="The numbers are in validation.csv and effects.csv.",
+        besides="They are also in charts/ as PNG and SVG, and the numbers in validation.csv and effects.csv.",
     )
     write_text(folder / REPORT_FILE, page)
+    write_drawn(folder, files)
     logger.info("%s: report written", folder / REPORT_FILE)
 
 
@@ -73,6 +78,21 @@ def charts(found: Validation) -> dict[str, alt.LayerChart]:
         of_metric = found.table.filter(metric=metric)
         curves[_curve_id(found, signal, metric)] = curve_chart(of_metric, signal, units)
     return curves | {_map_id(effect): effect_chart(found.effects, effect) for effect in _found_effects(found)}
+
+
+def drawings(found: Validation) -> dict[str, alt.VConcatChart | alt.ConcatChart]:
+    """The charts that are written to files: `curves`, a row per signal and a column per metric, and `effects`, a map each."""
+    units = found.measured.facts["units"]
+    tables = [found.table.filter(metric=metric) for metric in _metrics(found)]
+    rows = [
+        alt.hconcat(*(curve_chart(table, signal, units) for table in tables), title=_called_signal(signal))
+        for signal in _signals(found)
+    ]
+    made: dict[str, Any] = {"curves": alt.vconcat(*rows)}
+    if names := _found_effects(found):
+        maps = [effect_chart(found.effects, name, fluid=False) for name in names]
+        made["effects"] = beside(maps).resolve_scale(color="independent")
+    return made
 
 
 def curve_chart(table: pl.DataFrame, signal: str, units: int) -> alt.LayerChart:
@@ -117,7 +137,7 @@ def _called(chart: alt.Chart, name: str) -> alt.Chart:
     return chart.transform_calculate(line=f"'{name}'").encode(color=alt.Color("line:N", scale=scale, legend=legend))
 
 
-def effect_chart(effects: Any, effect: str) -> alt.LayerChart:
+def effect_chart(effects: Any, effect: str, fluid: bool = True) -> alt.LayerChart:
     """A layer × head map of one effect of `effects_of`: of signed ones 0 is the middle, and orange is a head that is needed."""
     column, lines = EFFECTS[effect], finite(effects.filter(effect=effect))
     scale = None
@@ -125,7 +145,7 @@ def effect_chart(effects: Any, effect: str) -> alt.LayerChart:
         most = max(map(abs, _reach(lines, "mean")))
         scale = alt.Scale(scheme="blueorange", domain=[-most, most], domainMid=0, reverse=effect == GATE_GRADIENT)
     grid, data = Grid.of(lines), alt.InlineData(values=lines.drop("effect").to_dicts())
-    return map_chart(data, grid, column, None, fluid=True, scale=scale, told=_INTERVAL)
+    return map_chart(data, grid, column, None, fluid=fluid, scale=scale, told=_INTERVAL)
 
 
 def _reach(table: pl.DataFrame, *names: str) -> list[float]:
@@ -145,6 +165,10 @@ def _metrics(found: Validation) -> list[str]:
 
 def _found_effects(found: Validation) -> list[str]:
     return [] if found.effects is None else [effect for effect in EFFECTS if effect in found.effects["effect"]]
+
+
+def _called_signal(signal: str) -> str:
+    return "combined score" if signal == COMBINED else signal
 
 
 def _curve_id(found: Validation, signal: str, metric: str) -> str:
@@ -172,8 +196,7 @@ def _curves(found: Validation, level: float) -> str:
     body = ""
     for signal in _signals(found):
         places = "".join(place(_curve_id(found, signal, metric)) for metric in _metrics(found))
-        name = "combined score" if signal == COMBINED else escaped(signal)
-        body += f'<h3>{name}</h3><div class="{kind}">{places}</div>'
+        body += f'<h3>{escaped(_called_signal(signal))}</h3><div class="{kind}">{places}</div>'
     reading = (
         f"The mean change over the rows, by the share of heads that are taken out: the top with its {100 * level:g} % "
         "interval, the bottom, and random heads of the top's layers, of which the band has all draws and the line is their "
@@ -192,3 +215,25 @@ def _effects(found: Validation, level: float) -> str:
         "interval. The more orange, or for KL the brighter, the more the model needs the head."
     )
     return section("What each head does alone", reading, f'<div class="maps">{body}</div>')
+
+
+def _agreement(found: Validation) -> str:
+    """How far each signal orders heads as the effects do; with the weights that were fitted, where they were."""
+    if found.agreement is None:
+        return ""
+    effects = found.agreement["effect"].unique(maintain_order=True).to_list()
+    wide = found.agreement.pivot("effect", index="signal", values="spearman", maintain_order=True)
+    head = _table_row("th", ["signal", *effects])
+    lines = "".join(
+        _table_row("td", [_called_signal(signal), *("–" if rho is None else f"{rho:+.2f}" for rho in values)])
+        for signal, *values in wide.rows()
+    )
+    reading = (
+        "Spearman's ρ over all heads of each signal with what it costs to take one head out: positive where the signal is "
+        "higher in heads that the model needs. abs_gate_gradient is the gradient's mean size over rows."
+    )
+    return section("Which signals agree with that", reading, f'<table class="numbers">{head}{lines}</table>')
+
+
+def _table_row(tag: str, texts: Sequence[str]) -> str:
+    return "<tr>" + "".join(f"<{tag}>{escaped(text)}</{tag}>" for text in texts) + "</tr>"

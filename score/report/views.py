@@ -105,7 +105,7 @@ def maps_chart(data: Any, grid: Grid, columns: Sequence[Column], across: int, li
     """`signal_maps` of data that is given or named; across: how many maps stand side by side."""
     maps = [map_chart(alt.Undefined, grid, column, live) for column in columns]
     title = _title(*reading("signal_maps", live))
-    return _beside(maps, columns=across, data=data, title=title).resolve_scale(color="independent")
+    return beside(maps, columns=across, data=data, title=title).resolve_scale(color="independent")
 
 
 def profiles_chart(data: Any, grid: Grid, columns: Sequence[Column], live: Ranking | None) -> alt.ConcatChart:
@@ -114,12 +114,13 @@ def profiles_chart(data: Any, grid: Grid, columns: Sequence[Column], live: Ranki
         profile_chart(alt.Undefined, grid, column, live, colour) for column, colour in zip(columns, colours(), strict=False)
     ]
     charts += [count_chart(alt.Undefined, grid, live)] if live else []
-    return _beside(charts, columns=2, data=data, title=_title(*reading("layer_profiles", live)))
+    return beside(charts, columns=2, data=data, title=_title(*reading("layer_profiles", live)))
 
 
-def _beside(charts: list[Any], **properties: Any) -> alt.ConcatChart:
+def beside(charts: list[Any], **properties: Any) -> alt.ConcatChart:
+    """Charts in one, in which a click on a head marks it in all."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Automatically deduplicated")  # it is meant: one click marks a head in all
+        warnings.filterwarnings("ignore", message="Automatically deduplicated")  # it is meant
         return alt.concat(*charts, **properties)
 
 

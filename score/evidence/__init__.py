@@ -1,0 +1,1 @@
+"""How far a ranking is to be trusted, from the cache alone: replicates, chance, controls, other settings, other rankings."""
