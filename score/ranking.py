@@ -14,13 +14,14 @@ from ..data.signatures import library_call
 
 RRF_CONSTANT = 60
 TIE_DIGITS = 12  # combined scores that agree in so many are equal but for rounding
+Weights = Mapping[str, float | str]  # of each signal: a number, or the column that has it
 _RESULTS = ("combined", "rank", "tied_rank", "layer_rank", "_tiebreak")
 
 
 @library_call()
 def rank(
     frame: pl.DataFrame,
-    weights: Mapping[str, float],
+    weights: Mapping[str, float | str],
     *,
     by: str | Sequence[str] = (),
     unit: Unit = "head",
@@ -34,7 +35,8 @@ def rank(
         frame: one line per head, with `layer`, `head` (or `kv_head`, see unit), and a column for each signal, in which higher
             means driven more.
         weights: of each signal in the combined score, by its column; a negative one turns a signal around. Other columns of
-            floats are normalised and ranked too, and weigh nothing; other columns of integers are not.
+            floats are normalised and ranked too, and weigh nothing; other columns of integers are not. A weight may be the name
+            of a column that has it for each ranking of `by`.
         by: a column, or several, whose every combination of values is a ranking of its own, such as a replicate or a cache.
         unit: what is ranked, `head` or `kv_head`.
         fusion: `rank`: Σ λ·rank, rank 1 = lowest, ties averaged. `rrf`: Σ λ / (60 + place), place 1 = highest, ties averaged
@@ -60,7 +62,8 @@ def rank(
     groups, numbers = _columns_of(by, unit), _numbers(weights)
     keys = [*groups, "layer", unit]
     _require_rankable(frame, keys, numbers)
-    signals = [name for name in frame.columns if name not in (*keys, "head", "kv_head") and frame[name].dtype.is_float()]
+    others = (*keys, "head", "kv_head", *(weight for weight in numbers.values() if isinstance(weight, str)))
+    signals = [name for name in frame.columns if name not in others and frame[name].dtype.is_float()]
     signals += [name for name in numbers if name not in signals]
     _require_new_names(frame, signals)
     group = [*groups, "layer"] if within == "layer" else groups
@@ -91,24 +94,34 @@ def _columns_of(by: Any, unit: str) -> list[str]:
     return list(names)
 
 
-def _numbers(weights: Any) -> dict[str, float]:
-    """Weights as floats, by the names of their columns."""
+def _numbers(weights: Any) -> Weights:
+    """Weights as floats or the names of columns, by the names of the signals' columns."""
     if not isinstance(weights, Mapping):
         raise InputError(f"rank: weights={weights!r:.80} is not a number for each signal, such as {{'out': 1.0}}")
-    made = {}
+    made: dict[str, float | str] = {}
     for name, given in weights.items():
+        if isinstance(given, str):
+            made[str(name)] = given
+            continue
         weight = given.item() if getattr(given, "shape", None) == () else given  # an array of one number, too
         try:
-            made[str(name)] = float(weight) if isinstance(weight, Real) and not isinstance(weight, bool) else math.nan
+            number = float(weight) if isinstance(weight, Real) and not isinstance(weight, bool) else math.nan
         except OverflowError:
-            made[str(name)] = math.nan
-        if not math.isfinite(made[str(name)]):
+            number = math.nan
+        if not math.isfinite(number):
             raise InputError(f"rank: the weight of '{name}', {given!r:.80}, is not a finite number")
-        require_weight(f"rank: the weight of '{name}'", made[str(name)])
+        require_weight(f"rank: the weight of '{name}'", number)
+        made[str(name)] = number
     return made
 
 
-def _require_rankable(frame: pl.DataFrame, keys: Sequence[str], weights: Mapping[str, float]) -> None:
+def _require_rankable(frame: pl.DataFrame, keys: Sequence[str], weights: Weights) -> None:
+    own = {name: weight for name, weight in weights.items() if isinstance(weight, str)}
+    for signal, column in own.items():
+        if column not in frame.columns:
+            raise InputError(
+                f"rank: the weight of '{signal}', {column!r:.80}, is not a finite number, nor a column of the frame"
+            )
     if missing := [name for name in (*keys, *weights) if name not in frame.columns]:
         raise InputError(f"rank: the frame has no {', '.join(missing)}; it has {', '.join(frame.columns)}")
     for name, weight in weights.items():
@@ -118,6 +131,11 @@ def _require_rankable(frame: pl.DataFrame, keys: Sequence[str], weights: Mapping
             raise InputError(f"rank: the signal '{name}' is of {frame[name].dtype}, not of numbers")
         if weight and not _is_finite(frame[name]):
             raise InputError(f"rank: the signal '{name}' is undefined or not finite for some heads")
+    for name in own.values():
+        if name in (*keys, *weights) or not frame[name].dtype.is_float() or not _is_finite(frame[name]):
+            raise InputError(f"rank: '{name}' is no column of weights; give finite floats, in a column of their own")
+        if frame.select(pl.col(name).n_unique().over(pl.struct(*keys[:-2], pl.lit(0))).max()).item() > 1:
+            raise InputError(f"rank: '{name}' has several weights in one ranking; it must be the same for all of its heads")
     if not any(weights.values()):
         raise InputError("rank: every weight is 0, so there is nothing to rank by")
     for name in keys[-2:]:
@@ -145,7 +163,7 @@ def _is_finite(values: pl.Series) -> bool:
 def _ranked(
     frame: pl.DataFrame,
     signals: Sequence[str],
-    weights: Mapping[str, float],
+    weights: Weights,
     group: Sequence[str],
     norm: Callable[..., pl.Expr],
 ) -> pl.DataFrame:
@@ -201,29 +219,30 @@ NORM_MODES: dict[str, Callable[[pl.Expr], pl.Expr]] = {
 }
 
 
-def _weighted(terms: Mapping[str, pl.Expr], weights: Mapping[str, float]) -> pl.Expr:
+def _weighted(terms: Mapping[str, pl.Expr], weights: Weights) -> pl.Expr:
     """The weighted sum in the order of the weights, so that its rounding is always the same."""
     total: pl.Expr | None = None
     for name, weight in weights.items():
         if weight:
-            total = weight * terms[name] if total is None else total + weight * terms[name]
+            number = pl.col(weight) if isinstance(weight, str) else weight
+            total = number * terms[name] if total is None else total + number * terms[name]
     return pl.lit(0.0) if total is None else total
 
 
-def _by_rank(weights: Mapping[str, float], group: Sequence[str]) -> pl.Expr:
+def _by_rank(weights: Weights, group: Sequence[str]) -> pl.Expr:
     return _weighted({name: pl.col(f"{name}_rank") for name in weights}, weights)
 
 
-def _by_reciprocal_rank(weights: Mapping[str, float], group: Sequence[str]) -> pl.Expr:
+def _by_reciprocal_rank(weights: Weights, group: Sequence[str]) -> pl.Expr:
     places = {name: _over(pl.col(name).rank("average", descending=True), group) for name in weights}
     return _weighted({name: 1 / (RRF_CONSTANT + place) for name, place in places.items()}, weights)
 
 
-def _by_sum(weights: Mapping[str, float], group: Sequence[str]) -> pl.Expr:
+def _by_sum(weights: Weights, group: Sequence[str]) -> pl.Expr:
     return _weighted({name: pl.col(f"{name}_norm") for name in weights}, weights)
 
 
-FUSIONS: dict[str, Callable[[Mapping[str, float], Sequence[str]], pl.Expr]] = {
+FUSIONS: dict[str, Callable[[Weights, Sequence[str]], pl.Expr]] = {
     "rank": _by_rank,
     "rrf": _by_reciprocal_rank,
     "sum": _by_sum,

@@ -349,3 +349,24 @@ def test_choices_and_groups_have_more_than_one_spelling() -> None:
 def test_what_cannot_be_divided_by_its_mean_is_null(within: Any) -> None:
     frame = framed({"out": np.array([[1.0, 2.0]]), "none": np.array([[-1.0, 1.0]])})
     assert rank(frame, {"out": 1.0}, norm_mode="ratio", within=within)["none_norm"].to_list() == [None, None]
+
+
+@pytest.mark.parametrize("fusion", ["rank", "rrf", "sum"])
+def test_weights_of_a_column_are_those_of_each_ranking(fusion: Any) -> None:
+    chance = np.random.default_rng(3)
+    heads = pl.DataFrame({"layer": [0, 0, 0, 1, 1, 1], "head": [0, 1, 2] * 2, "a": chance.random(6), "b": chance.random(6)})
+    settings = pl.DataFrame({"setting": [0, 1, 2], "of_b": [0.0, -0.5, 2.0]})
+    found = rank(settings.join(heads, how="cross"), {"a": 1, "b": "of_b"}, by="setting", fusion=fusion)
+    for setting, weight in settings.rows():
+        own = found.filter(setting=setting).drop("setting", "of_b")
+        assert own.equals(rank(heads, {"a": 1, "b": weight}, fusion=fusion).select(own.columns))
+
+
+@pytest.mark.parametrize(
+    ("column", "told"),
+    [([0.5, 0.5, 1.0], "several weights"), ([0.5, None, 0.5], "no column of weights"), ([1, 1, 1], "no column of weights")],
+)
+def test_a_column_of_weights_has_one_for_each_ranking(column: list[Any], told: str) -> None:
+    heads = pl.DataFrame({"layer": [0, 0, 0], "head": [0, 1, 2], "a": [1.0, 2.0, 3.0], "w": column}, strict=False)
+    with pytest.raises(headscore.InputError, match=told):
+        rank(heads, {"a": "w"})
