@@ -4,7 +4,8 @@
 
 Each part is captured, scored and validated by the tool itself, in a folder of its own under --work; a part that was broken off
 goes on where it was. Then the tables and charts of docs/study.md are made anew, between its marks; what is said about them
-stands outside of the marks, and is written by hand.
+stands outside of the marks, and is written by hand. `--only NAME` runs one part and leaves the page as it is, so that several
+can run beside each other (with OMP_NUM_THREADS=1).
 """
 
 import argparse
@@ -46,6 +47,8 @@ def parts(args: argparse.Namespace) -> list[Part]:
         capture = {"data": path, "max_samples": args.captured}
         made.append(Part(name, capture, {**common, "max_samples": args.samples, "k": args.k}))
     model, data = args.work / "recall-model", args.work / "recall.jsonl"
+    if args.only not in (None, RECALL):
+        return made
     if not (model / "tokenizer.json").exists():
         recall_model.train(model, data, args.steps, 1000)
     template = args.work / "recall.txt"
@@ -162,10 +165,13 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=48, help="other rows that they are validated on")
     parser.add_argument("--draws", type=int, default=20)
     parser.add_argument("--steps", type=int, default=1500, help="of the training of the second model")
+    parser.add_argument("--only", help="the part to run")
     parser.add_argument("--k", nargs="+", default=["5%", "10%", "20%"])
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    found = {part.name: run(part, args.work) for part in parts(args)}
+    found = {part.name: run(part, args.work) for part in parts(args) if args.only in (None, part.name)}
+    if args.only:
+        return
     write_page(found, args.work)
     print(json.dumps({"machine": machine("cpu"), "rows": {name: each.measured.facts["rows"] for name, each in found.items()}}))
 
