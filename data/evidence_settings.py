@@ -13,7 +13,7 @@ class CompareSettings(Checked):
     """What rankings are compared by: the options of `headscore compare` beside those of `score`."""
 
     compare_by: str = option("combined", "Compare by this signal alone; - before it turns it around.")
-    effect: Effect = option("kl", "Which cost of single heads a validation is ranked by.")
+    effect: Effect | None = option(None, "Which cost of single heads a validation is ranked by; kl if it has that.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -241,7 +241,13 @@ def read_effects(folder: Path) -> pl.DataFrame:
     found = _read_table(path)
     if found is None:
         raise InputError(f"{folder}: has no {EFFECTS_FILE}; run headscore validate with --single or --gate-gradient")
-    wanted = {"layer": pl.Int64, unit_of("effects", found): pl.Int64, "effect": pl.String, "mean": pl.Float64, "abs_mean": pl.Float64}
+    wanted = {
+        "layer": pl.Int64,
+        unit_of("effects", found): pl.Int64,
+        "effect": pl.String,
+        "mean": pl.Float64,
+        "abs_mean": pl.Float64,
+    }
     if not wanted.keys() <= set(found.columns):
         raise InputError(f"{path}: is not a table of effects; run headscore validate again")
     with foreign_faults_told(f"{path}: is damaged"):

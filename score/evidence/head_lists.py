@@ -34,7 +34,8 @@ def read_head_list(path: Path, column: str | None = None) -> pl.DataFrame:
     says the order, or else the file's lines do; the score is then minus the place.
 
     Args:
-        path: of a .csv, .json or .parquet file. JSON is an array of objects, or of arrays [layer, head] or [layer, head, score].
+        path: of a .csv, .json or .parquet file. JSON is an array of objects, or of arrays [layer, head] or [layer, head,
+            score].
         column: that is the score.
 
     Raises InputError where the file is missing, too large, or is no such list: a head stands twice, a layer or head is no whole
@@ -60,7 +61,11 @@ def read_head_list(path: Path, column: str | None = None) -> pl.DataFrame:
         layer, head = frame.filter(twice).select("layer", unit).row(0)
         raise InputError(f"{path}: layer {layer}, {unit} {head} stands twice")
     ranks = [_number(path, RANK_COLUMN, value) for value in columns.get(RANK_COLUMN, range(lines))]
-    return frame.with_columns(_rank=pl.Series(ranks)).sort(["score", "_rank"], descending=[True, False], maintain_order=True).drop("_rank")
+    return (
+        frame.with_columns(_rank=pl.Series(ranks))
+        .sort(["score", "_rank"], descending=[True, False], maintain_order=True)
+        .drop("_rank")
+    )
 
 
 def _scores(path: Path, columns: Columns, column: str | None, lines: int) -> list[float]:

@@ -35,9 +35,9 @@ def chance_overlap(k: int, n: int) -> float:
 def rbo(x: npt.ArrayLike, y: npt.ArrayLike, p: float = RBO_P, ties: Literal["a", "b"] = "b") -> float:
     """Rank-biased overlap, extrapolated: the agreement of two rankings at each depth d, weighted by p^(d−1)·(1−p).
 
-    The agreement at d is the share of the first d that both have. Where scores tie, each of a tied group counts at depth d by the
-    share of the group that has room there (Corsi & Urbano, SIGIR 2024): with `a` that is the mean over all orders of what is
-    tied; with `b` it is divided by what each ranking agrees with itself, so that equal rankings have 1, as in Kendall's τ-b.
+    The agreement at d is the share of the first d that both have. Where scores tie, each of a tied group counts at depth d by
+    the share of the group that has room there (Corsi & Urbano, SIGIR 2024): with `a` that is the mean over all orders of what
+    is tied; with `b` it is divided by what each ranking agrees with itself, so that equal rankings have 1, as in Kendall's τ-b.
     Beyond the end of a ranking its agreement is taken to go on as at its end (Webber, Moffat & Zobel, 2010, equation 32).
 
     Args:

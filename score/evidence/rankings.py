@@ -10,8 +10,8 @@ import polars as pl
 
 from ...data.cache import METADATA_FILE, open_cache
 from ...data.errors import InputError, did_you_mean
-from ...data.plain import kind_of
 from ...data.evidence_settings import Effect
+from ...data.plain import kind_of
 from ...data.settings import ScoreSettings, Unit, WorkSettings
 from ..agreement import costs_of
 from ..effects import unit_of
@@ -60,7 +60,7 @@ def read_ranking(
     settings: ScoreSettings,
     *,
     signal: str = COMBINED,
-    effect: Effect = "kl",
+    effect: Effect | None = None,
     work: WorkSettings | None = None,
 ) -> Ranking:
     """The ranking that a place holds.
@@ -70,7 +70,7 @@ def read_ranking(
             heads as CSV, JSON or Parquet, which need not have all of them.
         settings: how a cache is scored, and by which signals.
         signal: what a cache, results, or a list with such a column are ordered by; `-` before a signal turns it around.
-        effect: which cost of single heads orders a validation.
+        effect: which cost of single heads orders a validation; the first that it has if not given.
         work: how a cache is read.
 
     Raises InputError where there is none, it cannot be read, or does not have the signal or the effect.
@@ -81,7 +81,9 @@ def read_ranking(
     if kind == stat.S_IFREG or kind_of(place / METADATA_FILE):
         return _of_cache(place, settings, signal, work)
     if kind != stat.S_IFDIR:
-        raise InputError(f"{place}: not found; give a cache, a folder of results or of a validation, or a {', '.join(KINDS)} file")
+        raise InputError(
+            f"{place}: not found; give a cache, a folder of results or of a validation, or a {', '.join(KINDS)} file"
+        )
     return _of_validation(place, effect) if is_validation(place) else _of_results(place, signal)
 
 
@@ -109,11 +111,12 @@ def _of_results(place: Path, signal: str) -> Ranking:
     return Ranking(place.name or str(place), "results", signal, unit, _ordered(heads, unit), True, means, source)
 
 
-def _of_validation(place: Path, effect: Effect) -> Ranking:
+def _of_validation(place: Path, asked: Effect | None) -> Ranking:
     costs = costs_of(read_effects(place))
-    if effect not in costs.columns:
-        there = [name for name in get_args(Effect) if name in costs.columns]
-        raise InputError(f"--effect {effect}: {place} does not have it; it has {', '.join(there) or 'none'}")
+    there = [name for name in get_args(Effect) if name in costs.columns]
+    if not there or asked not in (None, *there):
+        raise InputError(f"--effect {asked}: {place} does not have it; it has {', '.join(there) or 'none'}")
+    effect = asked or there[0]
     unit: Unit = "kv_head" if unit_of("effects", costs) == "kv_head" else "head"
     found = costs.select("layer", unit, score=effect).drop_nulls()
     ordered = found.sort(["score", "layer", unit], descending=[True, False, False])
