@@ -2,14 +2,16 @@
 
     python benchmarks/stability_truth.py --trials 60
 
-In each trial a population of samples is made up: each head has means of its own, samples move all heads of a layer together and
-each by itself. A capture of some of them is written as a cache and given to `headscore.stability`; what it predicts at each size
+In each trial a population of samples is made up: each head has means of its own, and samples move all heads of a layer together
+and each by itself. A capture of some of them is written as a cache and given to `headscore.stability`; what it says of a size
 is held against the mean overlap of pairs of fresh captures of that size from the same population. Ends with a line of JSON.
 """
 
 import argparse
+import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -17,6 +19,7 @@ import polars as pl
 import headscore
 from headscore.data.cache import shard_path, write_metadata
 from headscore.data.shard import write_shard
+from headscore.score.evidence.stability import ENOUGH
 from headscore.score.ranking import rank
 from headscore.score.scores import DEFAULT_TOP_K
 
@@ -32,7 +35,7 @@ def population(random: np.random.Generator, size: int, noise: float) -> tuple[np
         return own + noise * (random.normal(0, 1, shape) + random.normal(0, 0.7, (LAYERS, 1, size)))
 
     mass = (1 / (1 + np.exp(-values()))).astype(np.float16)
-    return np.clip(mass, 2.0**-10, 1 - 2.0**-10), np.exp(0.5 * values()).astype(np.float32)
+    return np.clip(mass, 2.0**-10, 1 - 2.0**-10), np.exp(0.2 * values()).astype(np.float32)
 
 
 def signals(mass: np.ndarray, out: np.ndarray) -> dict[str, np.ndarray]:
@@ -74,7 +77,7 @@ def write_cache(folder: Path, mass: np.ndarray, out: np.ndarray) -> Path:
     return folder
 
 
-def fresh_overlaps(random: np.random.Generator, everything: dict[str, np.ndarray], size: int, pairs: int, k: int) -> np.ndarray:
+def fresh_overlaps(random: np.random.Generator, everything: dict[str, np.ndarray], size: int, pairs: int) -> np.ndarray:
     """The share of the top k that pairs of captures of fresh samples have in common."""
     count = next(iter(everything.values())).shape[2]
     captures = [random.choice(count, size, replace=False) for _ in range(2 * pairs)]
@@ -87,45 +90,49 @@ def fresh_overlaps(random: np.random.Generator, everything: dict[str, np.ndarray
         name: np.concatenate([x[:, :, chosen].mean(axis=2).ravel() for chosen in captures]) for name, x in everything.items()
     }
     ranked = rank(pl.DataFrame({**places, **means}), {"out": 1.0, "ent": 0.5, "task": 1.0}, by="replicate")
-    tops = (ranked["rank"].to_numpy() <= k).reshape(pairs, 2, -1)
-    return (tops[:, 0] & tops[:, 1]).sum(axis=1) / k
+    tops = (ranked["rank"].to_numpy() <= DEFAULT_TOP_K).reshape(pairs, 2, -1)
+    return (tops[:, 0] & tops[:, 1]).sum(axis=1) / DEFAULT_TOP_K
 
 
-def trial(random: np.random.Generator, folder: Path, args: argparse.Namespace) -> list[dict[str, float]]:
+def trial(random: np.random.Generator, folder: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Of one population: at every other size what is said, and the truth; and the truth where 0.9 is said to be reached."""
     noise = float(np.exp(random.uniform(np.log(0.3), np.log(6))))
     mass, out = population(random, args.population, noise)
     chosen = random.choice(args.population, args.samples, replace=False)
-    cache = write_cache(folder, mass[:, :, chosen], out[:, :, chosen])
-    found = headscore.stability(cache, seed=int(random.integers(1 << 30)))
+    found = headscore.stability(write_cache(folder, mass[:, :, chosen], out[:, :, chosen]), seed=int(random.integers(1 << 30)))
     everything, lines = signals(mass, out), []
-    for line in found.curve.to_dicts()[:: args.every][-6:] + found.curve.tail(1).to_dicts():
-        fresh = fresh_overlaps(random, everything, line["samples"], args.pairs, DEFAULT_TOP_K)
-        inside = ((fresh >= line["low"] - 1e-9) & (fresh <= line["high"] + 1e-9)).mean()
-        lines.append(
-            {"size": line["samples"], "noise": noise, "said": line["overlap"], "true": float(fresh.mean()), "inside": inside}
-        )
-    lines.append({"size": 0, "noise": noise, "needed": found.needed or 0, "true": 0.0, "said": 0.0, "inside": 0.0})
+    for line in reversed(found.curve.to_dicts()[::-1][::2]):
+        fresh = fresh_overlaps(random, everything, line["samples"], args.pairs)
+        inside = float(((fresh >= line["low"] - 1e-9) & (fresh <= line["high"] + 1e-9)).mean())
+        said = {"measured": line["overlap"], "fitted": line["fitted"]}
+        lines.append({"size": str(line["samples"]), "true": float(fresh.mean()), **said, "inside": inside})
     if found.needed:
-        lines[-1]["true"] = float(fresh_overlaps(random, everything, found.needed, args.pairs, DEFAULT_TOP_K).mean())
-        lines[-1]["said"] = 0.9
-    # what a straight line through the logarithms of the last sizes says about all samples
-    tail = found.curve.tail(5)
-    missing = 1 - tail["overlap"].to_numpy()
-    if (missing > 0).all():
-        slope, start = np.polyfit(np.log(tail["samples"].to_numpy()), np.log(missing), 1)
-        said = 1 - np.exp(start + slope * np.log(args.samples))
-        fresh = fresh_overlaps(random, everything, args.samples, args.pairs, DEFAULT_TOP_K)
-        lines.append({"size": -1, "noise": noise, "said": float(said), "true": float(fresh.mean()), "inside": 0.0})
+        true = float(fresh_overlaps(random, everything, found.needed, args.pairs).mean())
+        lines.append({"size": "needed", "true": true, "measured": None, "fitted": ENOUGH, "inside": None})
     return lines
+
+
+def summary(lines: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """By size: the mean truth, and of what was said the mean error, its root mean square, and how often it is below 0.05."""
+    found: dict[str, dict[str, float]] = {}
+    for (size,), part in pl.DataFrame(lines, infer_schema_length=None).group_by("size", maintain_order=True):
+        line = {"trials": len(part), "true": part["true"].mean()}
+        for name in ("measured", "fitted"):
+            if (error := (part[name] - part["true"]).drop_nulls()).len():
+                line |= {f"{name}_bias": error.mean(), f"{name}_rms": (error**2).mean() ** 0.5}
+                line |= {f"{name}_within_0.05": (error.abs() <= 0.05).mean()}
+        if part["inside"].count():
+            line["inside"] = part["inside"].mean()
+        found[str(size)] = {name: round(float(value), 4) for name, value in line.items()}
+    return dict(sorted(found.items(), key=lambda item: (not item[0].isdecimal(), int(item[0]) if item[0].isdecimal() else 0)))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=60)
     parser.add_argument("--samples", type=int, default=512, help="in a cache")
-    parser.add_argument("--population", type=int, default=20_000)
+    parser.add_argument("--population", type=int, default=20_000, help="samples that captures are drawn from")
     parser.add_argument("--pairs", type=int, default=200, help="of fresh captures that the truth is made of")
-    parser.add_argument("--every", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     random = np.random.default_rng(args.seed)
@@ -133,23 +140,10 @@ def main() -> None:
     for _ in range(args.trials):
         with tempfile.TemporaryDirectory() as folder:
             lines += trial(random, Path(folder) / "cache", args)
-    frame = pl.DataFrame(lines)
-    print(frame)
-    print(
-        frame.with_columns(err=(pl.col("said") - pl.col("true")))
-        .group_by("size")
-        .agg(
-            pl.len(),
-            pl.col("true").mean(),
-            pl.col("err").mean().alias("bias"),
-            (pl.col("err") ** 2).mean().sqrt().alias("rmse"),
-            pl.col("err").abs().max().alias("worst"),
-            (pl.col("err").abs() <= 0.05).mean().alias("within"),
-            pl.col("inside").mean(),
-        )
-        .sort("size")
-    )
-    frame.write_parquet("/tmp/comp/sim.parquet")
+    found = summary(lines)
+    for size, line in found.items():
+        print(f"{size:>6} samples: " + ", ".join(f"{name} {value:g}" for name, value in line.items()))
+    print(json.dumps({"benchmark": "stability_truth", "trials": args.trials, "samples": args.samples, "results": found}))
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ SCHEMA = {
     "overlap": pl.Float64,
     "low": pl.Float64,
     "high": pl.Float64,
+    "fitted": pl.Float64,
     "chance": pl.Float64,
     "phi": pl.Float64,
     "phi_low": pl.Float64,
@@ -47,6 +48,7 @@ FEWEST = 8  # samples of a part
 _MOST_SIZES = 12
 _MOST_GROUPS = 4
 _RANGE = (5, 95)  # percentiles
+_FITTED = 2 / 3  # of the sizes, the larger ones
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,11 +56,13 @@ class StabilityCurve:
     """How much of the top k two captures of as many samples have in common.
 
     Args:
-        curve: one line per size: `samples`, `k`, `groups` into which the samples were divided, `pairs` of them in all repeats,
+        curve: one line per size: `samples`, `k`, `groups` into which the samples were divided, `pairs` of them in all repeats;
             `overlap`, the mean share of the top k that a pair has in common, `low` and `high`, its 5th and 95th percentile over
-            pairs, `chance`, what random orders would share, `phi`, Nogueira's Φ, and its 5th and 95th percentile over repeats.
+            pairs, `fitted`, what a smooth curve through the larger sizes says; `chance`, what random orders would share; `phi`,
+            Nogueira's Φ, and `phi_low` and `phi_high`, its 5th and 95th percentile over repeats.
         samples: how many the cache has.
-        needed: how many samples give ENOUGH overlap, interpolated; None where more than half of the samples would be needed.
+        needed: how many samples give ENOUGH overlap, interpolated on the fitted curve; None where more than half of the samples
+            would be needed.
         lines: the same in plain sentences.
     """
 
@@ -73,11 +77,12 @@ class StabilityCurve:
 
     def table(self) -> Iterator[str]:
         """The curve as lines of plain text, titles first."""
-        yield f"{'samples':>7}  {'overlap':>7}  {'5 to 95 %':>12}  {'chance':>6}  {'phi':>5}"
+        yield f"{'samples':>7}  {'overlap':>7}  {'fitted':>6}  {'5 to 95 %':>12}  {'chance':>6}  {'phi':>5}"
         for line in self.curve.to_dicts():
             between = f"{line['low']:.2f} to {line['high']:.2f}"
             phi = "" if line["phi"] is None else f"{line['phi']:.2f}"
-            yield f"{line['samples']:>7}  {line['overlap']:>7.2f}  {between:>12}  {line['chance']:>6.2f}  {phi:>5}"
+            shares = f"{line['overlap']:>7.2f}  {line['fitted']:>6.2f}  {between:>12}  {line['chance']:>6.2f}"
+            yield f"{line['samples']:>7}  {shares}  {phi:>5}"
 
 
 @library_call(ScoreSettings, StabilitySettings)
@@ -137,7 +142,7 @@ def stability_of(cache: Cache, settings: ScoreSettings, own: StabilitySettings) 
             continue  # some head has no value in so few samples
         tops = (ranked_replicates(recipe, own_means, settings)["rank"].to_numpy() <= k).reshape(sum(counts), heads)
         lines.append({"samples": size, "k": k, **_agreement(tops, counts, k, heads)})
-    curve = pl.DataFrame(lines, schema=SCHEMA)
+    curve = _fitted(pl.DataFrame(lines, schema=SCHEMA))
     needed = _needed(curve)
     return StabilityCurve(curve, n, needed, _told(curve, n, needed))
 
@@ -179,9 +184,26 @@ def _agreement(tops: npt.NDArray[np.bool_], counts: list[int], k: int, heads: in
     }
 
 
+def _fitted(curve: pl.DataFrame) -> pl.DataFrame:
+    """The curve with `fitted`: a straight line through the logarithms of the size and of what is not shared.
+
+    Divisions into halves all are of the same samples, so chance moves the last sizes most; smaller ones steady them. Sizes too
+    small for the line keep what was measured. benchmarks/stability_truth.py shows what that gains.
+    """
+    start = len(curve) - round(_FITTED * len(curve))
+    tail = curve[start:]
+    if len(tail) < 3:
+        return curve.with_columns(fitted="overlap")
+    sizes = np.log(tail["samples"].to_numpy())
+    least = 0.5 / (tail["k"] * tail["pairs"]).to_numpy()  # half of the smallest share that could have been seen
+    line = np.polynomial.Polynomial.fit(sizes, np.log(np.maximum(1 - tail["overlap"].to_numpy(), least)), 1)
+    made = pl.Series(np.clip(1 - np.exp(line(sizes)), 0.0, 1.0))
+    return curve.with_columns(fitted=pl.concat([curve["overlap"][:start], made]))
+
+
 def _needed(curve: pl.DataFrame) -> int | None:
-    """The size from which on the curve stays at ENOUGH or more, interpolated in the logarithm of the size."""
-    sizes, shares = curve["samples"].to_list(), curve["overlap"].to_list()
+    """The size from which on the fitted curve stays at ENOUGH or more, interpolated in the logarithm of the size."""
+    sizes, shares = curve["samples"].to_list(), curve["fitted"].to_list()
     if not shares or shares[-1] < ENOUGH:
         return None
     first = len(shares) - 1
@@ -201,14 +223,14 @@ def _told(curve: pl.DataFrame, n: int, needed: int | None) -> list[str]:
     last = curve.row(-1, named=True)
     k = last["k"]
     lines = [
-        f"two captures of {last['samples']} samples, half of the {n} there are, share {last['overlap'] * k:.1f} of their top "
-        f"{k} heads on average ({last['overlap']:.2f}; 5 to 95 % of pairs: {last['low']:.2f} to {last['high']:.2f}); "
+        f"two captures of {last['samples']} samples, half of the {n} there are, share {last['fitted'] * k:.1f} of their top "
+        f"{k} heads on average ({last['fitted']:.2f}; 5 to 95 % of pairs: {last['low']:.2f} to {last['high']:.2f}); "
         f"chance would give {last['chance'] * k:.1f}"
     ]
     if needed is None:
         lines.append(
-            f"two captures that share {ENOUGH:g} of their top {k} would need more than {last['samples']} samples each; "
-            "how many more cannot be seen from halves"
+            f"two captures that share {ENOUGH:g} of their top {k} would need more than {last['samples']} samples each; how "
+            f"many more cannot be seen from halves, and the ranking of all {n} is somewhat steadier than that of a half"
         )
     elif needed == curve["samples"][0]:
         lines.append(f"{needed} samples, the fewest that were tried, give {ENOUGH:g} overlap or more between two captures")
