@@ -151,10 +151,8 @@ def _keys(ranking: Ranking) -> list[tuple[int, ...]]:
 def _shape(ranking: Ranking) -> str:
     unit = "heads" if ranking.unit == "head" else "groups of heads"
     if ranking.kind == "list":
-        last = ranking.heads.select(pl.col("layer", ranking.unit).max()).row(0)
-        return f"{len(ranking)} {unit} up to {unit[0]} {last[1]} and layer {last[0]}".replace(
-            f"{unit[0]} ", f"{ranking.unit} ", 1
-        )
+        layer, last = ranking.heads.select(pl.col("layer", ranking.unit).max()).row(0)
+        return f"{len(ranking)} {unit}, the last of layer {layer}, with numbers up to {last}"
     layers = ranking.heads["layer"].n_unique()
     return f"{layers} layers of {len(ranking) // layers} {unit}"
 

@@ -48,12 +48,12 @@ def read_head_list(path: Path, column: str | None = None) -> pl.DataFrame:
     if content is None:
         raise InputError(f"{path}: is not there")
     columns = reader(path, content)
-    lines = len(next(iter(columns.values()), []))
-    if not 0 < lines <= MAX_HEADS:
-        raise InputError(f"{path}: lists {lines} heads; expected 1 to {MAX_HEADS}")
     unit = next((name for name in UNITS if name in columns), None)
     if "layer" not in columns or unit is None:
-        raise InputError(f"{path}: has no column 'layer' and 'head' (or 'kv_head'); it has {_shown(columns)}")
+        raise InputError(f"{path}: has no columns 'layer' and 'head' (or 'kv_head') of numbers; it has {_shown(columns)}")
+    lines = len(columns["layer"])
+    if not 0 < lines <= MAX_HEADS:
+        raise InputError(f"{path}: lists {lines} heads; expected 1 to {MAX_HEADS}")
     places = {name: [_whole(path, name, value) for value in columns[name]] for name in ("layer", unit)}
     frame = pl.DataFrame({**places, "score": _scores(path, columns, column, lines)}, schema_overrides={"score": pl.Float64})
     frame = frame.cast({"layer": pl.Int32, unit: pl.Int32})
