@@ -18,6 +18,10 @@ __version__ = "0.1.0"
 _CHARTS = "headscore.score.report.charts"
 _PUBLIC = {
     "rank": "headscore.score.ranking",
+    "compare": "headscore.score.evidence.compare",
+    "Comparison": "headscore.score.evidence.compare",
+    "stability": "headscore.score.evidence.stability",
+    "StabilityCurve": "headscore.score.evidence.stability",
     "ablated": "headscore.capture.ablation",
     "mean_outputs": "headscore.capture.ablation",
     "rows": "headscore.score.scan",
@@ -44,16 +48,19 @@ _PUBLIC = {
 _CALLABLE_PACKAGES = ("capture", "score")  # their folders' names are the names of the calls
 
 __all__ = [
+    "Comparison",
     "DamagedShardError",
     "HeadscoreError",
     "InputError",
     "RunError",
     "Scores",
+    "StabilityCurve",
     "UnreadableFileError",
     "Validation",
     "__version__",
     "ablated",
     "capture",
+    "compare",
     "entropy_and_task",
     "heatmap",
     "inspect",
@@ -68,6 +75,7 @@ __all__ = [
     "score",
     "signal_maps",
     "signals",
+    "stability",
     "top_heads",
     "validate",
 ]

@@ -20,6 +20,8 @@ from .data.errors import UnreadableFileError as UnreadableFileError
 from .data.inspection import inspect as inspect
 from .data.merging import merge as merge
 from .pipeline import validate as validate
+from .score.evidence.compare import Comparison as Comparison
+from .score.evidence.stability import StabilityCurve as StabilityCurve
 from .score.ranking import rank as rank
 from .score.report.charts import entropy_and_task as entropy_and_task
 from .score.report.charts import heatmap as heatmap
@@ -182,19 +184,68 @@ def signals(
     top_k: int | None = None,
     top_k_per_layer: int | None = None,
 ) -> pl.DataFrame: ...
+def compare(
+    rankings: Sequence[str | Path],
+    out: str | Path | None = None,
+    *,
+    overwrite: bool = False,
+    score_query_mode: Literal["last_token", "all_tokens"] = "last_token",
+    head_output: Literal["z", "result"] = "z",
+    task_span: Sequence[str] = ("question",),
+    measure: Mapping[str, Any] = {},
+    signal: Mapping[str, Any] = {},
+    signals: str | Path | None = None,
+    weight: Mapping[str, float] = {},
+    lambda_ent: float = 0.5,
+    lambda_task: float = 1.0,
+    fusion: Literal["rank", "rrf", "sum"] = "rank",
+    norm_mode: Literal["zscore", "percentile", "ratio", "none"] = "zscore",
+    within: Literal["layer", "model"] = "layer",
+    by: Literal["head", "kv_head"] = "head",
+    top_k: int | None = None,
+    top_k_per_layer: int | None = None,
+    compare_by: str = "combined",
+    effect: Literal["kl", "nll", "gate_gradient", "abs_gate_gradient"] | None = None,
+) -> Comparison: ...
+def stability(
+    cache: str | Path,
+    out: str | Path | None = None,
+    *,
+    overwrite: bool = False,
+    score_query_mode: Literal["last_token", "all_tokens"] = "last_token",
+    head_output: Literal["z", "result"] = "z",
+    task_span: Sequence[str] = ("question",),
+    measure: Mapping[str, Any] = {},
+    signal: Mapping[str, Any] = {},
+    signals: str | Path | None = None,
+    weight: Mapping[str, float] = {},
+    lambda_ent: float = 0.5,
+    lambda_task: float = 1.0,
+    fusion: Literal["rank", "rrf", "sum"] = "rank",
+    norm_mode: Literal["zscore", "percentile", "ratio", "none"] = "zscore",
+    within: Literal["layer", "model"] = "layer",
+    by: Literal["head", "kv_head"] = "head",
+    top_k: int | None = None,
+    top_k_per_layer: int | None = None,
+    repeats: int = 20,
+    seed: int = 42,
+) -> StabilityCurve: ...
 
 __version__: str
 __all__ = [
+    "Comparison",
     "DamagedShardError",
     "HeadscoreError",
     "InputError",
     "RunError",
     "Scores",
+    "StabilityCurve",
     "UnreadableFileError",
     "Validation",
     "__version__",
     "ablated",
     "capture",
+    "compare",
     "entropy_and_task",
     "heatmap",
     "inspect",
@@ -209,6 +260,7 @@ __all__ = [
     "score",
     "signal_maps",
     "signals",
+    "stability",
     "top_heads",
     "validate",
 ]

@@ -3,7 +3,7 @@
 import errno
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +11,7 @@ import typer
 
 from .capture.ranks import this_rank
 from .data.errors import HeadscoreError, InputError, RunError, one_line, printable, typed_line
+from .data.evidence_settings import CompareSettings, StabilitySettings
 from .data.files import given_path
 from .data.foreign import is_panic
 from .data.limits import require_address_space
@@ -102,8 +103,13 @@ def _results(text: Any) -> Path:
     return given_path("results", text)
 
 
+def _ranking(text: Any) -> Path:
+    return given_path("rankings", text)
+
+
 _CACHE: dict[str, Any] = {"parser": _cache, "show_default": False}
 _RESULTS: dict[str, Any] = {"parser": _results, "show_default": False}
+_RANKINGS: dict[str, Any] = {"parser": _ranking, "show_default": False}
 _OUT: dict[str, Any] = {"parser": _out, "metavar": "<path>"}  # pathlib would take an empty text for the folder one is in
 
 # ------------------------------------------------------------------------------------------------------------- commands
@@ -235,6 +241,51 @@ def validate(config: Path | None, debug: bool, **options: Any) -> None:
 
 
 @command
+@with_options(
+    (ScoreSettings, CompareSettings),
+    {
+        "rankings": Annotated[
+            list[Path],
+            typer.Argument(help="Caches, folders of results or of validations, or files that list heads.", **_RANKINGS),
+        ],
+        "out": Annotated[
+            Path | None,
+            typer.Option("--out", "--output-dir", help="Folder of the tables; if not given, none are written.", **_OUT),
+        ],
+    },
+    {"overwrite": OVERWRITE},
+    {"out": None, "overwrite": False},
+)
+def compare(config: Path | None, debug: bool, **options: Any) -> None:
+    """See how far rankings agree: of caches, of results, of single heads taken out, or lists that others have made."""
+    from .score.evidence.compare import compare as library_compare
+
+    found = library_compare(**options)
+    _print_evidence(found.lines, found.table(), options["out"])
+
+
+@command
+@with_options(
+    (ScoreSettings, StabilitySettings),
+    {
+        "cache": Annotated[Path, typer.Argument(help="Cache folder or shard file.", **_CACHE)],
+        "out": Annotated[
+            Path | None,
+            typer.Option("--out", "--output-dir", help="Folder of the files; if not given, none are written.", **_OUT),
+        ],
+    },
+    {"overwrite": OVERWRITE},
+    {"out": None, "overwrite": False},
+)
+def stability(config: Path | None, debug: bool, **options: Any) -> None:
+    """See how many samples the top of a ranking needs: what two captures of as many samples share."""
+    from .score.evidence.stability import stability as library_stability
+
+    found = library_stability(**options)
+    _print_evidence(found.lines, found.table(), options["out"])
+
+
+@command
 def inspect(
     cache: Annotated[Path, typer.Argument(help="Cache folder or shard file.", **_CACHE)],
     verify: Annotated[bool, typer.Option("--verify", help="Read every array back and check it.")] = False,
@@ -313,3 +364,14 @@ def _print_scores(scores: "Scores", out: Path | None) -> None:
     for line in table_lines(scores, shown):
         print(printable(line))
     print(f"\n{printable(summary)}")
+
+
+def _print_evidence(lines: Iterable[str], table: Iterable[str], out: Path | None) -> None:
+    """What an analysis found in plain sentences, a table, and where its files are."""
+    for line in lines:
+        print(printable(line))
+    print()
+    for line in table:
+        print(printable(line))
+    if out:
+        print(f"\nall tables in {printable(str(out))}")

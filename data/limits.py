@@ -17,6 +17,8 @@ MIN_ADDRESS_SPACE = {
     "run": 2048,
     "score": 1024,
     "signals": 1024,
+    "compare": 1024,
+    "stability": 1024,
     "inspect": 256,
     "merge": 256,
     "report": 69_632,

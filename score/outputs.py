@@ -135,10 +135,12 @@ def _expressions(settings: ScoreSettings) -> dict[str, pl.Expr]:
     return {name: value for name, value in {**settings.measure, **settings.signal}.items() if isinstance(value, pl.Expr)}
 
 
-def require_same_run(folder: Path, config: dict[str, Any], overwrite: bool) -> None:
-    """Raises InputError, listing what differs, where `folder` holds the results of a run with another configuration."""
+def require_same_run(
+    folder: Path, config: dict[str, Any], overwrite: bool, files: Sequence[str] = (*RESULT_FILES, REPORT_FILE)
+) -> None:
+    """Raises InputError, listing what differs, where `folder` holds any of `files` of a run with another configuration."""
     path = folder / CONFIG_FILE
-    there = [name for name in (*RESULT_FILES, REPORT_FILE) if (folder / name).exists()]
+    there = [name for name in files if (folder / name).exists()]
     if overwrite or not there:
         return
     if CONFIG_FILE not in there:

@@ -20,7 +20,7 @@ from ..data.settings import ScoreSettings, ValidateSettings
 from ..data.text import json_text
 from ..data.voice import option_flag
 from .agreement import agreement
-from .effects import effects_of
+from .effects import effects_of, unit_of
 from .head_sets import HeadSet
 from .outputs import CHARTS_FOLDER, CONFIG_FILE, HEADS_PARQUET, LOG_FILE, csv, yaml_text
 from .results import COMBINED
@@ -33,7 +33,8 @@ logger = logging.getLogger("headscore")
 FACTS_FILE = "validation.json"
 TABLES = ("outcomes", "sets", "ranking", "single", "gradient")  # Parquet; the last two need not be there
 JOURNAL_FILE = "outcomes.jsonl"
-RESULT_FILES = ("validation.csv", "verdicts.txt", "effects.parquet", "effects.csv", "agreement.csv", "weights.json")
+EFFECTS_FILE = "effects.parquet"
+RESULT_FILES = ("validation.csv", "verdicts.txt", EFFECTS_FILE, "effects.csv", "agreement.csv", "weights.json")
 REPORT_FILE = "validation.html"
 CHARTS = ("curves", "effects")
 REPORT_FILES = (REPORT_FILE, *(f"{CHARTS_FOLDER}/{name}.{kind}" for name in CHARTS for kind in ("svg", "png")))
@@ -231,6 +232,28 @@ def read_measured(folder: Path) -> Measured:
     return Measured(facts=facts, **{name: _needed(name, folder, table) for name, table in tables.items()})  # type: ignore[arg-type]
 
 
+def read_effects(folder: Path) -> pl.DataFrame:
+    """The effects of single heads that a validation found, see `effects_of`.
+
+    Raises InputError where it ran none, or their file is damaged.
+    """
+    path = folder / EFFECTS_FILE
+    found = _read_table(path)
+    if found is None:
+        raise InputError(f"{folder}: has no {EFFECTS_FILE}; run headscore validate with --single or --gate-gradient")
+    wanted = {
+        "layer": pl.Int64,
+        unit_of("effects", found): pl.Int64,
+        "effect": pl.String,
+        "mean": pl.Float64,
+        "abs_mean": pl.Float64,
+    }
+    if not wanted.keys() <= set(found.columns):
+        raise InputError(f"{path}: is not a table of effects; run headscore validate again")
+    with foreign_faults_told(f"{path}: is damaged"):
+        return found.select(pl.col(name).cast(dtype) for name, dtype in wanted.items())
+
+
 def _needed(name: str, folder: Path, table: pl.DataFrame | None) -> pl.DataFrame | None:
     if table is None and name in TABLES[:3]:
         raise InputError(f"{folder / name}.parquet: is not there; run headscore validate again")
@@ -258,7 +281,7 @@ def write_validation(folder: Path, found: Validation, config: Mapping[str, Any])
         table = io.BytesIO()
         found.effects.write_parquet(table)
         files |= {
-            "effects.parquet": table.getvalue(),
+            EFFECTS_FILE: table.getvalue(),
             "effects.csv": csv(found.effects).encode(),
             "agreement.csv": csv(found.agreement).encode(),
         }

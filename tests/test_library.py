@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 import headscore
 from headscore.data import voice
 from headscore.data.errors import HeadscoreError, InputError, RunError, one_line
+from headscore.data.evidence_settings import CompareSettings, StabilitySettings
 from headscore.data.settings import CaptureSettings, RunSettings, ScoreSettings, WorkSettings
 
 ROOT = Path(__file__).parent.parent
@@ -31,6 +32,8 @@ SETTINGS: dict[str, tuple[type, ...]] = {
     "report": (ScoreSettings, WorkSettings),
     "run": (RunSettings,),
     "signals": (ScoreSettings,),
+    "compare": (ScoreSettings, CompareSettings),
+    "stability": (ScoreSettings, StabilitySettings),
 }
 OWN = {
     "capture": ["out", "overwrite", "progress"],
@@ -38,6 +41,8 @@ OWN = {
     "report": ["cache", "out", "overwrite", "partial"],
     "run": ["out", "overwrite", "report", "progress"],
     "signals": ["cache"],
+    "compare": ["rankings", "out", "overwrite"],
+    "stability": ["cache", "out", "overwrite"],
 }
 
 # ------------------------------------------------------------------------------------------------------------- signatures
