@@ -22,12 +22,14 @@ from .data.merging import merge as merge
 from .pipeline import validate as validate
 from .score.evidence.compare import Comparison as Comparison
 from .score.evidence.stability import StabilityCurve as StabilityCurve
+from .score.evidence.sweep import Sweep as Sweep
 from .score.ranking import rank as rank
 from .score.report.charts import entropy_and_task as entropy_and_task
 from .score.report.charts import heatmap as heatmap
 from .score.report.charts import layer_profiles as layer_profiles
 from .score.report.charts import signal_maps as signal_maps
 from .score.report.charts import top_heads as top_heads
+from .score.report.sweep_map import sweep_map as sweep_map
 from .score.scan import rows as rows
 from .score.scan import scan_cache as scan_cache
 from .score.scores import Scores as Scores
@@ -230,6 +232,33 @@ def stability(
     repeats: int = 20,
     seed: int = 42,
 ) -> StabilityCurve: ...
+def sweep(
+    cache: str | Path,
+    out: str | Path | None = None,
+    *,
+    overwrite: bool = False,
+    score_query_mode: Literal["last_token", "all_tokens"] = "last_token",
+    head_output: Literal["z", "result"] = "z",
+    task_span: Sequence[str] = ("question",),
+    measure: Mapping[str, Any] = {},
+    signal: Mapping[str, Any] = {},
+    signals: str | Path | None = None,
+    weight: Mapping[str, float] = {},
+    lambda_ent: float = 0.5,
+    lambda_task: float = 1.0,
+    fusion: Literal["rank", "rrf", "sum"] = "rank",
+    norm_mode: Literal["zscore", "percentile", "ratio", "none"] = "zscore",
+    within: Literal["layer", "model"] = "layer",
+    by: Literal["head", "kv_head"] = "head",
+    top_k: int | None = None,
+    top_k_per_layer: int | None = None,
+    workers: int = 1,
+    dask: str | None = None,
+    fresh: bool = False,
+    grid: Sequence[str] = ("ent=0:2:21", "task=0:2:21"),
+    against: str | Path | None = None,
+    effect: Literal["kl", "nll", "gate_gradient", "abs_gate_gradient"] | None = None,
+) -> Sweep: ...
 
 __version__: str
 __all__ = [
@@ -240,6 +269,7 @@ __all__ = [
     "RunError",
     "Scores",
     "StabilityCurve",
+    "Sweep",
     "UnreadableFileError",
     "Validation",
     "__version__",
@@ -261,6 +291,8 @@ __all__ = [
     "signal_maps",
     "signals",
     "stability",
+    "sweep",
+    "sweep_map",
     "top_heads",
     "validate",
 ]

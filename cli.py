@@ -11,7 +11,7 @@ import typer
 
 from .capture.ranks import this_rank
 from .data.errors import HeadscoreError, InputError, RunError, one_line, printable, typed_line
-from .data.evidence_settings import CompareSettings, StabilitySettings
+from .data.evidence_settings import CompareSettings, StabilitySettings, SweepSettings
 from .data.files import given_path
 from .data.foreign import is_panic
 from .data.limits import require_address_space
@@ -282,6 +282,27 @@ def stability(config: Path | None, debug: bool, **options: Any) -> None:
     from .score.evidence.stability import stability as library_stability
 
     found = library_stability(**options)
+    _print_evidence(found.lines, found.table(), options["out"])
+
+
+@command
+@with_options(
+    (ScoreSettings, WorkSettings, SweepSettings),
+    {
+        "cache": Annotated[Path, typer.Argument(help="Cache folder or shard file.", **_CACHE)],
+        "out": Annotated[
+            Path | None,
+            typer.Option("--out", "--output-dir", help="Folder of the files; if not given, none are written.", **_OUT),
+        ],
+    },
+    {"overwrite": OVERWRITE},
+    {"out": None, "overwrite": False},
+)
+def sweep(config: Path | None, debug: bool, **options: Any) -> None:
+    """See how far a ranking depends on its weights: rankings over a grid of them, beside one that is given."""
+    from .score.evidence.sweep import sweep as library_sweep
+
+    found = library_sweep(**options)
     _print_evidence(found.lines, found.table(), options["out"])
 
 

@@ -35,7 +35,7 @@ GROUPS = {
     "Cache": ("queries", "shard_size", "on_nan", "spot_checks"),
     "Signals": ("score_query_mode", "head_output", "task_span", "measure", "signal", "signals"),
     "Ranking": ("weight", "lambda_ent", "lambda_task", "fusion", "norm_mode", "within", "by", "top_k", "top_k_per_layer"),
-    "Comparison": ("compare_by", "effect"),
+    "Comparison": ("grid", "against", "compare_by", "effect"),
     "Heads taken out": ("k", "draws", "ablate", "single", "gate_gradient"),
     "Statistics": ("bootstrap", "level", "fit_weights", "repeats"),
     "Work": ("workers", "dask", "fresh"),

@@ -19,6 +19,7 @@ MIN_ADDRESS_SPACE = {
     "signals": 1024,
     "compare": 1024,
     "stability": 1024,
+    "sweep": 1024,
     "inspect": 256,
     "merge": 256,
     "report": 69_632,

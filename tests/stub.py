@@ -36,6 +36,7 @@ CALLS = (
     "signals",
     "compare",
     "stability",
+    "sweep",
 )  # whose options are the fields of settings classes
 _MODULE = re.compile(r"\b(?:[a-z_]+\.)+(?=[A-Za-z])")
 _PLAIN = {"DataFrame": "pl.DataFrame", "NoneType": "None"}
