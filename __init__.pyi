@@ -29,7 +29,7 @@ from .score.report.charts import heatmap as heatmap
 from .score.report.charts import layer_profiles as layer_profiles
 from .score.report.charts import signal_maps as signal_maps
 from .score.report.charts import top_heads as top_heads
-from .score.report.sweep_map import sweep_map as sweep_map
+from .score.report.weight_map import sweep_map as sweep_map
 from .score.scan import rows as rows
 from .score.scan import scan_cache as scan_cache
 from .score.scores import Scores as Scores

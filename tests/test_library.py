@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 import headscore
 from headscore.data import voice
 from headscore.data.errors import HeadscoreError, InputError, RunError, one_line
-from headscore.data.evidence_settings import CompareSettings, StabilitySettings
+from headscore.data.evidence_settings import CompareSettings, StabilitySettings, SweepSettings
 from headscore.data.settings import CaptureSettings, RunSettings, ScoreSettings, WorkSettings
 
 ROOT = Path(__file__).parent.parent
@@ -34,6 +34,7 @@ SETTINGS: dict[str, tuple[type, ...]] = {
     "signals": (ScoreSettings,),
     "compare": (ScoreSettings, CompareSettings),
     "stability": (ScoreSettings, StabilitySettings),
+    "sweep": (ScoreSettings, WorkSettings, SweepSettings),
 }
 OWN = {
     "capture": ["out", "overwrite", "progress"],
@@ -43,6 +44,7 @@ OWN = {
     "signals": ["cache"],
     "compare": ["rankings", "out", "overwrite"],
     "stability": ["cache", "out", "overwrite"],
+    "sweep": ["cache", "out", "overwrite"],
 }
 
 # ------------------------------------------------------------------------------------------------------------- signatures
