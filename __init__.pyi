@@ -23,6 +23,8 @@ from .pipeline import validate as validate
 from .score.evidence.compare import Comparison as Comparison
 from .score.evidence.stability import StabilityCurve as StabilityCurve
 from .score.ranking import rank as rank
+from .score.report.agreement_charts import compare_chart as compare_chart
+from .score.report.agreement_charts import stability_chart as stability_chart
 from .score.report.charts import entropy_and_task as entropy_and_task
 from .score.report.charts import heatmap as heatmap
 from .score.report.charts import layer_profiles as layer_profiles
@@ -246,6 +248,7 @@ __all__ = [
     "ablated",
     "capture",
     "compare",
+    "compare_chart",
     "entropy_and_task",
     "heatmap",
     "inspect",
@@ -261,6 +264,7 @@ __all__ = [
     "signal_maps",
     "signals",
     "stability",
+    "stability_chart",
     "top_heads",
     "validate",
 ]
