@@ -276,6 +276,11 @@ def test_other_shapes_and_units_are_refused(cache: Path, tmp_path: Path) -> None
         headscore.compare([tmp_path / "groups.json", cache])
 
 
+def test_places_of_the_same_name_go_by_their_paths(tmp_path: Path) -> None:
+    places = [made_cache(tmp_path / name / "cache", seed) for name, seed in (("base", 0), ("tuned", 1))]
+    assert headscore.compare(places).lines[0].startswith(f"A ({places[0]}, a cache) and B ({places[1]}, a cache) share ")
+
+
 @pytest.mark.parametrize("places", [[], ["x"], "x", ["x"] * 27])
 def test_too_few_or_too_many_places_are_refused(places: Any) -> None:
     with pytest.raises(InputError, match="expected a list of 2 to 26 places"):

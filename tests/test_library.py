@@ -41,8 +41,8 @@ OWN = {
     "report": ["cache", "out", "overwrite", "partial"],
     "run": ["out", "overwrite", "report", "progress"],
     "signals": ["cache"],
-    "compare": ["rankings", "out", "overwrite"],
-    "stability": ["cache", "out", "overwrite"],
+    "compare": ["rankings", "out", "overwrite", "partial"],
+    "stability": ["cache", "out", "overwrite", "partial"],
 }
 
 # ------------------------------------------------------------------------------------------------------------- signatures
