@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 # Loaded on first use, by full path: importing headscore costs nothing, and scoring never imports torch. Type checkers and
 # editors are told of them by __init__.pyi.
 _CHARTS = "headscore.score.report.charts"
+_AGREEMENT_CHARTS = "headscore.score.report.agreement_charts"
 _PUBLIC = {
     "rank": "headscore.score.ranking",
     "compare": "headscore.score.evidence.compare",
@@ -42,6 +43,8 @@ _PUBLIC = {
     "entropy_and_task": _CHARTS,
     "layer_profiles": _CHARTS,
     "top_heads": _CHARTS,
+    "stability_chart": _AGREEMENT_CHARTS,
+    "compare_chart": _AGREEMENT_CHARTS,
     "HeadscoreError": "headscore.data.errors",
     "InputError": "headscore.data.errors",
     "DamagedShardError": "headscore.data.errors",
@@ -65,6 +68,7 @@ __all__ = [
     "ablated",
     "capture",
     "compare",
+    "compare_chart",
     "entropy_and_task",
     "heatmap",
     "inspect",
@@ -80,6 +84,7 @@ __all__ = [
     "signal_maps",
     "signals",
     "stability",
+    "stability_chart",
     "sweep",
     "sweep_map",
     "top_heads",
@@ -91,7 +96,7 @@ def __getattr__(name: str) -> Any:
     if name in _CALLABLE_PACKAGES:
         return importlib.import_module(f"headscore.{name}")
     if name in _PUBLIC:
-        if _PUBLIC[name] == _CHARTS:
+        if _PUBLIC[name] in (_CHARTS, _AGREEMENT_CHARTS):
             importlib.import_module("headscore.score.report.vega").require_packages(name)
         return getattr(importlib.import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module 'headscore' has no attribute {name!r}")

@@ -24,6 +24,8 @@ from .score.evidence.compare import Comparison as Comparison
 from .score.evidence.stability import StabilityCurve as StabilityCurve
 from .score.evidence.sweep import Sweep as Sweep
 from .score.ranking import rank as rank
+from .score.report.agreement_charts import compare_chart as compare_chart
+from .score.report.agreement_charts import stability_chart as stability_chart
 from .score.report.charts import entropy_and_task as entropy_and_task
 from .score.report.charts import heatmap as heatmap
 from .score.report.charts import layer_profiles as layer_profiles
@@ -191,6 +193,7 @@ def compare(
     out: str | Path | None = None,
     *,
     overwrite: bool = False,
+    partial: bool = False,
     score_query_mode: Literal["last_token", "all_tokens"] = "last_token",
     head_output: Literal["z", "result"] = "z",
     task_span: Sequence[str] = ("question",),
@@ -214,6 +217,7 @@ def stability(
     out: str | Path | None = None,
     *,
     overwrite: bool = False,
+    partial: bool = False,
     score_query_mode: Literal["last_token", "all_tokens"] = "last_token",
     head_output: Literal["z", "result"] = "z",
     task_span: Sequence[str] = ("question",),
@@ -237,6 +241,7 @@ def sweep(
     out: str | Path | None = None,
     *,
     overwrite: bool = False,
+    partial: bool = False,
     score_query_mode: Literal["last_token", "all_tokens"] = "last_token",
     head_output: Literal["z", "result"] = "z",
     task_span: Sequence[str] = ("question",),
@@ -276,6 +281,7 @@ __all__ = [
     "ablated",
     "capture",
     "compare",
+    "compare_chart",
     "entropy_and_task",
     "heatmap",
     "inspect",
@@ -291,6 +297,7 @@ __all__ = [
     "signal_maps",
     "signals",
     "stability",
+    "stability_chart",
     "sweep",
     "sweep_map",
     "top_heads",

@@ -253,8 +253,8 @@ def validate(config: Path | None, debug: bool, **options: Any) -> None:
             typer.Option("--out", "--output-dir", help="Folder of the tables; if not given, none are written.", **_OUT),
         ],
     },
-    {"overwrite": OVERWRITE},
-    {"out": None, "overwrite": False},
+    {"partial": PARTIAL, "overwrite": OVERWRITE},
+    {"out": None, "partial": False, "overwrite": False},
 )
 def compare(config: Path | None, debug: bool, **options: Any) -> None:
     """See how far rankings agree: of caches, of results, of single heads taken out, or lists that others have made."""
@@ -274,8 +274,8 @@ def compare(config: Path | None, debug: bool, **options: Any) -> None:
             typer.Option("--out", "--output-dir", help="Folder of the files; if not given, none are written.", **_OUT),
         ],
     },
-    {"overwrite": OVERWRITE},
-    {"out": None, "overwrite": False},
+    {"partial": PARTIAL, "overwrite": OVERWRITE},
+    {"out": None, "partial": False, "overwrite": False},
 )
 def stability(config: Path | None, debug: bool, **options: Any) -> None:
     """See how many samples the top of a ranking needs: what two captures of as many samples share."""
@@ -295,8 +295,8 @@ def stability(config: Path | None, debug: bool, **options: Any) -> None:
             typer.Option("--out", "--output-dir", help="Folder of the files; if not given, none are written.", **_OUT),
         ],
     },
-    {"overwrite": OVERWRITE},
-    {"out": None, "overwrite": False},
+    {"overwrite": OVERWRITE, "partial": PARTIAL},
+    {"out": None, "overwrite": False, "partial": False},
 )
 def sweep(config: Path | None, debug: bool, **options: Any) -> None:
     """See how far a ranking depends on its weights: rankings over a grid of them, beside one that is given."""

@@ -51,3 +51,9 @@ def test_a_validation_is_timed_beside_plain_passes(last_token_cache: Path, tmp_p
     found = figures("bench_validate.py", tmp_path / "r", "--samples", 4, "--rounds", 2)["results"]
     assert found["rows"] == 4 and found["of_plain"]["plain"] == 1
     assert all(found["seconds"][way] > 0 for way in ("plain", "last", "validate")) and found["sets_per_second"] > 0
+
+
+def test_the_stability_curve_is_held_against_the_truth() -> None:
+    found = figures("stability_truth.py", "--trials", 2, "--samples", 32, "--population", 500, "--pairs", 20)["results"]
+    assert found["16"]["trials"] == 2 and 0 < found["16"]["true"] <= 1
+    assert all(abs(line.get("measured_bias", 0)) < 0.3 for line in found.values())

@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from test_score import metadata, write_cache
 
 import headscore
+from headscore import cli
 from headscore.data.cache import open_cache, shard_path, write_metadata
 from headscore.data.errors import HeadscoreError, InputError
 from headscore.data.shard import ARRAYS, write_shard
@@ -273,6 +276,11 @@ def test_other_shapes_and_units_are_refused(cache: Path, tmp_path: Path) -> None
         headscore.compare([tmp_path / "groups.json", cache])
 
 
+def test_places_of_the_same_name_go_by_their_paths(tmp_path: Path) -> None:
+    places = [made_cache(tmp_path / name / "cache", seed) for name, seed in (("base", 0), ("tuned", 1))]
+    assert headscore.compare(places).lines[0].startswith(f"A ({places[0]}, a cache) and B ({places[1]}, a cache) share ")
+
+
 @pytest.mark.parametrize("places", [[], ["x"], "x", ["x"] * 27])
 def test_too_few_or_too_many_places_are_refused(places: Any) -> None:
     with pytest.raises(InputError, match="expected a list of 2 to 26 places"):
@@ -311,3 +319,32 @@ def test_files_are_written_and_never_over_those_of_another_run(cache: Path, tmp_
     headscore.score(cache, tmp_path / "results")
     with pytest.raises(InputError, match="give the analysis a folder of its own"):
         headscore.compare([cache, other], tmp_path / "results", overwrite=True)
+
+
+# ----------------------------------------------------------------------------------------------------------- command line
+
+
+def test_the_commands_print_sentences_then_a_table(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(*arguments: object) -> tuple[int, list[str], str]:
+        monkeypatch.setattr(sys, "argv", ["headscore", *map(str, arguments)])
+        with pytest.raises(SystemExit) as leaving:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(leaving.value.code or 0), captured.out.splitlines(), captured.err
+
+    other = made_cache(tmp_path / "other", 1)
+    status, out, _ = told("compare", cache, other, "--out", tmp_path / "o", "--top-k", 4, "--lambda-task", 0)
+    assert status == 0 and re.fullmatch(
+        r"A \(cache, a cache\) and B \(other, a cache\) share \d of their top 4 .* give 0\.8", out[0]
+    )
+    assert out[4].split() == ["head", "rank", "A", "rank", "B"] and out[5].split()[1] == "1" and "all tables in" in out[-1]
+    status, out, _ = told("compare", cache, cache, "--config", tmp_path / "o" / "config.yaml")
+    assert status == 0 and " share 4 of their top 4 heads" in out[0]
+    status, out, err = told("compare", cache, other, "--top-k", 99)
+    assert (status, out) == (2, []) and "--top-k: 99 is more than the 20 heads" in err
+    status, out, _ = told("stability", cache, "--top-k", 4, "--out", tmp_path / "s")
+    assert status == 0 and out[0].startswith("two captures of 3 samples, half of the 6 there are, share ")
+    assert out[3].split()[:3] == ["samples", "overlap", "fitted"]
+    assert told("score", "--config", tmp_path / "s" / "config.yaml")[0] == 0, "its cache, with its options"

@@ -6,18 +6,26 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from typer.main import get_command
 
 from headscore.cli import app
+from headscore.data.evidence_settings import CompareSettings, Effect, StabilitySettings, SweepSettings
 from headscore.data.metadata import METADATA_SHAPE, OPTIONAL_SHAPE
 from headscore.data.settings import DEFAULT_WEIGHTS, CaptureSettings, ScoreSettings, ValidateSettings, WorkSettings
 from headscore.data.shard import ARRAYS
 from headscore.data.styles import ALPACA, ARC, ROW_STYLES
 from headscore.data.templates import BUILT_IN_TEMPLATES
 from headscore.data.text_rows import TEXT_COLUMNS, TEXT_STYLE
+from headscore.score.evidence.agreeing import LAYERS_SCHEMA, PAIRS_SCHEMA
+from headscore.score.evidence.compare import RESULT_FILES as COMPARE_FILES
+from headscore.score.evidence.stability import RESULT_FILES as STABILITY_FILES
+from headscore.score.evidence.stability import SCHEMA as STABILITY_COLUMNS
+from headscore.score.evidence.settings_grid import CHOICES
+from headscore.score.evidence.sweep import RESULT_FILES as SWEEP_FILES
+from headscore.score.evidence.sweep import RESULTS as SWEEP_RESULTS
 from headscore.score.outputs import CHARTS, RESULT_FILES
 from headscore.score.validated import ALL_FILES as VALIDATION_FILES
 from headscore.score.validation import SCHEMA as VALIDATION_COLUMNS
@@ -37,7 +45,10 @@ def test_every_command_and_option_is_in_the_readme(name: str) -> None:
             assert not flag.startswith("--") or f"`{flag}" in README, flag
 
 
-@pytest.mark.parametrize("settings", [CaptureSettings, ScoreSettings, WorkSettings, ValidateSettings])
+@pytest.mark.parametrize(
+    "settings",
+    [CaptureSettings, ScoreSettings, WorkSettings, ValidateSettings, CompareSettings, StabilitySettings, SweepSettings],
+)
 def test_the_readme_has_the_defaults(settings: type) -> None:
     start = README.index("**`headscore validate") if settings is ValidateSettings else 0  # its options are of other defaults
     shared = {field.name for field in dataclasses.fields(CaptureSettings)} if settings is ValidateSettings else set()
@@ -70,6 +81,19 @@ def test_the_page_on_validation_has_every_file_and_column() -> None:
         assert f"`{name}`" in page, name
     for column in VALIDATION_COLUMNS:
         assert f"`{column}`" in page, column
+
+
+def test_the_page_on_comparing_has_every_file_and_column() -> None:
+    page = (ROOT / "docs" / "compare.md").read_text()
+    columns = [*PAIRS_SCHEMA, *LAYERS_SCHEMA, *STABILITY_COLUMNS, "moved", "signal", "mean_a", "mean_b", "change", "relative"]
+    for name in (*COMPARE_FILES, *STABILITY_FILES, *columns, *get_args(Effect)):
+        assert f"`{name}`" in page, name
+
+
+def test_the_page_on_sweeps_has_every_file_and_column() -> None:
+    page = (ROOT / "docs" / "sweep.md").read_text()
+    for name in (*SWEEP_FILES, *CHOICES, *SWEEP_RESULTS, "weight_<signal>", "rank", "times", "share"):
+        assert f"`{name}`" in page, name
 
 
 def test_no_gap_is_left_in_the_readme() -> None:

@@ -42,9 +42,9 @@ OWN = {
     "report": ["cache", "out", "overwrite", "partial"],
     "run": ["out", "overwrite", "report", "progress"],
     "signals": ["cache"],
-    "compare": ["rankings", "out", "overwrite"],
-    "stability": ["cache", "out", "overwrite"],
-    "sweep": ["cache", "out", "overwrite"],
+    "compare": ["rankings", "out", "overwrite", "partial"],
+    "stability": ["cache", "out", "overwrite", "partial"],
+    "sweep": ["cache", "out", "overwrite", "partial"],
 }
 
 # ------------------------------------------------------------------------------------------------------------- signatures

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from ... import __version__
 from ...data.errors import InputError, printable
 from ...data.evidence_settings import CompareSettings
 from ...data.files import given_path
-from ...data.settings import RECORD_KEY, ScoreSettings, WorkSettings, pick
+from ...data.places import written_place
+from ...data.settings import RECORD_KEY, ScoreSettings, pick
 from ...data.signatures import library_call
 from ..outputs import CONFIG_FILE, LOG_FILE, csv, options_config, results_folder
 from ..scores import head_name
@@ -71,7 +72,12 @@ class Comparison:
 
 @library_call(ScoreSettings, CompareSettings)
 def compare(
-    rankings: Sequence[str | Path], out: str | Path | None = None, *, overwrite: bool = False, **options: Any
+    rankings: Sequence[str | Path],
+    out: str | Path | None = None,
+    *,
+    overwrite: bool = False,
+    partial: bool = False,
+    **options: Any,
 ) -> Comparison:
     """See how far rankings of heads agree; the library call of `headscore compare`.
 
@@ -81,6 +87,7 @@ def compare(
             which need not list all heads. They are of models of the same shape.
         out: where the tables go; nothing is written if it is None.
         overwrite: replace another comparison in `out`.
+        partial: also take caches of captures that are not finished.
         options: the fields of ScoreSettings and CompareSettings, by the names and with the defaults of the command line.
 
     Raises InputError for places or options that cannot be used, models of other shapes, and where `out` holds another run.
@@ -91,17 +98,15 @@ def compare(
         raise InputError(f"rankings: expected a list of 2 to {len(LABELS)} places, got {rankings!s:.80}")
     places = [given_path("rankings", place) for place in rankings]
     if out is None:
-        return compare_rankings(_read(places, settings, own), settings.top_k)
+        return compare_rankings(_read(places, settings, own, partial), settings.top_k)
     folder = given_path("--out", out)
     with results_folder(folder, (*RESULT_FILES, CONFIG_FILE, LOG_FILE)):
-        record = {
-            "headscore": __version__,
-            "rankings": dict(zip(LABELS, (str(place.absolute()) for place in places), strict=False)),
-        }
-        extra = {field.name: getattr(own, field.name) for field in fields(own)}
+        named = dict(zip(LABELS, (written_place("results", place, folder) for place in places), strict=False))
+        extra = {"partial": partial, **{field.name: getattr(own, field.name) for field in fields(own)}}
+        record = {"headscore": __version__, "rankings": named}
         config = {**options_config(settings, extra, folder), RECORD_KEY: record}
         require_free(folder, RESULT_FILES, config, overwrite)
-        found = compare_rankings(_read(places, settings, own), settings.top_k)
+        found = compare_rankings(_read(places, settings, own, partial), settings.top_k)
         again = "headscore compare A B … --config config.yaml --out NEW_FOLDER"
         write_analysis(folder, _files(found), config, how_to_repeat=again, overwrite=overwrite)
     return found
@@ -124,9 +129,14 @@ def compare_rankings(rankings: Sequence[Ranking], top_k: int | None = None) -> C
     return Comparison(pairs, layers, heads, signals, rankings, lines)
 
 
-def _read(places: Sequence[Path], settings: ScoreSettings, own: CompareSettings) -> list[Ranking]:
-    work = WorkSettings()
-    return [read_ranking(place, settings, signal=own.compare_by, effect=own.effect, work=work) for place in places]
+def _read(places: Sequence[Path], settings: ScoreSettings, own: CompareSettings, partial: bool) -> list[Ranking]:
+    """The rankings in places; those of the same name go by their paths."""
+    found = [read_ranking(each, settings, signal=own.compare_by, effect=own.effect, partial=partial) for each in places]
+    names = [ranking.name for ranking in found]
+    return [
+        replace(ranking, name=str(place)) if names.count(ranking.name) > 1 else ranking
+        for ranking, place in zip(found, places, strict=True)
+    ]
 
 
 def _told(pair: dict[str, Any], rankings: Sequence[Ranking], heads: pl.DataFrame, signals: pl.DataFrame | None) -> list[str]:

@@ -12,7 +12,7 @@ from ...data.cache import METADATA_FILE, open_cache
 from ...data.errors import InputError, did_you_mean
 from ...data.evidence_settings import Effect
 from ...data.plain import kind_of
-from ...data.settings import ScoreSettings, Unit, WorkSettings
+from ...data.settings import ScoreSettings, Unit
 from ..agreement import costs_of
 from ..effects import unit_of
 from ..ranking import rank
@@ -61,7 +61,7 @@ def read_ranking(
     *,
     signal: str = COMBINED,
     effect: Effect | None = None,
-    work: WorkSettings | None = None,
+    partial: bool = False,
 ) -> Ranking:
     """The ranking that a place holds.
 
@@ -71,7 +71,7 @@ def read_ranking(
         settings: how a cache is scored, and by which signals.
         signal: what a cache, results, or a list with such a column are ordered by; `-` before a signal turns it around.
         effect: which cost of single heads orders a validation; the first that it has if not given.
-        work: how a cache is read.
+        partial: also take a cache of an unfinished capture.
 
     Raises InputError where there is none, it cannot be read, or does not have the signal or the effect.
     """
@@ -79,7 +79,7 @@ def read_ranking(
     if kind == stat.S_IFREG and place.suffix.lower() != ".h5":
         return _of_list(place, signal)
     if kind == stat.S_IFREG or kind_of(place / METADATA_FILE):
-        return _of_cache(place, settings, signal, work)
+        return _of_cache(place, settings, signal, partial)
     if kind != stat.S_IFDIR:
         raise InputError(
             f"{place}: not found; give a cache, a folder of results or of a validation, or a {', '.join(KINDS)} file"
@@ -87,8 +87,8 @@ def read_ranking(
     return _of_validation(place, effect) if is_validation(place) else _of_results(place, signal)
 
 
-def _of_cache(place: Path, settings: ScoreSettings, signal: str, work: WorkSettings | None) -> Ranking:
-    scores = score_cache(open_cache(place), settings, work)
+def _of_cache(place: Path, settings: ScoreSettings, signal: str, partial: bool) -> Ranking:
+    scores = score_cache(open_cache(place), settings, partial=partial)
     heads, options = scores.heads, {name: getattr(settings, name) for name in ("fusion", "norm_mode", "within")}
     if signal != COMBINED:
         name = _known(place, signal, scores.signals)

@@ -86,7 +86,14 @@ class StabilityCurve:
 
 
 @library_call(ScoreSettings, StabilitySettings)
-def stability(cache: str | Path, out: str | Path | None = None, *, overwrite: bool = False, **options: Any) -> StabilityCurve:
+def stability(
+    cache: str | Path,
+    out: str | Path | None = None,
+    *,
+    overwrite: bool = False,
+    partial: bool = False,
+    **options: Any,
+) -> StabilityCurve:
     """See how many samples the top of a ranking needs; the library call of `headscore stability`.
 
     The samples are divided at random into disjoint parts of equal size, each part is ranked by itself, and their first heads
@@ -96,6 +103,7 @@ def stability(cache: str | Path, out: str | Path | None = None, *, overwrite: bo
         cache: a cache folder or a single shard file.
         out: where the files go; nothing is written if it is None.
         overwrite: replace what another run left in `out`.
+        partial: take what is there of a capture that is not finished, such as to see whether it has samples enough.
         options: the fields of ScoreSettings and StabilitySettings, by the names and with the defaults of the command line.
 
     Raises InputError for options or a cache that cannot be used, fewer than 4 samples, and where `out` holds another run.
@@ -104,25 +112,26 @@ def stability(cache: str | Path, out: str | Path | None = None, *, overwrite: bo
     settings = ScoreSettings(**{name: value for name, value in options.items() if name not in pick(StabilitySettings, options)})
     path = given_path("cache", cache)
     if out is None:
-        return stability_of(open_cache(path), settings, own)
+        return stability_of(open_cache(path), settings, own, partial)
     folder = given_path("--out", out)
     with results_folder(folder, (*RESULT_FILES, CONFIG_FILE, LOG_FILE)):
         extra = {
             "cache": written_place("cache", path, folder),
+            "partial": partial,
             **{field.name: getattr(own, field.name) for field in fields(own)},
         }
         config = {**options_config(settings, extra, folder), RECORD_KEY: {"headscore": __version__}}
         require_free(folder, RESULT_FILES, config, overwrite)
-        found = stability_of(open_cache(path), settings, own)
+        found = stability_of(open_cache(path), settings, own, partial)
         contents = dict(zip(RESULT_FILES, ("".join(f"{line}\n" for line in found.lines), csv(found.curve)), strict=True))
         again = "headscore stability --config config.yaml --out NEW_FOLDER"
         write_analysis(folder, contents, config, how_to_repeat=again, overwrite=overwrite)
     return found
 
 
-def stability_of(cache: Cache, settings: ScoreSettings, own: StabilitySettings) -> StabilityCurve:
+def stability_of(cache: Cache, settings: ScoreSettings, own: StabilitySettings, partial: bool = False) -> StabilityCurve:
     """The stability of the ranking of an opened cache. Raises InputError as `stability`."""
-    recipe = choose_recipe(cache, settings, partial=False)
+    recipe = choose_recipe(cache, settings, partial)
     store = open_store(cache, recipe.mode)
     whole = cache_means(cache, recipe, store, None)  # so that all is checked, and measures are kept
     ranked = Scores(heads_frame(recipe, whole.means, settings), whole.samples, {}, "", settings, cache.metadata)
@@ -130,51 +139,53 @@ def stability_of(cache: Cache, settings: ScoreSettings, own: StabilitySettings) 
     if n < 4:
         raise InputError(f"{cache.path}: has {n} samples; the stability of a ranking needs 4 or more")
     names = [name for name, weight in settings.weights.items() if weight]
-    divisions = list(_divisions(n, own))
-    weights = np.concatenate([parts for _, parts in divisions])
+    groups, weights = _divisions(n, own)
     means = weighted_means(cache, recipe, store, names, weights)
     lines, start = [], 0
-    for size in dict.fromkeys(size for size, _ in divisions):
-        counts = [len(parts) for other, parts in divisions if other == size]
-        own_means = {name: values[start : start + sum(counts)] for name, values in means.items()}
-        start += sum(counts)
-        if any(np.isnan(values).any() for values in own_means.values()):
+    for size, parts in groups.items():
+        stop = start + own.repeats * parts
+        some = {name: values[start:stop] for name, values in means.items()}
+        start = stop
+        if any(np.isnan(values).any() for values in some.values()):
             continue  # some head has no value in so few samples
-        tops = (ranked_replicates(recipe, own_means, settings)["rank"].to_numpy() <= k).reshape(sum(counts), heads)
-        lines.append({"samples": size, "k": k, **_agreement(tops, counts, k, heads)})
+        tops = ranked_replicates(recipe, some, settings)["rank"].to_numpy() <= k
+        lines.append({"samples": size, "k": k, **_agreement(tops.reshape(own.repeats, parts, heads), k)})
     curve = _fitted(pl.DataFrame(lines, schema=SCHEMA))
     needed = _needed(curve)
     return StabilityCurve(curve, n, needed, _told(curve, n, needed))
 
 
-def _divisions(n: int, own: StabilitySettings) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
-    """Each size with one division of the samples into disjoint parts: which samples are in each, 0 or 1 [parts,n]."""
+def _divisions(n: int, own: StabilitySettings) -> tuple[dict[int, int], npt.NDArray[np.uint8]]:
+    """How many disjoint parts of each size there are in one division, and of every division which samples each part has.
+
+    The second is 0 or 1, [repeats · parts of the first size, then of the next, …; n].
+    """
     random = np.random.default_rng(own.seed)
     sizes = np.unique(np.geomspace(min(FEWEST, n // 2), n // 2, _MOST_SIZES).round().astype(int))
-    for size in map(int, sizes):
+    groups = {int(size): min(n // int(size), _MOST_GROUPS) for size in sizes}
+    weights = np.zeros((own.repeats * sum(groups.values()), n), np.uint8)
+    line = 0
+    for size, parts in groups.items():
         for _ in range(own.repeats):
-            order = random.permutation(n)
-            parts = np.zeros((min(n // size, _MOST_GROUPS), n), np.uint8)
-            for place, part in enumerate(parts):
-                part[order[place * size : (place + 1) * size]] = 1
-            yield size, parts
+            order = random.permutation(n)[: size * parts].reshape(parts, size)
+            weights[np.arange(line, line + parts)[:, None], order] = 1
+            line += parts
+    return groups, weights
 
 
-def _agreement(tops: npt.NDArray[np.bool_], counts: list[int], k: int, heads: int) -> dict[str, Any]:
-    """Overlap and Φ over divisions, whose parts lie one after the other in `tops` [parts,heads]."""
-    shares: list[float] = []
-    phis: list[float] = []
-    for part in np.split(tops, np.cumsum(counts)[:-1]):
-        shared = part.astype(np.float64) @ part.T.astype(np.float64) / k
-        shares += shared[np.triu_indices(len(part), 1)].tolist()
-        found = nogueira(part)
-        phis += [] if found is None else [found.value]
+def _agreement(tops: npt.NDArray[np.bool_], k: int) -> dict[str, Any]:
+    """Overlap and Φ of the tops of parts, [divisions, parts, heads]."""
+    divisions, parts, heads = tops.shape
+    chosen = tops.astype(np.float64)
+    one, other = np.triu_indices(parts, 1)
+    shares = (chosen @ chosen.transpose(0, 2, 1))[:, one, other].ravel() / k
+    phis = [found.value for found in map(nogueira, chosen) if found]
     low, high = np.percentile(shares, _RANGE)
     phi_low, phi_high = np.percentile(phis, _RANGE) if phis else (None, None)
     return {
-        "groups": counts[0],
-        "pairs": len(shares),
-        "overlap": float(np.mean(shares)),
+        "groups": parts,
+        "pairs": divisions * len(one),
+        "overlap": float(shares.mean()),
         "low": low,
         "high": high,
         "chance": chance_overlap(k, heads) / k,
@@ -230,7 +241,7 @@ def _told(curve: pl.DataFrame, n: int, needed: int | None) -> list[str]:
     if needed is None:
         lines.append(
             f"two captures that share {ENOUGH:g} of their top {k} would need more than {last['samples']} samples each; how "
-            f"many more cannot be seen from halves, and the ranking of all {n} is somewhat steadier than that of a half"
+            "many more cannot be seen from halves"
         )
     elif needed == curve["samples"][0]:
         lines.append(f"{needed} samples, the fewest that were tried, give {ENOUGH:g} overlap or more between two captures")

@@ -67,13 +67,16 @@ class Sweep:
 
 
 @library_call(ScoreSettings, WorkSettings, SweepSettings)
-def sweep(cache: str | Path, out: str | Path | None = None, *, overwrite: bool = False, **options: Any) -> Sweep:
+def sweep(
+    cache: str | Path, out: str | Path | None = None, *, overwrite: bool = False, partial: bool = False, **options: Any
+) -> Sweep:
     """See how far a ranking depends on its weights; the library call of `headscore sweep`.
 
     Args:
         cache: a cache folder or a single shard file.
         out: where the files go; nothing is written if it is None.
         overwrite: replace what another run left in `out`.
+        partial: take what is there of a capture that is not finished.
         options: the fields of ScoreSettings, WorkSettings and SweepSettings, by the names and with the defaults of the command
             line.
 
@@ -84,7 +87,7 @@ def sweep(cache: str | Path, out: str | Path | None = None, *, overwrite: bool =
     settings = ScoreSettings(**pick(ScoreSettings, options))
     path = given_path("cache", cache)
     if out is None:
-        return sweep_of(open_cache(path), settings, own, work)
+        return sweep_of(open_cache(path), settings, own, work, partial)
     folder = given_path("--out", out)
     with results_folder(folder, (*RESULT_FILES, CONFIG_FILE, LOG_FILE)):
         chosen = {field.name: getattr(own, field.name) for field in fields(own)}
@@ -92,7 +95,7 @@ def sweep(cache: str | Path, out: str | Path | None = None, *, overwrite: bool =
         extra = {"cache": written_place("cache", path, folder), **chosen, "grid": list(own.grid), "against": against}
         config = {**options_config(settings, extra, folder), RECORD_KEY: {"headscore": __version__}}
         require_free(folder, RESULT_FILES, config, overwrite)
-        found = sweep_of(open_cache(path), settings, own, work)
+        found = sweep_of(open_cache(path), settings, own, work, partial)
         table = io.BytesIO()
         found.settings.write_parquet(table)
         contents = ("".join(f"{line}\n" for line in found.lines), csv(found.settings), csv(found.heads), table.getvalue())
@@ -102,13 +105,15 @@ def sweep(cache: str | Path, out: str | Path | None = None, *, overwrite: bool =
     return found
 
 
-def sweep_of(cache: Cache, settings: ScoreSettings, own: SweepSettings, work: WorkSettings | None = None) -> Sweep:
+def sweep_of(
+    cache: Cache, settings: ScoreSettings, own: SweepSettings, work: WorkSettings | None = None, partial: bool = False
+) -> Sweep:
     """The rankings of an opened cache over a grid of settings. Raises InputError as `sweep`."""
-    scores = score_cache(cache, settings, work)
+    scores = score_cache(cache, settings, work, partial)
     grid = read_grid(own.grid, scores.signals, {name: getattr(settings, name) for name in CHOICES})
     reference = _given(scores)
     if own.against is not None:
-        reference = read_ranking(own.against, settings, effect=own.effect, work=work)
+        reference = read_ranking(own.against, settings, effect=own.effect, work=work, partial=partial)
         _require_same_heads(scores, reference)
     k = scores.top_k
     if k > len(reference):

@@ -1,0 +1,66 @@
+"""Charts of how rankings agree hold the numbers of their frames, and are drawn without a warning."""
+
+import warnings
+from typing import Any
+
+import polars as pl
+import pytest
+
+import headscore
+from headscore.data.errors import InputError
+
+pytest.importorskip("altair")
+
+CURVE = pl.DataFrame(
+    {
+        "samples": [8, 16, 32],
+        "k": [5, 5, 5],
+        "overlap": [0.5, 0.7, 0.92],
+        "low": [0.4, 0.6, 0.8],
+        "high": [0.6, 0.8, 1.0],
+        "fitted": [0.52, 0.7, 0.91],
+        "chance": [0.1, 0.1, 0.1],
+    }
+)
+HEADS = pl.DataFrame(
+    {"layer": [0, 0, 1, 1], "head": [0, 1, 0, 1], "rank_A": [1, 2, 3, 4], "rank_B": [2, 4, 1, None], "rank_C": [4, 3, 2, 1]}
+)
+
+
+def values_of(chart: Any) -> list[dict[str, Any]]:
+    made = chart.to_dict()
+    return made["datasets"][made["data"]["name"]]  # type: ignore[no-any-return]
+
+
+def drawn(chart: object) -> str:
+    converter = pytest.importorskip("vl_convert")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return str(converter.vegalite_to_svg(chart.to_json()))  # type: ignore[attr-defined]
+
+
+def test_the_curve_is_drawn_with_what_was_measured() -> None:
+    chart = headscore.stability_chart(CURVE)
+    assert values_of(chart) == CURVE.to_dicts()
+    assert "share of the top 5 in common" in drawn(chart)
+
+
+def test_heads_are_drawn_by_their_ranks_in_two_rankings() -> None:
+    chart = headscore.compare_chart(HEADS, k=2)
+    values = values_of(chart)
+    assert [(v["name"], v["first"], v["second"], v["top"]) for v in values] == [
+        ("L0H0", 1, 2, "both"),
+        ("L0H1", 2, 4, "A alone"),
+        ("L1H0", 3, 1, "B alone"),
+    ], "what a list does not have is left out"
+    assert "rank in B" in drawn(chart)
+    assert len(values_of(headscore.compare_chart(HEADS.rename({"head": "kv_head"}), "A", "C"))) == 4
+
+
+def test_frames_without_what_a_chart_needs_are_refused() -> None:
+    with pytest.raises(InputError, match="the frame has no fitted"):
+        headscore.stability_chart(CURVE.drop("fitted"))
+    with pytest.raises(InputError, match="the frame has no rank_D"):
+        headscore.compare_chart(HEADS, "A", "D")
+    with pytest.raises(InputError, match="the frame has no lines"):
+        headscore.stability_chart(CURVE.clear())
