@@ -21,9 +21,9 @@ from headscore.data.templates import BUILT_IN_TEMPLATES
 from headscore.data.text_rows import TEXT_COLUMNS, TEXT_STYLE
 from headscore.score.evidence.agreeing import LAYERS_SCHEMA, PAIRS_SCHEMA
 from headscore.score.evidence.compare import RESULT_FILES as COMPARE_FILES
+from headscore.score.evidence.settings_grid import CHOICES
 from headscore.score.evidence.stability import RESULT_FILES as STABILITY_FILES
 from headscore.score.evidence.stability import SCHEMA as STABILITY_COLUMNS
-from headscore.score.evidence.settings_grid import CHOICES
 from headscore.score.evidence.sweep import RESULT_FILES as SWEEP_FILES
 from headscore.score.evidence.sweep import RESULTS as SWEEP_RESULTS
 from headscore.score.outputs import CHARTS, RESULT_FILES

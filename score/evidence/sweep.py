@@ -113,7 +113,7 @@ def sweep_of(
     grid = read_grid(own.grid, scores.signals, {name: getattr(settings, name) for name in CHOICES})
     reference = _given(scores)
     if own.against is not None:
-        reference = read_ranking(own.against, settings, effect=own.effect, work=work, partial=partial)
+        reference = read_ranking(own.against, settings, effect=own.effect, partial=partial)
         _require_same_heads(scores, reference)
     k = scores.top_k
     if k > len(reference):
