@@ -111,6 +111,10 @@ def run_config(scores: Scores, extra: Mapping[str, Any], folder: Path) -> dict[s
     if scores.missing_shards:
         record["missing_shards"] = scores.missing_shards
     record |= {key: scores.metadata[key] for key in _CAPTURE_KEYS if key in scores.metadata}
+    if scores.null:
+        record["null"] = scores.null.record()
+    if scores.checks:
+        record["checks"] = {check.name: check.line for check in scores.checks}
     if texts := {name: str(value) for name, value in _expressions(scores.settings).items()}:
         record["expressions"] = texts
     return {**options_config(scores.settings, extra, folder), RECORD_KEY: record}
