@@ -61,8 +61,8 @@ def show_scores(scores: "Scores", shown: int, told: Sequence[str], summary: str,
     for line in head_map.lines(console):
         console.print(line)
     console.print()
-    for line in told:
-        console.print(Text(printable(line)))
+    for text in told:
+        console.print(Text(printable(text)))
     if told:
         console.print()
     console.print(Text(printable(summary)), soft_wrap=True)  # paths stay whole

@@ -36,6 +36,7 @@ REPORT_FILE = "report.html"
 CHARTS_FOLDER = "charts"
 CHARTS = ("combined", "top_heads", "signal_maps", "entropy_and_task", "layer_profiles")
 REPORT_FILES = (REPORT_FILE, *(f"{CHARTS_FOLDER}/{name}.{kind}" for name in CHARTS for kind in ("svg", "png")))
+_FOUND = ("null", "checks")  # of the record; what came out says nothing about which run it was
 _CAPTURE_KEYS = ("model", "data", "templates", "settings", "plan", "versions")
 
 
@@ -153,11 +154,16 @@ def require_same_run(folder: Path, config: dict[str, Any], overwrite: bool) -> N
         raise InputError(f"{error.message}; use another --out, or --overwrite") from error
     existing = without_former(existing, path) if isinstance(existing, dict) else {}
     compared = {*existing, *config} - ({"cache"} if RECORD_KEY in config else {"cache", RECORD_KEY})
-    different = sorted(key for key in compared if existing.get(key) != config.get(key))
+    different = sorted(key for key in compared if _asked(existing.get(key)) != _asked(config.get(key)))
     if different:
         raise InputError(
             f"--out {folder}: holds another run ({', '.join(different)} differ); use another --out, or --overwrite"
         )
+
+
+def _asked(value: Any) -> Any:
+    """What a key of a configuration says, of a record without what was found."""
+    return {key: part for key, part in value.items() if key not in _FOUND} if isinstance(value, dict) else value
 
 
 def csv(frame: pl.DataFrame) -> str:

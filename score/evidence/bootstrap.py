@@ -1,6 +1,7 @@
 """How stable a ranking is: its heads under other samples of as many rows, drawn from those that there are."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,8 @@ def with_stability(
     most = MAX_VALUES // (len(recipe.layers) * recipe.heads * len(names))
     if count > most:
         raise InputError(f"--bootstrap: {count} replicates of {len(names)} signals do not fit in memory; at most {most} do")
-    means = weighted_means(cache, recipe, store, names, sample_weights(cache, recipe, store, bootstrap))
+    drawn = sample_weights(cache, recipe, store, bootstrap)
+    means = weighted_means(cache, recipe, store, names, drawn.weights)
     for name, values in means.items():
         if np.isnan(values).any():
             raise InputError(f"--bootstrap: {name} is undefined for all samples of a head in some replicate; leave it out")
@@ -70,15 +72,27 @@ def with_stability(
     found: dict[str, Any] = {"low": low, "high": high, "rank_low": rank_low, "rank_high": rank_high}
     found["p_top"] = (ranks <= k).mean(axis=0)
     for name, values in means.items():
-        ends = _signal_ranks(heads[name].to_numpy(), by_unit(recipe, values, settings.by), settings.within == "model")
+        replicates = by_unit(recipe, values, settings.by)
+        ends = _signal_ranks(heads[name].to_numpy(), replicates, drawn.degrees, settings.within == "model")
         found |= {f"{name}_rank_{end}": numbers for end, numbers in zip(("low", "high"), ends, strict=True)}
     return heads.with_columns(**found)
 
 
-def sample_weights(
-    cache: Cache, recipe: Recipe, store: Store | None, bootstrap: BootstrapSettings, *, fresh: bool = True
-) -> npt.NDArray[np.uint16]:
-    """How often each sample counts in each replicate, [B,n], in the order of the cache.
+@dataclass(frozen=True)
+class Drawn:
+    """The draws of a bootstrap.
+
+    Args:
+        weights: how often each sample counts in each replicate, [B,n], in the order of the cache.
+        degrees: of freedom of a standard error: how many samples or clusters are drawn, less the strata.
+    """
+
+    weights: npt.NDArray[np.uint16]
+    degrees: int
+
+
+def sample_weights(cache: Cache, recipe: Recipe, store: Store | None, bootstrap: BootstrapSettings) -> Drawn:
+    """The draws that are asked for of a cache's samples.
 
     They go by the rows' numbers in the data file, so another order of the samples changes nothing. Raises InputError where the
     cache keeps no such columns.
@@ -97,8 +111,8 @@ def sample_weights(
         raise InputError(f"--cluster {bootstrap.cluster}: is null for row {row}, so it is not known what it is drawn with")
     count = bootstrap.bootstrap or 0
     weights = np.empty((count, len(order)), np.uint16)
-    weights[:, order] = draws(len(order), count, strata=strata, clusters=clusters, fresh=fresh)
-    return weights
+    weights[:, order] = draws(len(order), count, strata=strata, clusters=clusters)
+    return Drawn(weights, len(order if clusters is None else set(clusters)) - (1 if strata is None else len(set(strata))))
 
 
 def _samples(cache: Cache, recipe: Recipe, store: Store | None, names: list[str]) -> dict[str, npt.NDArray[Any]]:
@@ -126,19 +140,21 @@ def _cut(means: Mapping[str, Float], units: int) -> Iterator[dict[str, Float]]:
         yield {name: values[start : start + step] for name, values in means.items()}
 
 
-def _signal_ranks(values: Float, replicates: Float, within_model: bool) -> tuple[Any, Any]:
+def _signal_ranks(values: Float, replicates: Float, degrees: int, within_model: bool) -> tuple[Any, Any]:
     """The ends of the intervals of a signal's ranks, 1 = lowest, [units] each; None where that would take too long.
 
     Args:
         values: the signal, [units].
         replicates: of each replicate, [B,L,units of a layer].
+        degrees: of freedom of a standard error.
         within_model: whether heads are ranked among all of the model.
     """
-    shape = (1, len(values)) if within_model else replicates.shape[1:]
+    groups = 1 if within_model else replicates.shape[1]
+    shape = (groups, len(values) // groups)
     if rank_intervals.work(*shape, len(replicates)) > rank_intervals.MAX_WORK:
         return pl.lit(None, pl.Int64), pl.lit(None, pl.Int64)
     estimates = values.reshape(shape)
     # a replicate differs from the estimates as two samples do, so by √2 times the error of one
     errors = (replicates.reshape(-1, *shape) - estimates) / np.sqrt(2)
-    ends = rank_intervals.rank_intervals(estimates, errors, LEVEL)
+    ends = rank_intervals.rank_intervals(estimates, errors, LEVEL, degrees)
     return ends[0].reshape(-1), ends[1].reshape(-1)

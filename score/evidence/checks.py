@@ -13,7 +13,7 @@ from ..recipe import Recipe
 
 DISAGREEING = -0.1  # Spearman, below which signals that disagree beyond chance are told
 UNLIKELY = 3.5  # standard errors: independent signals are told to disagree in one of 4,000 cases
-FOLLOWING = 0.5  # correlation with the length of the span, where it is beyond chance
+FOLLOWING = 0.3  # correlation with the length of the span, a medium one by Cohen (1988), where it is beyond chance
 PARKED = 0.5  # of the attention, on the first token
 COIN_TOSS = (0.25, 0.75)  # p_top of a head of which nobody knows whether it is among the top
 STABLE = 0.9  # of the top k, that another sample should keep
@@ -128,7 +128,7 @@ def _follows_length(top: pl.DataFrame, span: str, samples: int) -> Check | None:
     following = top.filter(pl.col("task_length_r") > border)
     if not len(following):
         return None
-    largest = following["task_length_r"].max()
+    largest = following["task_length_r"].to_numpy().max()
     line = (
         f"{_of(len(following), top)} attend more to the {span} the longer it is: correlation over samples up to {largest:.2f}"
     )

@@ -11,7 +11,7 @@ _ITEMS = 1 << 17  # differences that are held at once: few enough to stay in a c
 _ROUNDING = 1e-12  # of what it is taken of, what rounding leaves
 
 
-def rank_intervals(values: Float, draws: Float, level: float = 0.95) -> tuple[Whole, Whole]:
+def rank_intervals(values: Float, draws: Float, level: float = 0.95, degrees: float | None = None) -> tuple[Whole, Whole]:
     """The lower and upper end of each value's true rank, 1 = lowest, so that all hold at once with probability `level`.
 
     Two values of a group are told apart where their difference is more than c standard errors. c is the quantile of the largest
@@ -24,6 +24,8 @@ def rank_intervals(values: Float, draws: Float, level: float = 0.95) -> tuple[Wh
         draws: estimates of as many replicates less the estimates, [B,G,H]: their joint distribution is that of the sampling
             error.
         level: how likely all intervals hold together.
+        degrees: of freedom that the standard errors have, one fewer than there are samples: c then is widened as a quantile of
+            the normal distribution is to one of Student's. None where they are known.
 
     Returns int64 [G,H] each, from 1 to H. A difference without any error is told apart where it is not 0.
     """
@@ -40,7 +42,8 @@ def rank_intervals(values: Float, draws: Float, level: float = 0.95) -> tuple[Wh
         ratios = np.where(certain, 0.0, np.abs(differences) / deviations)
     left = ~certain
     while left.any():
-        critical = np.quantile(_largest(errors, pairs[left], deviations[left]), level, method="higher")
+        critical = float(np.quantile(_largest(errors, pairs[left], deviations[left]), level, method="higher"))
+        critical = _student(critical, degrees) if degrees else critical
         new = left & (ratios > critical)
         if not new.any():
             break
@@ -54,6 +57,11 @@ def rank_intervals(values: Float, draws: Float, level: float = 0.95) -> tuple[Wh
 def work(groups: int, heads: int, replicates: int) -> int:
     """How many differences `rank_intervals` works on."""
     return groups * heads * (heads - 1) // 2 * replicates
+
+
+def _student(z: float, degrees: float) -> float:
+    """The quantile of Student's distribution where z is that of the normal one (Cornish & Fisher, to the second order)."""
+    return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
 
 
 def _deviations(errors: npt.NDArray[np.float32], pairs: Whole) -> Float:
