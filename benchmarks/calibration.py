@@ -61,7 +61,7 @@ class Predictions:
         ]
         gaps = [abs(p - o) for p, o, count in table if count >= MANY]
         error = sum(abs(p - o) * count for p, o, count in table) / len(predicted)
-        return {"gap": round(max(gaps), 3), "error": round(error, 4), "bins": table}
+        return {"gap": round(max(gaps), 3) if gaps else None, "error": round(error, 4), "bins": table}
 
 
 def drawn(way: str, n: int, replicates: int, seed: int) -> Float:
@@ -162,7 +162,7 @@ def intervals(kind: str, n: int, trials: int, replicates: int) -> float:
 
 def lines(name: str, found: dict[str, Any]) -> Iterator[str]:
     for way, its in found.items():
-        yield f"{name}: {way}: largest gap {its['gap']:.3f}, mean {its['error']:.4f}"
+        yield f"{name}: {way}: largest gap {its['gap']}, mean {its['error']}"
         yield "  " + "  ".join(f"{p:.2f}/{o:.2f} ({count})" for p, o, count in its["bins"])
 
 

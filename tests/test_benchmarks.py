@@ -51,3 +51,9 @@ def test_a_validation_is_timed_beside_plain_passes(last_token_cache: Path, tmp_p
     found = figures("bench_validate.py", tmp_path / "r", "--samples", 4, "--rounds", 2)["results"]
     assert found["rows"] == 4 and found["of_plain"]["plain"] == 1
     assert all(found["seconds"][way] > 0 for way in ("plain", "last", "validate")) and found["sets_per_second"] > 0
+
+
+def test_the_calibration_of_the_bootstrap_is_measured() -> None:
+    found = figures("calibration.py", "--trials", 2, "--replicates", 100, "--samples", 20, "--noise", 0.3)
+    assert set(found["top"]["20 samples, noise 0.3"]) == {"fresh", "half", "plain"}
+    assert set(found["intervals"]) == {"20 samples, spread", "20 samples, ties", "20 samples, equal"}

@@ -25,7 +25,9 @@ from headscore.data.shard import ARRAYS
 from headscore.data.styles import ALPACA, ARC, ROW_STYLES
 from headscore.data.templates import BUILT_IN_TEMPLATES
 from headscore.data.text_rows import TEXT_COLUMNS, TEXT_STYLE
+from headscore.score.evidence.checks import CHECK_NAMES
 from headscore.score.outputs import CHARTS, RESULT_FILES
+from headscore.score.recipe import BOOTSTRAP_COLUMNS
 from headscore.score.validated import ALL_FILES as VALIDATION_FILES
 from headscore.score.validation import SCHEMA as VALIDATION_COLUMNS
 
@@ -77,6 +79,13 @@ def test_the_page_on_validation_has_every_file_and_column() -> None:
         assert f"`{name}`" in page, name
     for column in VALIDATION_COLUMNS:
         assert f"`{column}`" in page, column
+
+
+def test_the_page_on_evidence_has_every_column_and_check() -> None:
+    page = (ROOT / "docs" / "evidence.md").read_text()
+    for name in (*BOOTSTRAP_COLUMNS, "<signal>_rank_low", "<signal>_rank_high", "task_length_r", *CHECK_NAMES):
+        assert f"`{name}`" in page, name
+    assert "@@" not in page
 
 
 def test_no_gap_is_left_in_the_readme() -> None:

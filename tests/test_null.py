@@ -87,6 +87,13 @@ def test_the_sign_of_a_weight_counts_and_the_same_ranking_has_the_same_null() ->
     )
 
 
+def test_it_is_the_same_whichever_heads_the_ranks_are_of() -> None:
+    one, other = ranked(random(12, 8, 0), 10), ranked(random(12, 8, 1), 10)
+    assert one and other
+    for a, b in ((one.best, other.best), (one.kth, other.kth)):
+        assert (a.mean, a.low, a.high) == (b.mean, b.low, b.high)
+
+
 def test_one_signal_has_no_null_and_all_heads_no_kth() -> None:
     assert ranked(random(3, 4), 5, lambda_ent=0, lambda_task=0) is None
     null = ranked(random(3, 4), 12)

@@ -11,6 +11,7 @@ from ...data.settings import ScoreSettings
 from ..means import Float
 from ..recipe import Recipe
 
+CHECK_NAMES = ("disagreement", "below_uniform", "length", "ties", "first_token", "samples")
 DISAGREEING = -0.1  # Spearman, below which signals that disagree beyond chance are told
 UNLIKELY = 3.5  # standard errors: independent signals are told to disagree in one of 4,000 cases
 FOLLOWING = 0.3  # correlation with the length of the span, a medium one by Cohen (1988), where it is beyond chance
@@ -25,7 +26,7 @@ class Check:
     """Something that a ranking should be read with.
 
     Args:
-        name: `disagreement`, `below_uniform`, `length`, `ties`, `first_token` or `samples`.
+        name: one of CHECK_NAMES, as docs/evidence.md explains them.
         line: what was found, in plain words.
         number: the number in it: the lowest Spearman correlation, how many heads, or which share of the top another sample
             would keep.
@@ -63,7 +64,7 @@ def stability_line(heads: pl.DataFrame, unit: str, samples: int, k: int) -> str:
         return ""
     kept = heads.filter(pl.col("rank") <= k)["p_top"].sum()
     tossed = heads.filter(pl.col("p_top").is_between(*COIN_TOSS)).height
-    whose = f"; whether {tossed} {_are(tossed)} in it (marked ?) is a coin toss" if tossed else ""
+    whose = f"; for {tossed} it is a coin toss (p_top {COIN_TOSS[0]} to {COIN_TOSS[1]}, marked ?)" if tossed else ""
     return f"stability: another {samples} samples would keep {kept:.1f} of the top {k} {_plural(unit)}{whose}"
 
 

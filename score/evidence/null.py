@@ -103,7 +103,8 @@ def null_of(heads: pl.DataFrame, settings: ScoreSettings, k: int) -> Null | None
     if len(weights) < 2:
         return None
     groups = 1 if settings.within == "model" else heads["layer"].n_unique()
-    terms = [_terms(heads, name, weight, settings).reshape(groups, -1) for name, weight in weights.items()]
+    # sorted, so that the same ranks have the same null, whichever heads they are of
+    terms = [np.sort(_terms(heads, name, weight, settings).reshape(groups, -1), axis=1) for name, weight in weights.items()]
     drawn = _drawn(terms)
     place = drawn.shape[1] - k
     drawn.partition(sorted({place, drawn.shape[1] - 1}), axis=1)
