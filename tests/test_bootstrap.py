@@ -121,6 +121,13 @@ def test_what_cannot_be_drawn_is_refused(made: Path, options: dict[str, Any], me
     headscore.score(made, bootstrap=100, strata="subject", cluster="passage")
 
 
+def test_intervals_that_would_take_too_long_are_left_out(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headscore.score.evidence.rank_intervals.MAX_WORK", 4 * 28 * 100)
+    assert headscore.score(made, bootstrap=100).heads.select(ENDS).null_count().sum_horizontal().item() == 0
+    heads = headscore.score(made, bootstrap=101).heads
+    assert heads.select(ENDS).null_count().sum_horizontal().item() == 6 * 32 and heads["p_top"].null_count() == 0
+
+
 def test_results_hold_it_and_a_config_repeats_it(made: Path, tmp_path: Path) -> None:
     options = {"bootstrap": 120, "strata": "subject", "cluster": "passage"}
     scores = headscore.score(made, tmp_path / "one", **options)
