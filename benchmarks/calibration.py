@@ -7,8 +7,8 @@ top        p_top of every head in every trial beside whether the head is among t
            Heads go by their p_top into ten bins; `gap` is the largest difference between mean p_top and share of members over
            the bins of at least 500 heads, `error` the mean difference over all heads. `fresh` is the bootstrap of `score`, a
            sample of a sample; `half` draws half as many rows as there are, `plain` as many as there are.
-intervals  in how many trials the intervals of all heads' ranks hold at once. `spread`: true means that differ; `ties`: a third
-           of each layer's are equal; `equal`: all are, so that telling any two apart is wrong.
+intervals  in how many trials the intervals of all heads' ranks hold at once. `spread`: true means that differ; `ties`: two
+           of eight in each layer are equal; `equal`: all are, so that telling any two apart is wrong.
 
 Samples have skewed values (gamma of shape 2) with a share in common, as heads see the same prompts. `noise` is the standard
 error of a mean over the standard deviation of the true means of a layer.
