@@ -20,7 +20,7 @@ CACHE_FOLDER = "cache"  # beside the config.yaml of a run
 _SETTINGS = {
     field.name: settings for settings in (ValidateSettings, WorkSettings, RunSettings) for field in dataclasses.fields(settings)
 }
-_SWITCHES = ("report", "partial", "overwrite")
+_SWITCHES = ("report", "partial", "overwrite", "quiet")
 # The options of all commands, by every name that each goes by, with `_`.
 _OTHERS = {name: name for name in (*_SETTINGS, *_SWITCHES, *PLACES)} | {
     alias.removeprefix("--").replace("-", "_"): field.name
