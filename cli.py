@@ -15,10 +15,10 @@ from .data.evidence_settings import CompareSettings, StabilitySettings, SweepSet
 from .data.files import given_path
 from .data.foreign import is_panic
 from .data.limits import require_address_space
-from .data.settings import CaptureSettings, RunSettings, ScoreSettings, ValidateSettings, WorkSettings
+from .data.settings import BootstrapSettings, CaptureSettings, RunSettings, ScoreSettings, ValidateSettings, WorkSettings
 from .data.text import json_text
 from .data.voice import speaking_of_options
-from .options import DEBUG, OVERWRITE, PARTIAL, GroupedCommand, completes, summary, with_options
+from .options import DEBUG, OVERWRITE, PARTIAL, QUIET, GroupedCommand, completes, summary, with_options
 from .terminal import progress, show_log, table_lines
 
 if TYPE_CHECKING:
@@ -142,16 +142,17 @@ def _headscore(
     {
         "report": Annotated[bool, typer.Option("--report/--no-report", help="Make report.html and its charts.")],
         "overwrite": OVERWRITE,
+        "quiet": QUIET,
     },
-    {"out": Path("headscore-results"), "report": True, "overwrite": False},
+    {"out": Path("headscore-results"), "report": True, "overwrite": False, "quiet": False},
 )
-def run(config: Path | None, debug: bool, **options: Any) -> None:
+def run(config: Path | None, debug: bool, quiet: bool, **options: Any) -> None:
     """Capture, score and report in one go; with no arguments, the default model on the shipped questions."""
     from .pipeline import run as library_run
 
     with progress("capturing", alone=this_rank().world == 1) as show:
         scores = library_run(progress=show, **options)
-    _print_scores(scores, options["out"])
+    _print_scores(scores, options["out"], quiet)
 
 
 @command
@@ -171,7 +172,7 @@ def capture(config: Path | None, debug: bool, **options: Any) -> None:
 
 @command
 @with_options(
-    (ScoreSettings, WorkSettings),
+    (ScoreSettings, BootstrapSettings, WorkSettings),
     {
         "cache": Annotated[Path, typer.Argument(help="Cache folder or shard file.", **_CACHE)],
         "out": Annotated[
@@ -183,33 +184,34 @@ def capture(config: Path | None, debug: bool, **options: Any) -> None:
         "report": Annotated[bool, typer.Option("--report", help="Make report.html and its charts too.")],
         "partial": PARTIAL,
         "overwrite": OVERWRITE,
+        "quiet": QUIET,
     },
-    {"out": None, "report": False, "partial": False, "overwrite": False},
+    {"out": None, "report": False, "partial": False, "overwrite": False, "quiet": False},
 )
-def score(config: Path | None, debug: bool, **options: Any) -> None:
+def score(config: Path | None, debug: bool, quiet: bool, **options: Any) -> None:
     """Rank the heads of a captured model; needs neither the model nor torch."""
     from .pipeline import score as library_score
 
-    _print_scores(library_score(**options), options["out"])
+    _print_scores(library_score(**options), options["out"], quiet)
 
 
 @command
 @with_options(
-    (ScoreSettings, WorkSettings),
+    (ScoreSettings, BootstrapSettings, WorkSettings),
     {
         "cache": Annotated[Path, typer.Argument(help="Cache folder or shard file.", **_CACHE)],
         "out": Annotated[
             Path, typer.Option("--out", "--output-dir", help="Folder of the results.", **_OUT, show_default=False)
         ],
     },
-    {"partial": PARTIAL, "overwrite": OVERWRITE},
-    {"partial": False, "overwrite": False},
+    {"partial": PARTIAL, "overwrite": OVERWRITE, "quiet": QUIET},
+    {"partial": False, "overwrite": False, "quiet": False},
 )
-def report(config: Path | None, debug: bool, **options: Any) -> None:
+def report(config: Path | None, debug: bool, quiet: bool, **options: Any) -> None:
     """Rank the heads of a captured model and show them in one offline page: report.html, and its charts as PNG and SVG."""
     from .pipeline import report as library_report
 
-    _print_scores(library_report(**options), options["out"])
+    _print_scores(library_report(**options), options["out"], quiet)
 
 
 @command
@@ -371,20 +373,20 @@ def version() -> None:
 # ---------------------------------------------------------------------------------------------------------------- output
 
 
-def _print_scores(scores: "Scores", out: Path | None) -> None:
-    """The top heads as a table, and where the results are; on a terminal with a map of all heads."""
+def _print_scores(scores: "Scores", out: Path | None, quiet: bool = False) -> None:
+    """The top heads as a table, how far to trust it, and where the results are; on a terminal with a map of all heads."""
     partial = f" (PARTIAL: shards {scores.missing_shards} are missing)" if scores.missing_shards else ""
     where = f"; all results in {out}" if out else ""
     summary = f"{len(scores.heads)} heads, {scores.samples} samples{partial}{where}"
+    told = [] if quiet else scores.told
     shown = min(scores.settings.top_k or TOP_HEADS_SHOWN, TOP_HEADS_SHOWN)
     if sys.stdout.isatty():
         from .terminal_scores import show_scores  # here, as rich takes time to load
 
-        show_scores(scores, shown, summary)
+        show_scores(scores, shown, told, summary)
         return
-    for line in table_lines(scores, shown):
+    for line in [*table_lines(scores, shown), "", *told, *([""] if told else []), summary]:
         print(printable(line))
-    print(f"\n{printable(summary)}")
 
 
 def _print_evidence(lines: Iterable[str], table: Iterable[str], out: Path | None) -> None:

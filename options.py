@@ -37,9 +37,9 @@ GROUPS = {
     "Ranking": ("weight", "lambda_ent", "lambda_task", "fusion", "norm_mode", "within", "by", "top_k", "top_k_per_layer"),
     "Comparison": ("grid", "against", "compare_by", "effect"),
     "Heads taken out": ("k", "draws", "ablate", "single", "gate_gradient"),
-    "Statistics": ("bootstrap", "level", "fit_weights", "repeats"),
+    "Statistics": ("bootstrap", "strata", "cluster", "level", "fit_weights", "repeats"),
     "Work": ("workers", "dask", "fresh"),
-    "Output": ("out", "report", "partial", "overwrite"),
+    "Output": ("out", "report", "partial", "overwrite", "quiet"),
 }
 _GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
 _OTHERS = "Other"
@@ -134,6 +134,7 @@ _COMMON: dict[str, Any] = {
 }
 PARTIAL = Annotated[bool, typer.Option("--partial", help="Score what is there of a capture that is not finished.")]
 OVERWRITE = Annotated[bool, typer.Option("--overwrite", help="Replace what another run left in --out.")]
+QUIET = Annotated[bool, typer.Option("--quiet", help="Print the heads alone, not how far to trust them.")]
 
 
 def with_options(

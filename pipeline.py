@@ -14,7 +14,15 @@ from .data.files import given_path
 from .data.journal import Journal
 from .data.places import written_options, written_place
 from .data.plain import require_own
-from .data.settings import CaptureSettings, RunSettings, ScoreSettings, ValidateSettings, WorkSettings, pick
+from .data.settings import (
+    BootstrapSettings,
+    CaptureSettings,
+    RunSettings,
+    ScoreSettings,
+    ValidateSettings,
+    WorkSettings,
+    pick,
+)
 from .data.signatures import library_call
 from .score.head_sets import counts_of, head_sets
 from .score.outputs import options_config, require_same_run, results_folder, write_results
@@ -44,7 +52,7 @@ logger = logging.getLogger("headscore")
 DEFAULT_OUT = "headscore-results"
 
 
-@library_call(ScoreSettings, WorkSettings)
+@library_call(ScoreSettings, BootstrapSettings, WorkSettings)
 def score(
     cache: str | Path,
     out: str | Path | None = None,
@@ -64,7 +72,8 @@ def score(
         partial: score what is there of a capture that is not finished, and say so in the results.
         report: also write report.html and charts/ to `out`, as `report` does.
         executor: does the work on shards instead of processes of our own, such as `distributed.Client().get_executor()`.
-        options: the fields of ScoreSettings and WorkSettings, by the names and with the defaults of the command line.
+        options: the fields of ScoreSettings, BootstrapSettings and WorkSettings, by the names and with the defaults of the
+            command line.
 
     Raises InputError for options or a cache that cannot be used, and where `out` holds another run.
     """
@@ -72,23 +81,23 @@ def score(
         require_packages("a report")
         if out is None:
             raise InputError("--report: needs a folder for it; give --out")
-    work = WorkSettings(**pick(WorkSettings, options))
-    settings = ScoreSettings(**{name: value for name, value in options.items() if name not in pick(WorkSettings, options)})
+    work, settings = WorkSettings(**pick(WorkSettings, options)), ScoreSettings(**pick(ScoreSettings, options))
+    bootstrap = BootstrapSettings(**pick(BootstrapSettings, options))
     path = given_path("cache", cache)
     folder = None if out is None else given_path("--out", out)
     opened = open_cache(path.absolute() if work.dask or executor else path)
     if folder is None:
-        return score_cache(opened, settings, work, partial, executor)
+        return score_cache(opened, settings, work, partial, executor, bootstrap)
     with results_folder(folder):
-        scores = score_cache(opened, settings, work, partial, executor)
-        extra = {"cache": written_place("cache", path, folder), "partial": partial}
+        scores = score_cache(opened, settings, work, partial, executor, bootstrap)
+        extra = {"cache": written_place("cache", path, folder), "partial": partial, **vars(bootstrap)}
         write_results(folder, scores, extra, overwrite)
         if report:
             _write_report(folder, opened, scores)
     return scores
 
 
-@library_call(ScoreSettings, WorkSettings)
+@library_call(ScoreSettings, BootstrapSettings, WorkSettings)
 def report(cache: str | Path, out: str | Path, *, overwrite: bool = False, partial: bool = False, **options: Any) -> Scores:
     """Rank the heads of a captured model and show them in one offline page; the library call of `headscore report`.
 
@@ -132,7 +141,8 @@ def run(
         require_packages("a report")
     chosen = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
     folder = given_path("--out", out)
-    extra = written_options(pick(CaptureSettings, chosen), folder)
+    bootstrap = BootstrapSettings(**pick(BootstrapSettings, chosen))
+    extra = {**written_options(pick(CaptureSettings, chosen), folder), **vars(bootstrap)}
     with results_folder(folder):
         # what would stop the scoring is better known now than after the capture
         scoring = ScoreSettings(**pick(ScoreSettings, chosen))
@@ -143,7 +153,7 @@ def run(
             require_known_spans(settings.task_span, prompts.maker.span_names, str(prompts.path))
             capture_prompts(folder / CACHE_FOLDER, settings, prompts, overwrite, progress)
         cache = open_cache(folder / CACHE_FOLDER)
-        scores = score_cache(cache, scoring)
+        scores = score_cache(cache, scoring, bootstrap=bootstrap)
         write_results(folder, scores, extra, overwrite)
         if report and (missing := missing_packages()):
             logger.warning("no report is made, as it needs %s: pip install 'headscore[report]'", " and ".join(missing))

@@ -4,9 +4,9 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .data.errors import printable
 from .data.text import OneLine
@@ -92,13 +92,25 @@ def table_lines(scores: "Scores", shown: int) -> Iterator[str]:
 
 
 def table_cells(scores: "Scores", shown: int) -> list[tuple[str, ...]]:
-    """The same as cells, titles first: rank, with `=` where others have the same combined score, head, combined, signals."""
+    """The same as cells, titles first: rank, with `=` where others have the same combined score, head, combined, signals.
+
+    With a bootstrap, also the range of the rank and the share of replicates in which the head is among the top, with `?` where
+    that is a coin toss.
+    """
     from .score.scores import head_name, shown_rank
 
-    names = list(scores.weights)
+    names, stable = list(scores.weights), "p_top" in scores.heads.columns
     lines = scores.top(min(shown, len(scores.heads))).to_dicts()
     values = [tuple(f"{line[name]:.4f}" for name in names) for line in lines]
     digits = scores.combined_digits
     named = [(shown_rank(scores, line), head_name(line, scores.unit), f"{line['combined']:.{digits}f}") for line in lines]
-    titles = ("rank", scores.unit, "combined", *map(printable, names))
-    return [titles, *(name + value for name, value in zip(named, values, strict=True))]
+    stability = [_stability(line) if stable else () for line in lines]
+    titles = ("rank", scores.unit, "combined", *(("ranks", "p_top") if stable else ()), *map(printable, names))
+    return [titles, *(name + range_ + value for name, range_, value in zip(named, stability, values, strict=True))]
+
+
+def _stability(line: Mapping[str, Any]) -> tuple[str, str]:
+    from .score.evidence.checks import COIN_TOSS
+
+    tossed = COIN_TOSS[0] <= line["p_top"] <= COIN_TOSS[1]
+    return f"{line['rank_low']}-{line['rank_high']}", f"{line['p_top']:.2f}{'?' if tossed else ''}"

@@ -51,8 +51,8 @@ VIRIDIS = np.array(
 DARK_UP_TO = 0.6  # values on whose colour white is easier to read than black
 
 
-def show_scores(scores: "Scores", shown: int, summary: str, console: Console | None = None) -> None:
-    """Print the first `shown` heads as a table, the map of all heads if the terminal is wide enough, and `summary`."""
+def show_scores(scores: "Scores", shown: int, told: Sequence[str], summary: str, console: Console | None = None) -> None:
+    """Print the first `shown` heads as a table, the map of all heads where it fits, what is `told` of them, and `summary`."""
     console = console or Console(highlight=False)
     console.print(_table(scores, shown))
     console.print()
@@ -61,6 +61,10 @@ def show_scores(scores: "Scores", shown: int, summary: str, console: Console | N
     for line in head_map.lines(console):
         console.print(line)
     console.print()
+    for text in told:
+        console.print(Text(printable(text)))
+    if told:
+        console.print()
     console.print(Text(printable(summary)), soft_wrap=True)  # paths stay whole
 
 

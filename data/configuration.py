@@ -20,7 +20,7 @@ FORMER_COMPRESSION = "compression"  # an option of `capture` in 0.1
 CACHE_FOLDER = "cache"  # beside the config.yaml of a run
 _ALL = (CompareSettings, StabilitySettings, SweepSettings, ValidateSettings, WorkSettings, RunSettings)
 _SETTINGS = {field.name: settings for settings in _ALL for field in dataclasses.fields(settings)}
-_SWITCHES = ("report", "partial", "overwrite")
+_SWITCHES = ("report", "partial", "overwrite", "quiet")
 # The options of all commands, by every name that each goes by, with `_`.
 _OTHERS = {name: name for name in (*_SETTINGS, *_SWITCHES, *PLACES)} | {
     alias.removeprefix("--").replace("-", "_"): field.name

@@ -188,6 +188,26 @@ class ScoreSettings(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class BootstrapSettings(Checked):
+    """How a ranking's stability is found: further options of `headscore score`, with their defaults."""
+
+    bootstrap: int | None = option(
+        None, "Draws of the samples by which each head's stability is told; none if not given.", least=100, most=1_000_000
+    )
+    strata: str | None = option(
+        None, "With --bootstrap, column that the capture kept: as many samples are drawn of each of its values as there are."
+    )
+    cluster: str | None = option(
+        None, "With --bootstrap, column that the capture kept: samples of the same value are drawn together."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bootstrap is None and (self.strata or self.cluster):
+            raise InputError("--strata and --cluster: are of the bootstrap; give --bootstrap, too")
+
+
+@dataclass(frozen=True, kw_only=True)
 class WorkSettings(Checked):
     """How the work of `headscore score` is spread; the result is the same to the last bit."""
 
@@ -251,7 +271,7 @@ class ValidateSettings(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings(ScoreSettings, CaptureSettings):
+class RunSettings(ScoreSettings, BootstrapSettings, CaptureSettings):
     """The options of `headscore run`: those of `capture` and `score` together."""
 
     def __post_init__(self) -> None:

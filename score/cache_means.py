@@ -13,6 +13,7 @@ import numpy as np
 from ..data.cache import Cache
 from ..data.errors import InputError, one_line
 from ..data.forks import require_own_threads
+from .evidence.task_length import TaskTokens
 from .kept import Store
 from .means import Float, Sums, sums
 from .recipe import Recipe
@@ -26,22 +27,18 @@ class ShardSums:
     """What a shard's samples add up to; `a + b` is for both.
 
     Args:
-        samples: how many there are.
-        without_task: how many of them have no token of the task.
+        task: the samples, and how many tokens the task has in them.
         sums: of each signal, [L,H].
         unkept: why nothing could be kept for another time; empty where it was, or was not meant to be.
     """
 
-    samples: int
-    without_task: int
+    task: TaskTokens
     sums: Mapping[str, Sums]
     unkept: str = ""
 
     def __add__(self, other: "ShardSums") -> "ShardSums":
         both = {name: self.sums[name] + other.sums[name] for name in self.sums}
-        return ShardSums(
-            self.samples + other.samples, self.without_task + other.without_task, both, self.unkept or other.unkept
-        )
+        return ShardSums(self.task + other.task, both, self.unkept or other.unkept)
 
 
 @dataclass(frozen=True)
@@ -49,16 +46,19 @@ class CacheMeans:
     """The signals of a cache's heads.
 
     Args:
-        samples: how many there are.
-        without_task: how many of them have no token of the task.
+        task: the samples, and how many tokens the task has in them.
         means: of each signal over the samples where it is defined, [L,H]; NaN where there is none.
         undefined: for each signal, for how many samples it is undefined in the head that has most of them.
     """
 
-    samples: int
-    without_task: int
+    task: TaskTokens
     means: Mapping[str, Float]
     undefined: Mapping[str, int]
+
+    @property
+    def samples(self) -> int:
+        """How many there are."""
+        return self.task.samples
 
 
 def cache_means(cache: Cache, recipe: Recipe, store: Store | None, executor: Executor | None) -> CacheMeans:
@@ -75,12 +75,12 @@ def cache_means(cache: Cache, recipe: Recipe, store: Store | None, executor: Exe
     total: ShardSums | None = None
     for part in _parts(cache, recipe, store, executor):
         total = total + part if total else part
-    if total is None or not total.samples:
+    if total is None or not total.task.samples:
         raise InputError(f"{cache.path}: holds no samples")
     if total.unkept:
         logger.info("measures are not kept for another time: %s", total.unkept)
-    undefined = {name: int(total.samples - added.counts.min()) for name, added in total.sums.items()}
-    return CacheMeans(total.samples, total.without_task, {n: s.means() for n, s in total.sums.items()}, undefined)
+    undefined = {name: int(total.task.samples - added.counts.min()) for name, added in total.sums.items()}
+    return CacheMeans(total.task, {name: added.means() for name, added in total.sums.items()}, undefined)
 
 
 def _parts(cache: Cache, recipe: Recipe, store: Store | None, executor: Executor | None) -> Iterator[ShardSums]:
@@ -128,20 +128,19 @@ def shard_sums(cache: Cache, recipe: Recipe, store: Store | None, path: Path) ->
     with ShardSource(cache, recipe, store, path) as source:
         missing = [name for name in recipe.signals if name not in source.kept_sums]
         found, unkept = source.add_up(missing) if missing else ({}, "")
-        samples = len(source.samples["row"])
         added = source.kept_sums | found or {name: _nothing(recipe) for name in recipe.signals}
-        return ShardSums(samples, _without_task(source), {name: added[name] for name in recipe.signals}, unkept)
+        return ShardSums(_task_tokens(source), {name: added[name] for name in recipe.signals}, unkept)
 
 
 def _kept(cache: Cache, recipe: Recipe, store: Store, path: Path) -> ShardSums | None:
     source = ShardSource(cache, recipe, store, path)
     if len(source.kept_sums) < len(recipe.signals) or not source.knows_samples:
         return None
-    return ShardSums(len(source.samples["row"]), _without_task(source), source.kept_sums)
+    return ShardSums(_task_tokens(source), source.kept_sums)
 
 
-def _without_task(source: ShardSource) -> int:
-    return int((source.samples[f"tokens_{source.recipe.task}"] == 0).sum())
+def _task_tokens(source: ShardSource) -> TaskTokens:
+    return TaskTokens.of(source.samples[f"tokens_{source.recipe.task}"])
 
 
 def _nothing(recipe: Recipe) -> Sums:

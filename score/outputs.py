@@ -36,6 +36,7 @@ REPORT_FILE = "report.html"
 CHARTS_FOLDER = "charts"
 CHARTS = ("combined", "top_heads", "signal_maps", "entropy_and_task", "layer_profiles")
 REPORT_FILES = (REPORT_FILE, *(f"{CHARTS_FOLDER}/{name}.{kind}" for name in CHARTS for kind in ("svg", "png")))
+_FOUND = ("null", "checks")  # of the record; what came out says nothing about which run it was
 _CAPTURE_KEYS = ("model", "data", "templates", "settings", "plan", "versions")
 
 
@@ -111,6 +112,10 @@ def run_config(scores: Scores, extra: Mapping[str, Any], folder: Path) -> dict[s
     if scores.missing_shards:
         record["missing_shards"] = scores.missing_shards
     record |= {key: scores.metadata[key] for key in _CAPTURE_KEYS if key in scores.metadata}
+    if scores.null:
+        record["null"] = scores.null.record()
+    if scores.checks:
+        record["checks"] = {check.name: check.line for check in scores.checks}
     if texts := {name: str(value) for name, value in _expressions(scores.settings).items()}:
         record["expressions"] = texts
     return {**options_config(scores.settings, extra, folder), RECORD_KEY: record}
@@ -151,11 +156,16 @@ def require_same_run(
         raise InputError(f"{error.message}; use another --out, or --overwrite") from error
     existing = without_former(existing, path) if isinstance(existing, dict) else {}
     compared = {*existing, *config} - ({"cache"} if RECORD_KEY in config else {"cache", RECORD_KEY})
-    different = sorted(key for key in compared if existing.get(key) != config.get(key))
+    different = sorted(key for key in compared if _asked(existing.get(key)) != _asked(config.get(key)))
     if different:
         raise InputError(
             f"--out {folder}: holds another run ({', '.join(different)} differ); use another --out, or --overwrite"
         )
+
+
+def _asked(value: Any) -> Any:
+    """What a key of a configuration says, of a record without what was found."""
+    return {key: part for key, part in value.items() if key not in _FOUND} if isinstance(value, dict) else value
 
 
 def csv(frame: pl.DataFrame) -> str:

@@ -18,7 +18,8 @@ from .expressions import columns_of, expression_key, names_of, require_line_by_l
 from .measures import NORMS, OF_ROWS, measure_names
 from .signal_sources import built_in_signals, own_signals, title_of
 
-RESULT_COLUMNS = ("combined", "rank", "tied_rank", "layer_rank", "_tiebreak", "low", "high", "p_top")
+BOOTSTRAP_COLUMNS = ("low", "high", "rank_low", "rank_high", "p_top")
+RESULT_COLUMNS = ("combined", "rank", "tied_rank", "layer_rank", "_tiebreak", "task_length_r", *BOOTSTRAP_COLUMNS)
 PLACES: dict[str, Any] = {"layer": pl.Int32, "head": pl.Int32, "kv_head": pl.Int32}
 
 
@@ -198,9 +199,9 @@ def with_signals(recipe: Recipe, settings: ScoreSettings) -> Recipe:
     return dataclasses.replace(recipe, signals=found)
 
 
-def _result_columns(signal: str) -> tuple[str, str, str]:
-    """The columns of a result that a signal has."""
-    return signal, f"{signal}_norm", f"{signal}_rank"
+def _result_columns(signal: str) -> tuple[str, ...]:
+    """The columns of a result that a signal has, the last two with a bootstrap."""
+    return signal, *(f"{signal}_{kind}" for kind in ("norm", "rank", "rank_low", "rank_high"))
 
 
 def _built_in(recipe: Recipe) -> dict[str, Signal]:

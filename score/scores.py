@@ -10,6 +10,8 @@ import polars as pl
 from ..data.errors import InputError
 from ..data.metadata import Metadata, model_name
 from ..data.settings import ScoreSettings, Unit
+from .evidence.checks import Check, stability_line
+from .evidence.null import Null
 
 DEFAULT_TOP_K = 20
 DEFAULT_TOP_K_PER_LAYER = 3
@@ -24,13 +26,17 @@ class Scores:
     Args:
         heads: one line per head, sorted by layer and head: `layer`, `head`, `kv_head`, every signal as the mean over samples,
             its normalised value `<signal>_norm` and its rank `<signal>_rank` (1 = lowest, ties averaged), `combined`, `rank`
-            (1 = driven most), `tied_rank` (the first rank of all heads with the same combined score) and `layer_rank`. With
+            (1 = driven most), `tied_rank` (the first rank of all heads with the same combined score), `layer_rank` and
+            `task_length_r` (how far the task's mass follows the length of its span). With a bootstrap also `low`, `high`,
+            `rank_low`, `rank_high`, `p_top`, and of each weighted signal `<signal>_rank_low` and `<signal>_rank_high`. With
             `by="kv_head"` one line per group of heads: `layer`, `kv_head`.
         samples: how many samples the means are over.
         undefined: for how many samples each signal is undefined and left out of its mean, in the head that has most of them.
         missing_shards: the numbers of those that an unfinished capture has not made, as in '0-2, 7'; empty if none.
         settings: what the ranking is made of.
         metadata: what the cache says about itself.
+        null: what combined scores random ranks would give; None where fewer than two signals are weighted.
+        checks: what the ranking should be read with; none where nothing was found.
     """
 
     heads: pl.DataFrame
@@ -39,6 +45,8 @@ class Scores:
     missing_shards: str
     settings: ScoreSettings
     metadata: Metadata
+    null: Null | None = None
+    checks: tuple[Check, ...] = ()
 
     def __eq__(self, other: object) -> bool:
         """Whether both have the same heads, values and settings."""
@@ -96,6 +104,14 @@ class Scores:
     def top_k_per_layer(self) -> int:
         """How many heads are the top of each layer."""
         return _limited("--top-k-per-layer", self.settings.top_k_per_layer, DEFAULT_TOP_K_PER_LAYER, self._heads_per_layer)
+
+    @property
+    def told(self) -> list[str]:
+        """How far to trust the ranking, in plain lines: the checks, its stability, and what random ranks would give."""
+        lines = [check.line for check in self.checks]
+        lines.append(stability_line(self.heads, self.unit, self.samples, self.top_k))
+        lines.append(self.null.line if self.null else "")
+        return [line for line in lines if line]
 
     @property
     def _heads_per_layer(self) -> int:

@@ -1,20 +1,20 @@
 """The scoring from cache to ranking: measures → signals → means → normalised → fused → ordered."""
 
+import dataclasses
 import logging
-from collections.abc import Mapping
 from concurrent.futures import Executor
-from typing import Any
 
-import numpy as np
 import polars as pl
 
 from ..data.cache import Cache
-from ..data.errors import InputError
-from ..data.settings import ScoreSettings, Unit, WorkSettings
+from ..data.settings import BootstrapSettings, ScoreSettings, WorkSettings
 from .cache_means import CacheMeans, cache_means
+from .evidence.bootstrap import with_stability
+from .evidence.checks import checks_of
+from .evidence.null import null_of
+from .evidence.task_length import length_correlations, with_length_sums, without_length_sums
+from .frames import by_unit, heads_frame
 from .kept import open_store
-from .means import Float
-from .ranking import rank
 from .recipe import Recipe, choose_recipe, is_raw_norm
 from .scores import Scores
 from .workers import executor_of
@@ -28,6 +28,7 @@ def score_cache(
     work: WorkSettings | None = None,
     partial: bool = False,
     executor: Executor | None = None,
+    bootstrap: BootstrapSettings | None = None,
 ) -> Scores:
     """Rank the heads of an opened cache.
 
@@ -37,6 +38,7 @@ def score_cache(
         work: how the work is spread; in this process if not given.
         partial: score what is there of a capture that is not finished.
         executor: does the work on shards, whatever `work` says.
+        bootstrap: how the stability of the ranking is found; it is not if not given.
 
     Raises InputError where the cache cannot give what is asked for, or is damaged.
     """
@@ -53,56 +55,19 @@ def score_cache(
     work = work or WorkSettings()
     store = None if work.fresh else open_store(cache, recipe.mode)
     with executor_of(work, executor) as chosen:
-        found = cache_means(cache, recipe, store, chosen)
+        found = cache_means(cache, with_length_sums(recipe), store, chosen)
     _warn_of_undefined(cache, recipe, settings, found)
-    heads = heads_frame(recipe, found.means, settings)
-    scores = Scores(heads, found.samples, found.undefined, cache.missing_ranges(), settings, cache.metadata)
-    _ = scores.top_k, scores.top_k_per_layer  # refused before anything is written
+    heads = heads_frame(recipe, without_length_sums(found.means), settings)
+    lengths = by_unit(recipe, length_correlations(found.means, found.task), settings.by)
+    heads = heads.with_columns(pl.Series("task_length_r", lengths.reshape(-1), nan_to_null=True))
+    undefined = without_length_sums(found.undefined)
+    scores = Scores(heads, found.samples, undefined, cache.missing_ranges(), settings, cache.metadata)
+    k, _ = scores.top_k, scores.top_k_per_layer  # refused before anything is written
+    if bootstrap and bootstrap.bootstrap:
+        heads = with_stability(heads, cache, recipe, store, settings, bootstrap, k)
+    checks = checks_of(heads, settings, recipe, found.samples, k)
     logger.info("%s: %d heads from %d samples", cache.path, len(heads), found.samples)
-    return scores
-
-
-def heads_frame(recipe: Recipe, means: Mapping[str, Float], settings: ScoreSettings) -> pl.DataFrame:
-    """`Scores.heads`, from the mean of every signal, [L,H]."""
-    frame = unit_frame(recipe, means, settings.by)
-    places = frame.columns[: -len(means)]
-    for name, weight in settings.weights.items():
-        if weight and frame[name].has_nulls():
-            layer, unit = frame.filter(pl.col(name).is_null()).select("layer", settings.by).row(0)
-            where = f"layer {layer}, {settings.by} {unit}"
-            raise InputError(f"--weight {name}: the signal is undefined for every sample in {where}; leave it out")
-    options = {"fusion": settings.fusion, "norm_mode": settings.norm_mode, "within": settings.within}
-    ranked = rank(frame, settings.weights, unit=settings.by, **options)  # type: ignore[arg-type]
-    signals = [column for name in means for column in (name, f"{name}_norm", f"{name}_rank")]
-    return ranked.select(*places, *signals, "combined", "rank", "tied_rank", "layer_rank")
-
-
-def unit_frame(recipe: Recipe, means: Mapping[str, Float], by: Unit) -> pl.DataFrame:
-    """One line per layer and head, or group of heads, with the mean of every signal.
-
-    Args:
-        recipe: what the signals are.
-        means: [L,H] of every signal, or [B,L,H] of B replicates; NaN where one is undefined.
-        by: `head`, or `kv_head` for the mean of the query heads that share a key-value head.
-
-    Returns `layer`, `head` and `kv_head` (or `kv_head` alone), then the signals, null where undefined; of replicates one
-    table below the other, with their number as `replicate` before all.
-    """
-    groups, units = recipe.kv_heads, recipe.heads
-    values = dict(means)
-    if by == "kv_head" and groups:
-        values = {name: value.reshape(*value.shape[:-1], groups, -1).mean(axis=-1) for name, value in means.items()}
-        units = groups
-    shape = next(iter(values.values())).shape
-    replicates, layers = (shape[0] if len(shape) == 3 else 1), len(recipe.layers)
-    numbers = np.tile(np.arange(units, dtype=np.int32), replicates * layers)
-    places: dict[str, Any] = {"layer": np.tile(np.repeat(np.array(recipe.layers, np.int32), units), replicates), by: numbers}
-    if len(shape) == 3:
-        places = {"replicate": np.repeat(np.arange(replicates, dtype=np.int32), layers * units), **places}
-    if by == "head":
-        shared = numbers * groups // units if groups else pl.repeat(None, len(numbers), dtype=pl.Int32, eager=True)
-        places["kv_head"] = shared
-    return pl.DataFrame({**places, **{name: value.reshape(-1) for name, value in values.items()}}, nan_to_null=True)
+    return dataclasses.replace(scores, heads=heads, null=null_of(heads, settings, k), checks=checks)
 
 
 def _warn_of_raw_norms(recipe: Recipe, settings: ScoreSettings) -> None:
@@ -117,11 +82,11 @@ def _warn_of_raw_norms(recipe: Recipe, settings: ScoreSettings) -> None:
 
 
 def _warn_of_undefined(cache: Cache, recipe: Recipe, settings: ScoreSettings, found: CacheMeans) -> None:
-    if found.without_task:
+    if found.task.without:
         logger.warning(
             "%s: %d of %d samples have no token in %s; their attention to it counts as 0",
             cache.path,
-            found.without_task,
+            found.task.without,
             found.samples,
             recipe.task,
         )

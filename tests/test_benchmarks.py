@@ -57,3 +57,9 @@ def test_the_stability_curve_is_held_against_the_truth() -> None:
     found = figures("stability_truth.py", "--trials", 2, "--samples", 32, "--population", 500, "--pairs", 20)["results"]
     assert found["16"]["trials"] == 2 and 0 < found["16"]["true"] <= 1
     assert all(abs(line.get("measured_bias", 0)) < 0.3 for line in found.values())
+
+
+def test_the_calibration_of_the_bootstrap_is_measured() -> None:
+    found = figures("calibration.py", "--trials", 2, "--replicates", 100, "--samples", 20, "--noise", 0.3)
+    assert set(found["top"]["20 samples, noise 0.3"]) == {"fresh", "half", "plain"}
+    assert set(found["intervals"]) == {"20 samples, spread", "20 samples, ties", "20 samples, equal"}

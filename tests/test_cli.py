@@ -314,7 +314,7 @@ def test_without_out_the_scores_are_printed_and_nothing_is_written(
 
 @pytest.mark.parametrize(("asked", "lines"), [(None, 10), (1, 1), (5, 5), (11, 10)])
 def test_no_more_heads_are_printed_than_asked_for(run_cli: Cli, cache: Path, asked: int | None, lines: int) -> None:
-    status, out, _ = run_cli("score", cache, *(["--top-k", asked] if asked else []))
+    status, out, _ = run_cli("score", cache, "--quiet", *(["--top-k", asked] if asked else []))
     assert status == 0 and len(out.splitlines()) == 1 + lines + 2
 
 

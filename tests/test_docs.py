@@ -14,12 +14,20 @@ from typer.main import get_command
 from headscore.cli import app
 from headscore.data.evidence_settings import CompareSettings, Effect, StabilitySettings, SweepSettings
 from headscore.data.metadata import METADATA_SHAPE, OPTIONAL_SHAPE
-from headscore.data.settings import DEFAULT_WEIGHTS, CaptureSettings, ScoreSettings, ValidateSettings, WorkSettings
+from headscore.data.settings import (
+    DEFAULT_WEIGHTS,
+    BootstrapSettings,
+    CaptureSettings,
+    ScoreSettings,
+    ValidateSettings,
+    WorkSettings,
+)
 from headscore.data.shard import ARRAYS
 from headscore.data.styles import ALPACA, ARC, ROW_STYLES
 from headscore.data.templates import BUILT_IN_TEMPLATES
 from headscore.data.text_rows import TEXT_COLUMNS, TEXT_STYLE
 from headscore.score.evidence.agreeing import LAYERS_SCHEMA, PAIRS_SCHEMA
+from headscore.score.evidence.checks import CHECK_NAMES
 from headscore.score.evidence.compare import RESULT_FILES as COMPARE_FILES
 from headscore.score.evidence.settings_grid import CHOICES
 from headscore.score.evidence.stability import RESULT_FILES as STABILITY_FILES
@@ -27,6 +35,7 @@ from headscore.score.evidence.stability import SCHEMA as STABILITY_COLUMNS
 from headscore.score.evidence.sweep import RESULT_FILES as SWEEP_FILES
 from headscore.score.evidence.sweep import RESULTS as SWEEP_RESULTS
 from headscore.score.outputs import CHARTS, RESULT_FILES
+from headscore.score.recipe import BOOTSTRAP_COLUMNS
 from headscore.score.validated import ALL_FILES as VALIDATION_FILES
 from headscore.score.validation import SCHEMA as VALIDATION_COLUMNS
 
@@ -47,7 +56,16 @@ def test_every_command_and_option_is_in_the_readme(name: str) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [CaptureSettings, ScoreSettings, WorkSettings, ValidateSettings, CompareSettings, StabilitySettings, SweepSettings],
+    [
+        CaptureSettings,
+        ScoreSettings,
+        BootstrapSettings,
+        WorkSettings,
+        ValidateSettings,
+        CompareSettings,
+        StabilitySettings,
+        SweepSettings,
+    ],
 )
 def test_the_readme_has_the_defaults(settings: type) -> None:
     start = README.index("**`headscore validate") if settings is ValidateSettings else 0  # its options are of other defaults
@@ -94,6 +112,13 @@ def test_the_page_on_sweeps_has_every_file_and_column() -> None:
     page = (ROOT / "docs" / "sweep.md").read_text()
     for name in (*SWEEP_FILES, *CHOICES, *SWEEP_RESULTS, "weight_<signal>", "rank", "times", "share"):
         assert f"`{name}`" in page, name
+
+
+def test_the_page_on_evidence_has_every_column_and_check() -> None:
+    page = (ROOT / "docs" / "evidence.md").read_text()
+    for name in (*BOOTSTRAP_COLUMNS, "<signal>_rank_low", "<signal>_rank_high", "task_length_r", *CHECK_NAMES):
+        assert f"`{name}`" in page, name
+    assert "@@" not in page
 
 
 def test_no_gap_is_left_in_the_readme() -> None:

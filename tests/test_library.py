@@ -23,13 +23,13 @@ import headscore
 from headscore.data import voice
 from headscore.data.errors import HeadscoreError, InputError, RunError, one_line
 from headscore.data.evidence_settings import CompareSettings, StabilitySettings, SweepSettings
-from headscore.data.settings import CaptureSettings, RunSettings, ScoreSettings, WorkSettings
+from headscore.data.settings import BootstrapSettings, CaptureSettings, RunSettings, ScoreSettings, WorkSettings
 
 ROOT = Path(__file__).parent.parent
 SETTINGS: dict[str, tuple[type, ...]] = {
     "capture": (CaptureSettings,),
-    "score": (ScoreSettings, WorkSettings),
-    "report": (ScoreSettings, WorkSettings),
+    "score": (ScoreSettings, BootstrapSettings, WorkSettings),
+    "report": (ScoreSettings, BootstrapSettings, WorkSettings),
     "run": (RunSettings,),
     "signals": (ScoreSettings,),
     "compare": (ScoreSettings, CompareSettings),

@@ -42,7 +42,7 @@ def shown(scores: Any, width: int, **options: Any) -> tuple[list[Text], Console]
     """The printed lines with their styles."""
     options = {"force_terminal": True, "color_system": "truecolor", "_environ": {}} | options
     console = Console(file=io.StringIO(), width=width, highlight=False, **options)
-    show_scores(scores, 10, SUMMARY, console)
+    show_scores(scores, 10, [], SUMMARY, console)
     lines = [Text.from_ansi(line) for line in console.file.getvalue().split("\n")]  # type: ignore[attr-defined]
     assert all(line.cell_len <= width for line in lines[:-2]), "the summary's paths stay whole"
     return lines, console
@@ -175,7 +175,7 @@ def test_the_table_has_the_top_heads_and_text_is_shown_as_it_is() -> None:
     assert lines[0].plain.split() == ["rank", "head", "combined", "out", "ent", "task"] and not lines[11].plain
     assert lines[-2].plain == SUMMARY
     console = Console(file=io.StringIO(), force_terminal=True, width=80)
-    show_scores(scores, 3, "results in a\x1b[2Jb", console)
+    show_scores(scores, 3, [], "results in a\x1b[2Jb", console)
     assert "results in a\\x1b[2Jb" in console.file.getvalue()  # type: ignore[attr-defined]
 
 

@@ -53,7 +53,7 @@ def read_grid(texts: Sequence[str], signals: Sequence[str], given: Mapping[str, 
     Raises InputError for a text that says something else, a name twice, and more than MAX_SETTINGS settings.
     """
     weights: dict[str, tuple[float, ...]] = {}
-    choices = {name: (value,) for name, value in given.items()}
+    choices: dict[str, tuple[str, ...]] = {name: (value,) for name, value in given.items()}
     seen: set[str] = set()
     for text in texts:
         name, equals, values = (part.strip() for part in text.partition("="))

@@ -19,11 +19,11 @@ from ...data.places import written_place
 from ...data.settings import RECORD_KEY, ScoreSettings, pick
 from ...data.signatures import library_call
 from ..cache_means import cache_means
+from ..frames import heads_frame
 from ..kept import open_store
 from ..outputs import CONFIG_FILE, LOG_FILE, csv, options_config, results_folder
 from ..recipe import choose_recipe
 from ..scores import Scores
-from ..scoring import heads_frame
 from .files import require_free, write_analysis
 from .overlap import chance_overlap, nogueira
 from .weighted_means import ranked_replicates, weighted_means

@@ -98,10 +98,14 @@ def sweep(
         found = sweep_of(open_cache(path), settings, own, work, partial)
         table = io.BytesIO()
         found.settings.write_parquet(table)
-        contents = ("".join(f"{line}\n" for line in found.lines), csv(found.settings), csv(found.heads), table.getvalue())
+        contents: tuple[str | bytes, ...] = (
+            "".join(f"{line}\n" for line in found.lines),
+            csv(found.settings),
+            csv(found.heads),
+            table.getvalue(),
+        )
         again = "headscore sweep --config config.yaml --out NEW_FOLDER"
-        files = dict(zip(RESULT_FILES, contents, strict=True))
-        write_analysis(folder, files, config, how_to_repeat=again, overwrite=overwrite)
+        write_analysis(folder, dict(zip(RESULT_FILES, contents, strict=True)), config, how_to_repeat=again, overwrite=overwrite)
     return found
 
 

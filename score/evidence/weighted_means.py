@@ -9,11 +9,11 @@ import polars as pl
 
 from ...data.cache import Cache
 from ...data.settings import ScoreSettings
+from ..frames import unit_frame
 from ..kept import Store
 from ..means import Float
 from ..ranking import rank
 from ..recipe import Recipe
-from ..scoring import unit_frame
 from ..shard_source import ShardSource
 
 REPLICATE = "replicate"
