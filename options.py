@@ -30,7 +30,7 @@ GROUPS = {
         "model_kwargs",
     ),
     "Data": ("data", "max_samples", "max_skipped", "seed", "keep", "answer"),
-    "Prompt": ("template", "chat", "system", "generation_prompt", "trailing_special", "max_length"),
+    "Prompt": ("template", "control", "chat", "system", "generation_prompt", "trailing_special", "max_length"),
     "Batches": ("batch_tokens", "batch_size", "share_prefixes"),
     "Cache": ("queries", "shard_size", "on_nan", "spot_checks"),
     "Signals": ("score_query_mode", "head_output", "task_span", "measure", "signal", "signals"),

@@ -41,6 +41,7 @@ Within = Literal["layer", "model"]
 Unit = Literal["head", "kv_head"]
 How = Literal["zero", "mean"]
 AnswerKind = Literal["label", "text"]
+ControlKind = Literal["null", "shuffle"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,9 @@ class CaptureSettings(Checked):
     generation_prompt: bool = option(True, "With --chat, end where the assistant's answer begins.")
     trailing_special: bool = option(
         False, "Keep special tokens that the tokenizer adds at a prompt's end, such as EOS; the last token is then one of them."
+    )
+    control: ControlKind | None = option(
+        None, "Capture control prompts: null puts a neutral question in each one's place, shuffle puts its words in disorder."
     )
     max_samples: int = option(1024, "Rows to draw at random, without replacement; the whole file if it has fewer.", least=1)
     max_length: int = option(512, "Longest prompt in tokens; longer ones are skipped and listed.", least=1, most=MAX_TOKENS)

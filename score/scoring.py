@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from ..data.cache import Cache
+from ..data.controls import WHAT_CONTROLS_ARE
 from ..data.errors import InputError
 from ..data.settings import ScoreSettings, Unit, WorkSettings
 from .cache_means import CacheMeans, cache_means
@@ -49,6 +50,9 @@ def score_cache(
             cache.planned,
             cache.missing_ranges(),
         )
+    if kind := cache.metadata["settings"].get("control"):
+        what = WHAT_CONTROLS_ARE.get(kind, "its prompts are others than the rows'")
+        logger.warning("%s: CONTROL %s: %s; this is no ranking for the task", cache.path, kind, what)
     _warn_of_raw_norms(recipe, settings)
     work = work or WorkSettings()
     store = None if work.fresh else open_store(cache, recipe.mode)
