@@ -31,7 +31,8 @@ def controlled(prompt: Prompt, kind: str, seed: int, row: int) -> Prompt:
     Args:
         prompt: any.
         kind: `null` for a neutral question of about as many words, `shuffle` for the same words in another order, with the
-            white space between them as it was. A text without words stays as it is; so does one of equal words when it is shuffled.
+            white space between them as it was. A text without words stays as it is; so does one of equal words that is
+            shuffled.
         seed: of the order.
         row: the row that the prompt is of; with the seed, it decides the order.
 
