@@ -36,6 +36,7 @@ GROUPS = {
     "Signals": ("score_query_mode", "head_output", "task_span", "measure", "signal", "signals"),
     "Ranking": ("weight", "lambda_ent", "lambda_task", "fusion", "norm_mode", "within", "by", "top_k", "top_k_per_layer"),
     "Heads taken out": ("k", "draws", "ablate", "single", "gate_gradient"),
+    "Control": ("against", "random_span", "fdr", "two_sided"),
     "Statistics": ("bootstrap", "level", "fit_weights"),
     "Work": ("workers", "dask", "fresh"),
     "Output": ("out", "report", "partial", "overwrite"),

@@ -10,7 +10,7 @@ from .cache import METADATA_FILE
 from .checked import checked_option
 from .errors import HeadscoreError, InputError
 from .places import PLACES, read_place
-from .settings import RECORD_KEY, RunSettings, ValidateSettings, WorkSettings
+from .settings import RECORD_KEY, ControlSettings, RunSettings, ValidateSettings, WorkSettings
 from .strict_yaml import read_yaml
 
 logger = logging.getLogger("headscore")
@@ -18,13 +18,13 @@ logger = logging.getLogger("headscore")
 FORMER_COMPRESSION = "compression"  # an option of `capture` in 0.1
 CACHE_FOLDER = "cache"  # beside the config.yaml of a run
 _SETTINGS = {
-    field.name: settings for settings in (ValidateSettings, WorkSettings, RunSettings) for field in dataclasses.fields(settings)
+    field.name: settings for settings in (ControlSettings, ValidateSettings, WorkSettings, RunSettings) for field in dataclasses.fields(settings)
 }
 _SWITCHES = ("report", "partial", "overwrite")
 # The options of all commands, by every name that each goes by, with `_`.
 _OTHERS = {name: name for name in (*_SETTINGS, *_SWITCHES, *PLACES)} | {
     alias.removeprefix("--").replace("-", "_"): field.name
-    for settings in (ValidateSettings, WorkSettings, RunSettings)
+    for settings in (ControlSettings, ValidateSettings, WorkSettings, RunSettings)
     for field in dataclasses.fields(settings)
     for alias in field.metadata["aliases"]
 }

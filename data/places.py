@@ -20,6 +20,7 @@ PLACES: Mapping[str, tuple[str, ...]] = {
     "cache": (),
     "results": (),
     "out": (),
+    "against": (),
 }
 _MAY_BE_ON_THE_HUB = ("model", "adapter")
 
