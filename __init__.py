@@ -29,6 +29,8 @@ _PUBLIC = {
     "merge": "headscore.data.merging",
     "report": "headscore.pipeline",
     "validate": "headscore.pipeline",
+    "control": "headscore.score.evidence.control",
+    "Control": "headscore.score.evidence.control",
     "Validation": "headscore.score.validated",
     "heatmap": _CHARTS,
     "signal_maps": _CHARTS,
@@ -44,6 +46,7 @@ _PUBLIC = {
 _CALLABLE_PACKAGES = ("capture", "score")  # their folders' names are the names of the calls
 
 __all__ = [
+    "Control",
     "DamagedShardError",
     "HeadscoreError",
     "InputError",
@@ -54,6 +57,7 @@ __all__ = [
     "__version__",
     "ablated",
     "capture",
+    "control",
     "entropy_and_task",
     "heatmap",
     "inspect",

@@ -20,6 +20,7 @@ from .data.errors import UnreadableFileError as UnreadableFileError
 from .data.inspection import inspect as inspect
 from .data.merging import merge as merge
 from .pipeline import validate as validate
+from .score.evidence.control import Control as Control
 from .score.ranking import rank as rank
 from .score.report.charts import entropy_and_task as entropy_and_task
 from .score.report.charts import heatmap as heatmap
@@ -165,6 +166,33 @@ def run(
     top_k: int | None = None,
     top_k_per_layer: int | None = None,
 ) -> Scores: ...
+def control(
+    cache: str | Path,
+    out: str | Path | None = None,
+    *,
+    overwrite: bool = False,
+    partial: bool = False,
+    score_query_mode: Literal["last_token", "all_tokens"] = "last_token",
+    head_output: Literal["z", "result"] = "z",
+    task_span: Sequence[str] = ("question",),
+    measure: Mapping[str, Any] = {},
+    signal: Mapping[str, Any] = {},
+    signals: str | Path | None = None,
+    weight: Mapping[str, float] = {},
+    lambda_ent: float = 0.5,
+    lambda_task: float = 1.0,
+    fusion: Literal["rank", "rrf", "sum"] = "rank",
+    norm_mode: Literal["zscore", "percentile", "ratio", "none"] = "zscore",
+    within: Literal["layer", "model"] = "layer",
+    by: Literal["head", "kv_head"] = "head",
+    top_k: int | None = None,
+    top_k_per_layer: int | None = None,
+    against: str | Path | None = None,
+    random_span: bool = False,
+    fdr: float = 0.05,
+    two_sided: bool = False,
+    seed: int = 42,
+) -> Control: ...
 def signals(
     cache: str | Path | None = None,
     *,
@@ -187,6 +215,7 @@ def signals(
 
 __version__: str
 __all__ = [
+    "Control",
     "DamagedShardError",
     "HeadscoreError",
     "InputError",
@@ -197,6 +226,7 @@ __all__ = [
     "__version__",
     "ablated",
     "capture",
+    "control",
     "entropy_and_task",
     "heatmap",
     "inspect",

@@ -18,7 +18,9 @@ logger = logging.getLogger("headscore")
 FORMER_COMPRESSION = "compression"  # an option of `capture` in 0.1
 CACHE_FOLDER = "cache"  # beside the config.yaml of a run
 _SETTINGS = {
-    field.name: settings for settings in (ControlSettings, ValidateSettings, WorkSettings, RunSettings) for field in dataclasses.fields(settings)
+    field.name: settings
+    for settings in (ControlSettings, ValidateSettings, WorkSettings, RunSettings)
+    for field in dataclasses.fields(settings)
 }
 _SWITCHES = ("report", "partial", "overwrite")
 # The options of all commands, by every name that each goes by, with `_`.

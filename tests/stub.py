@@ -28,7 +28,7 @@ from typing import Any, Literal
 
 import polars as pl
 '''
-CALLS = ("capture", "score", "report", "run", "signals")  # whose options are the fields of settings classes
+CALLS = ("capture", "score", "report", "run", "control", "signals")  # whose options are the fields of settings classes
 _MODULE = re.compile(r"\b(?:[a-z_]+\.)+(?=[A-Za-z])")
 _PLAIN = {"DataFrame": "pl.DataFrame", "NoneType": "None"}
 

@@ -15,8 +15,8 @@ from ..recipe import Recipe
 class MovedSpan(Columns):
     """The columns of a cache as if the tokens of its task stood elsewhere: in a random stretch of other text.
 
-    A sample has m tokens in the task's span. The stretch is m tokens in a row, none of which is in that span, the prompt's first
-    token or a special one; of all such places each is as likely, and the seed and the number of the row decide. A sample
+    A sample has m tokens in the task's span. The stretch is m tokens in a row, none of which is in that span, the prompt's
+    first token or a special one; of all such places each is as likely, and the seed and the number of the row decide. A sample
     without such a place has no tokens of the task.
 
     Args:

@@ -1,7 +1,9 @@
 """Tests of means, head by head: Student's and Welch's t, and which of many are found at a false discovery rate."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +28,11 @@ class Difference:
     value: Float
     error: Float
     freedom: Float
+
+    @classmethod
+    def of_all(cls, parts: Sequence[Self]) -> Self:
+        """The differences of some heads behind those of others, along the first axis."""
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("value", "error", "freedom")))
 
     def p(self, two_sided: bool = False) -> Float:
         """How likely so large a difference is where there is none; 1 where all values are the same.
