@@ -219,11 +219,6 @@ class ControlSettings(Checked):
     two_sided: bool = option(False, "Find heads that are lower than the control, too, not only higher ones.")
     seed: int = option(42, "Seed of the random stretches.", least=0, most=2**32 - 1)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if (self.against is None) != self.random_span:
-            raise InputError("--against: give either a cache that is the control, or --random-span")
-
 
 @dataclass(frozen=True, kw_only=True)
 class ValidateSettings(Checked):

@@ -13,7 +13,14 @@ from typer.main import get_command
 
 from headscore.cli import app
 from headscore.data.metadata import METADATA_SHAPE, OPTIONAL_SHAPE
-from headscore.data.settings import DEFAULT_WEIGHTS, CaptureSettings, ScoreSettings, ValidateSettings, WorkSettings
+from headscore.data.settings import (
+    DEFAULT_WEIGHTS,
+    CaptureSettings,
+    ControlSettings,
+    ScoreSettings,
+    ValidateSettings,
+    WorkSettings,
+)
 from headscore.data.shard import ARRAYS
 from headscore.data.styles import ALPACA, ARC, ROW_STYLES
 from headscore.data.templates import BUILT_IN_TEMPLATES
@@ -37,7 +44,7 @@ def test_every_command_and_option_is_in_the_readme(name: str) -> None:
             assert not flag.startswith("--") or f"`{flag}" in README, flag
 
 
-@pytest.mark.parametrize("settings", [CaptureSettings, ScoreSettings, WorkSettings, ValidateSettings])
+@pytest.mark.parametrize("settings", [CaptureSettings, ScoreSettings, WorkSettings, ControlSettings, ValidateSettings])
 def test_the_readme_has_the_defaults(settings: type) -> None:
     start = README.index("**`headscore validate") if settings is ValidateSettings else 0  # its options are of other defaults
     shared = {field.name for field in dataclasses.fields(CaptureSettings)} if settings is ValidateSettings else set()

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 import headscore
 from headscore.data import voice
 from headscore.data.errors import HeadscoreError, InputError, RunError, one_line
-from headscore.data.settings import CaptureSettings, RunSettings, ScoreSettings, WorkSettings
+from headscore.data.settings import CaptureSettings, ControlSettings, RunSettings, ScoreSettings, WorkSettings
 
 ROOT = Path(__file__).parent.parent
 SETTINGS: dict[str, tuple[type, ...]] = {
@@ -30,6 +30,7 @@ SETTINGS: dict[str, tuple[type, ...]] = {
     "score": (ScoreSettings, WorkSettings),
     "report": (ScoreSettings, WorkSettings),
     "run": (RunSettings,),
+    "control": (ScoreSettings, ControlSettings),
     "signals": (ScoreSettings,),
 }
 OWN = {
@@ -37,6 +38,7 @@ OWN = {
     "score": ["cache", "out", "overwrite", "partial", "report", "executor"],
     "report": ["cache", "out", "overwrite", "partial"],
     "run": ["out", "overwrite", "report", "progress"],
+    "control": ["cache", "out", "overwrite", "partial"],
     "signals": ["cache"],
 }
 

@@ -73,6 +73,8 @@ def control(
     """
     own = pick(ControlSettings, options)
     chosen = ControlSettings(**own)
+    if (chosen.against is None) != chosen.random_span:
+        raise InputError("--against: give either a cache that is the control, or --random-span")
     settings = ScoreSettings(**{name: value for name, value in options.items() if name not in own})
     opened = open_cache(given_path("cache", cache))
     if out is None:
