@@ -36,6 +36,8 @@ _PUBLIC = {
     "merge": "headscore.data.merging",
     "report": "headscore.pipeline",
     "validate": "headscore.pipeline",
+    "control": "headscore.score.evidence.control",
+    "Control": "headscore.score.evidence.control",
     "Validation": "headscore.score.validated",
     "sweep_map": "headscore.score.report.weight_map",
     "heatmap": _CHARTS,
@@ -55,6 +57,7 @@ _CALLABLE_PACKAGES = ("capture", "score")  # their folders' names are the names 
 
 __all__ = [
     "Comparison",
+    "Control",
     "DamagedShardError",
     "HeadscoreError",
     "InputError",
@@ -69,6 +72,7 @@ __all__ = [
     "capture",
     "compare",
     "compare_chart",
+    "control",
     "entropy_and_task",
     "heatmap",
     "inspect",

@@ -21,6 +21,7 @@ from .data.inspection import inspect as inspect
 from .data.merging import merge as merge
 from .pipeline import validate as validate
 from .score.evidence.compare import Comparison as Comparison
+from .score.evidence.control import Control as Control
 from .score.evidence.stability import StabilityCurve as StabilityCurve
 from .score.evidence.sweep import Sweep as Sweep
 from .score.ranking import rank as rank
@@ -51,6 +52,7 @@ def capture(
     system: str | None = None,
     generation_prompt: bool = True,
     trailing_special: bool = False,
+    control: Literal["null", "shuffle"] | None = None,
     max_samples: int = 1024,
     max_length: int = 512,
     max_skipped: float = 0.01,
@@ -142,6 +144,7 @@ def run(
     system: str | None = None,
     generation_prompt: bool = True,
     trailing_special: bool = False,
+    control: Literal["null", "shuffle"] | None = None,
     max_samples: int = 1024,
     max_length: int = 512,
     max_skipped: float = 0.01,
@@ -197,6 +200,33 @@ def signals(
     top_k: int | None = None,
     top_k_per_layer: int | None = None,
 ) -> pl.DataFrame: ...
+def control(
+    cache: str | Path,
+    out: str | Path | None = None,
+    *,
+    overwrite: bool = False,
+    partial: bool = False,
+    score_query_mode: Literal["last_token", "all_tokens"] = "last_token",
+    head_output: Literal["z", "result"] = "z",
+    task_span: Sequence[str] = ("question",),
+    measure: Mapping[str, Any] = {},
+    signal: Mapping[str, Any] = {},
+    signals: str | Path | None = None,
+    weight: Mapping[str, float] = {},
+    lambda_ent: float = 0.5,
+    lambda_task: float = 1.0,
+    fusion: Literal["rank", "rrf", "sum"] = "rank",
+    norm_mode: Literal["zscore", "percentile", "ratio", "none"] = "zscore",
+    within: Literal["layer", "model"] = "layer",
+    by: Literal["head", "kv_head"] = "head",
+    top_k: int | None = None,
+    top_k_per_layer: int | None = None,
+    against: str | Path | None = None,
+    random_span: bool = False,
+    fdr: float = 0.05,
+    two_sided: bool = False,
+    seed: int = 42,
+) -> Control: ...
 def compare(
     rankings: Sequence[str | Path],
     out: str | Path | None = None,
@@ -277,6 +307,7 @@ def sweep(
 __version__: str
 __all__ = [
     "Comparison",
+    "Control",
     "DamagedShardError",
     "HeadscoreError",
     "InputError",
@@ -291,6 +322,7 @@ __all__ = [
     "capture",
     "compare",
     "compare_chart",
+    "control",
     "entropy_and_task",
     "heatmap",
     "inspect",

@@ -15,7 +15,15 @@ from .data.evidence_settings import CompareSettings, StabilitySettings, SweepSet
 from .data.files import given_path
 from .data.foreign import is_panic
 from .data.limits import require_address_space
-from .data.settings import BootstrapSettings, CaptureSettings, RunSettings, ScoreSettings, ValidateSettings, WorkSettings
+from .data.settings import (
+    BootstrapSettings,
+    CaptureSettings,
+    ControlSettings,
+    RunSettings,
+    ScoreSettings,
+    ValidateSettings,
+    WorkSettings,
+)
 from .data.text import json_text
 from .data.voice import speaking_of_options
 from .options import DEBUG, OVERWRITE, PARTIAL, QUIET, GroupedCommand, completes, summary, with_options
@@ -240,6 +248,35 @@ def validate(config: Path | None, debug: bool, **options: Any) -> None:
     for line in found.verdicts:
         print(printable(line))
     print(f"\nall tables in {printable(str(options['out']))}")
+
+
+@command
+@with_options(
+    (ScoreSettings, ControlSettings),
+    {
+        "cache": Annotated[Path, typer.Argument(help="Cache folder or shard file.", **_CACHE)],
+        "out": Annotated[
+            Path | None,
+            typer.Option(
+                "--out", "--output-dir", help="Folder of the controlled ranking; if not given, none is written.", **_OUT
+            ),
+        ],
+    },
+    {"partial": PARTIAL, "overwrite": OVERWRITE},
+    {"out": None, "partial": False, "overwrite": False},
+)
+def control(config: Path | None, debug: bool, **options: Any) -> None:
+    """See which heads a task drives more than a control does: other prompts, or other text in the same ones."""
+    from .score.evidence.control import control as library_control
+
+    found = library_control(**options)
+    for line in found.lines:
+        print(printable(line))
+    print("\nheads by the controlled signals, which are differences from the control:")
+    for line in table_lines(found.scores, min(found.scores.top_k, TOP_HEADS_SHOWN)):
+        print(printable(line))
+    if options["out"]:
+        print(f"\nall results in {printable(str(options['out']))}")
 
 
 @command

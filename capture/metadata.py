@@ -49,6 +49,7 @@ def data_metadata(
             "special_tokens": prompts.without,
             "spans": SPAN_RULE,
             **({"keep": list(prompts.kept)} if prompts.kept else {}),
+            **({"control": settings.control} if settings.control else {}),
         },
         "plan": {"rows": len(prompts.drawn), "shards": shards},
         "example": _example(first[0], maker.span_names, tokenizer),

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..data.alignment import decode
+from ..data.controls import CONTROLLED, controlled, require_controlled_span
 from ..data.errors import InputError, RunError
 from ..data.kept_columns import Kept, kept_values, of_rows, require_small
 from ..data.prompts import PromptMaker
@@ -74,7 +75,29 @@ def read_prompts(settings: CaptureSettings) -> Prompts:
     numbers = sample_rows(len(rows), settings.max_samples, settings.seed)
     kept = kept_values(settings.keep, rows, numbers, path) if settings.keep else {}
     drawn = [(number, maker(rows[number], number)) for number in numbers]
+    if settings.control:
+        drawn = _controls(drawn, maker, settings)
     return Prompts(path, data.sha256, len(rows), maker, drawn, kept=kept)
+
+
+def _controls(
+    drawn: list[tuple[int, Prompt | Skipped]], maker: PromptMaker, settings: CaptureSettings
+) -> list[tuple[int, Prompt | Skipped]]:
+    """The control prompts of the same rows. Raises InputError where there is nothing that a control could replace."""
+    kind = str(settings.control)
+    require_controlled_span(kind, maker.span_names, settings.data)
+    made = {
+        row: controlled(prompt, kind, settings.seed, row) if isinstance(prompt, Prompt) else prompt for row, prompt in drawn
+    }
+    asked = [(row, prompt) for row, prompt in drawn if isinstance(prompt, Prompt) and prompt.span_text(CONTROLLED).strip()]
+    same = [row for row, prompt in asked if prompt == made[row]]
+    if asked and len(same) == len(asked):
+        raise InputError(
+            f"--control {kind}: would leave every prompt of {settings.data} as it is: none has two different words"
+        )
+    if same:
+        logger.warning("--control %s: prompts that it leaves as they are: %d, the first in row %d", kind, len(same), same[0])
+    return list(made.items())
 
 
 def encode_shards(prompts: Prompts, tokenizer: Any, settings: CaptureSettings) -> list[EncodedShard]:
@@ -86,7 +109,7 @@ def encode_shards(prompts: Prompts, tokenizer: Any, settings: CaptureSettings) -
     size, drawn = settings.shard_size, prompts.drawn
     shards = []
     for start in range(0, len(drawn), size):
-        part, need_question = drawn[start : start + size], prompts.maker.has_question
+        part, need_question = drawn[start : start + size], prompts.maker.has_question or settings.control is not None
         made = [(row, prompt) for row, prompt in part if isinstance(prompt, Prompt)]
         try:
             outcomes = encode(

@@ -57,6 +57,8 @@ def opened_for(record: Mapping[str, Any], options: ValidateSettings) -> Opened:
     Raises InputError where data or model cannot be used, or the model is another, and RunError where it fails.
     """
     settings = _capture_settings(record, options)
+    if kind := record["settings"].get("control"):
+        logger.warning("the ranking is of control prompts (--control %s); it is validated on the rows' own prompts", kind)
     prompts, rows, unseen = _prompts(settings, record, options)
     device = models.resolve_device(settings.device, this_rank())
     dtype = models.resolve_dtype(settings.dtype, device)

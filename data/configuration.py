@@ -11,14 +11,14 @@ from .checked import checked_option
 from .errors import HeadscoreError, InputError
 from .evidence_settings import CompareSettings, StabilitySettings, SweepSettings
 from .places import PLACES, read_place
-from .settings import RECORD_KEY, RunSettings, ValidateSettings, WorkSettings
+from .settings import RECORD_KEY, ControlSettings, RunSettings, ValidateSettings, WorkSettings
 from .strict_yaml import read_yaml
 
 logger = logging.getLogger("headscore")
 
 FORMER_COMPRESSION = "compression"  # an option of `capture` in 0.1
 CACHE_FOLDER = "cache"  # beside the config.yaml of a run
-_ALL = (CompareSettings, StabilitySettings, SweepSettings, ValidateSettings, WorkSettings, RunSettings)
+_ALL = (CompareSettings, StabilitySettings, SweepSettings, ControlSettings, ValidateSettings, WorkSettings, RunSettings)
 _SETTINGS = {field.name: settings for settings in _ALL for field in dataclasses.fields(settings)}
 _SWITCHES = ("report", "partial", "overwrite", "quiet")
 # The options of all commands, by every name that each goes by, with `_`.

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from .cache import open_cache
+from .controls import WHAT_CONTROLS_ARE
 from .errors import InputError, UnreadableFileError, printable
 from .files import given_path
 from .metadata import model_name
@@ -92,6 +93,7 @@ def report(facts: dict[str, Any]) -> str:
         f"shards    {shards['there']} of {shards['planned']}",
         *([f"          missing {shards['missing']}; {HOW_TO_COMPLETE}"] if shards["missing"] else []),
         f"spans     {', '.join(facts['span_names'])}",
+        *([f"control   {settings['control']}: {_control(settings)}"] if settings.get("control") else []),
         *([f"kept      {', '.join(settings['keep'])}"] if settings.get("keep") else []),
         f"skipped   {len(facts['skipped'])} rows",
     ]
@@ -112,6 +114,10 @@ def report(facts: dict[str, Any]) -> str:
         lines += ["", f"verified  {whole} shards are whole, {len(facts['damaged'])} damaged{refused}"]
     lines += [f"damaged   {line}" for line in facts["damaged"]] + [f"refused   {line}" for line in facts["unreadable"]]
     return "\n".join(printable(line) for line in lines)
+
+
+def _control(settings: dict[str, Any]) -> str:
+    return WHAT_CONTROLS_ARE.get(settings["control"], "prompts of another kind")
 
 
 def _widths(dims: dict[str, Any]) -> str:

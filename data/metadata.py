@@ -38,7 +38,7 @@ OPTIONAL_SHAPE: dict[str, Any] = {  # the same, of keys that need not be there; 
 }
 
 _OPTIONAL_INNER: dict[str, dict[str, Any]] = {  # the same, of what need not be in a key
-    "settings": {"keep": [str]},
+    "settings": {"keep": [str], "control": str},
     "dims": {"kv_heads": int, "head_dim": int, "hidden_size": int},
 }
 
@@ -125,6 +125,7 @@ _FORMER_SETTINGS: dict[str, Any] = {  # what caches without these keys were made
     "special_tokens": None,
     "spans": "without white space",
     "keep": [],
+    "control": None,
 }
 _FINGERPRINTS = {"model": "fingerprint", "tokenizer": "tokenizer_fingerprint"}
 
@@ -148,6 +149,8 @@ def _difference(name: str, existing: Metadata, wanted: Metadata, before: Any, af
         return f"{name} was {called(existing, before)}, now {called(wanted, after)}"
     if name == "settings keep":
         name, before, after = "--keep", *(", ".join(columns) or "nothing" for columns in (before, after))
+    if name == "settings control":
+        name, before, after = "--control", *(kind or "not given" for kind in (before, after))
     old, new = str(before), str(after)
     if max(len(old), len(new)) > LONGEST_SHOWN:  # then what is shown begins shortly before the first difference
         first = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))

@@ -41,6 +41,7 @@ Within = Literal["layer", "model"]
 Unit = Literal["head", "kv_head"]
 How = Literal["zero", "mean"]
 AnswerKind = Literal["label", "text"]
+ControlKind = Literal["null", "shuffle"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,9 @@ class CaptureSettings(Checked):
     generation_prompt: bool = option(True, "With --chat, end where the assistant's answer begins.")
     trailing_special: bool = option(
         False, "Keep special tokens that the tokenizer adds at a prompt's end, such as EOS; the last token is then one of them."
+    )
+    control: ControlKind | None = option(
+        None, "Capture control prompts: null puts a neutral question in each one's place, shuffle puts its words in disorder."
     )
     max_samples: int = option(1024, "Rows to draw at random, without replacement; the whole file if it has fewer.", least=1)
     max_length: int = option(512, "Longest prompt in tokens; longer ones are skipped and listed.", least=1, most=MAX_TOKENS)
@@ -219,6 +223,21 @@ class WorkSettings(Checked):
         super().__post_init__()
         if self.dask and self.workers > 1:
             raise InputError("--workers: is for processes of this machine; leave it out with --dask")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlSettings(Checked):
+    """What signals are held against: the options of `headscore control` beside those of the ranking."""
+
+    against: Path | None = option(
+        None, "Cache that is the control: of --control prompts of the same rows, or of another task, on the same model."
+    )
+    random_span: bool = option(
+        False, "Take as the control a random stretch of text in the same prompt, as long as the task's span."
+    )
+    fdr: float = option(0.05, "What share of the heads that are found may be found by chance.", least=1e-6, most=0.5)
+    two_sided: bool = option(False, "Find heads that are lower than the control, too, not only higher ones.")
+    seed: int = option(42, "Seed of the random stretches.", least=0, most=2**32 - 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,11 +75,15 @@ class Columns:
             weights[:, place] = column.to_numpy()
         return weights
 
+    def bits(self, shard: Shard, block: Block | None = None) -> npt.NDArray[np.uint8]:
+        """The spans of each token of a shard, or of a block of it: bit i for the i-th span, uint8 [t]."""
+        return shard.read("tokens/span", block=block)
+
     def _table(self, shard: Shard, block: Block, with_ids: bool) -> pl.DataFrame:
         """The token table of a block: `position` (0-based), `tokens` (how many its sample has), `id`, and a column per span."""
         lengths = np.diff(block.offsets)
         starts = np.repeat(block.offsets[:-1], lengths)
-        bits = shard.read("tokens/span", block=block)
+        bits = self.bits(shard, block)
         table: dict[str, Any] = {
             "position": np.arange(len(bits), dtype=np.float64) - starts,
             "tokens": np.repeat(lengths, lengths).astype(np.float64),
@@ -151,7 +155,7 @@ def sample_columns(columns: Columns, shard: Shard) -> dict[str, npt.NDArray[Any]
     of the shard cannot be.
     """
     offsets = shard.offsets()
-    bits = shard.read("tokens/span")
+    bits = columns.bits(shard)
     rows = shard.read("samples/row")
     found: dict[str, npt.NDArray[Any]] = {"row": rows, "tokens": np.diff(offsets)}
     for name, members in columns.spans().items():

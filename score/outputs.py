@@ -32,12 +32,13 @@ CSV_FILES = {"raw": "scores_raw.csv", "norm": "scores_norm.csv", "combined": "sc
 JSON_FILES = {"topk_global": "topk_global.json", "topk_per_layer": "topk_per_layer.json"}
 HEADS_CSV, HEADS_PARQUET = "heads.csv", "heads.parquet"
 RESULT_FILES = (*CSV_FILES.values(), *JSON_FILES.values(), HEADS_CSV, HEADS_PARQUET, CONFIG_FILE, LOG_FILE)
+CONTROL_FILE = "control.csv"  # of `headscore control`, beside the others
 REPORT_FILE = "report.html"
 CHARTS_FOLDER = "charts"
 CHARTS = ("combined", "top_heads", "signal_maps", "entropy_and_task", "layer_profiles")
 REPORT_FILES = (REPORT_FILE, *(f"{CHARTS_FOLDER}/{name}.{kind}" for name in CHARTS for kind in ("svg", "png")))
 _FOUND = ("null", "checks")  # of the record; what came out says nothing about which run it was
-_CAPTURE_KEYS = ("model", "data", "templates", "settings", "plan", "versions")
+_RECORD_KEYS = ("model", "data", "templates", "settings", "plan", "versions", "control")
 
 
 @contextlib.contextmanager
@@ -79,29 +80,31 @@ def _log_file(path: Path) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def write_results(folder: Path, scores: Scores, extra: Mapping[str, Any], overwrite: bool) -> None:
+def write_results(
+    folder: Path, scores: Scores, extra: Mapping[str, Any], overwrite: bool, more: Mapping[str, str] | None = None
+) -> None:
     """Write config.yaml and the tables of a result to `folder`, each whole or not at all.
 
-    extra: what config.yaml holds besides the score settings. Raises InputError where the folder holds another run's results and
-    `overwrite` is False; the same run may be repeated.
+    extra: what config.yaml holds besides the score settings. more: further files, by name. Raises InputError where the folder
+    holds another run's results and `overwrite` is False; the same run may be repeated.
     """
     config = run_config(scores, extra, folder)
     require_same_run(folder, config, overwrite)
-    if overwrite:  # a report that is there may be another run's
-        for name in REPORT_FILES:
+    if overwrite:  # a report that is there may be another run's, and so may the tests of a control
+        for name in (*REPORT_FILES, CONTROL_FILE):
             (folder / name).unlink(missing_ok=True)
     (folder / CONFIG_FILE).unlink(missing_ok=True)  # written last, so that its presence says the others are of one run
     for name, file in CSV_FILES.items():
         write_text(folder / file, csv(getattr(scores, name)))
     for name, file in JSON_FILES.items():
         write_text(folder / file, json_lines(getattr(scores, name)))
-    write_text(folder / HEADS_CSV, csv(scores.heads))
+    for file, text in {HEADS_CSV: csv(scores.heads), **(more or {})}.items():
+        write_text(folder / file, text)
     table = io.BytesIO()
     scores.heads.write_parquet(table)
     write_bytes(folder / HEADS_PARQUET, table.getbuffer())
-    header = "# Repeats this run: headscore score --config config.yaml --out NEW_FOLDER\n"
-    if "model" in extra:
-        header = "# Repeats this run: headscore run --config config.yaml --out NEW_FOLDER\n"
+    command = "run" if "model" in extra else "control" if "fdr" in extra else "score"
+    header = f"# Repeats this run: headscore {command} --config config.yaml --out NEW_FOLDER\n"
     write_text(folder / CONFIG_FILE, header + yaml_text(config))
     logger.info("%s: results written", folder)
 
@@ -111,7 +114,7 @@ def run_config(scores: Scores, extra: Mapping[str, Any], folder: Path) -> dict[s
     record = {"headscore": __version__, "samples": scores.samples}
     if scores.missing_shards:
         record["missing_shards"] = scores.missing_shards
-    record |= {key: scores.metadata[key] for key in _CAPTURE_KEYS if key in scores.metadata}
+    record |= {key: scores.metadata[key] for key in _RECORD_KEYS if key in scores.metadata}
     if scores.null:
         record["null"] = scores.null.record()
     if scores.checks:

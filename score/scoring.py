@@ -7,6 +7,7 @@ from concurrent.futures import Executor
 import polars as pl
 
 from ..data.cache import Cache
+from ..data.controls import WHAT_CONTROLS_ARE
 from ..data.settings import BootstrapSettings, ScoreSettings, WorkSettings
 from .cache_means import CacheMeans, cache_means
 from .evidence.bootstrap import with_stability
@@ -51,6 +52,9 @@ def score_cache(
             cache.planned,
             cache.missing_ranges(),
         )
+    if kind := cache.metadata["settings"].get("control"):
+        what = WHAT_CONTROLS_ARE.get(kind, "its prompts are others than the rows'")
+        logger.warning("%s: CONTROL %s: %s; this is no ranking for the task", cache.path, kind, what)
     _warn_of_raw_norms(recipe, settings)
     work = work or WorkSettings()
     store = None if work.fresh else open_store(cache, recipe.mode)

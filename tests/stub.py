@@ -34,6 +34,7 @@ CALLS = (
     "report",
     "run",
     "signals",
+    "control",
     "compare",
     "stability",
     "sweep",

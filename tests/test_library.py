@@ -23,7 +23,14 @@ import headscore
 from headscore.data import voice
 from headscore.data.errors import HeadscoreError, InputError, RunError, one_line
 from headscore.data.evidence_settings import CompareSettings, StabilitySettings, SweepSettings
-from headscore.data.settings import BootstrapSettings, CaptureSettings, RunSettings, ScoreSettings, WorkSettings
+from headscore.data.settings import (
+    BootstrapSettings,
+    CaptureSettings,
+    ControlSettings,
+    RunSettings,
+    ScoreSettings,
+    WorkSettings,
+)
 
 ROOT = Path(__file__).parent.parent
 SETTINGS: dict[str, tuple[type, ...]] = {
@@ -31,6 +38,7 @@ SETTINGS: dict[str, tuple[type, ...]] = {
     "score": (ScoreSettings, BootstrapSettings, WorkSettings),
     "report": (ScoreSettings, BootstrapSettings, WorkSettings),
     "run": (RunSettings,),
+    "control": (ScoreSettings, ControlSettings),
     "signals": (ScoreSettings,),
     "compare": (ScoreSettings, CompareSettings),
     "stability": (ScoreSettings, StabilitySettings),
@@ -41,6 +49,7 @@ OWN = {
     "score": ["cache", "out", "overwrite", "partial", "report", "executor"],
     "report": ["cache", "out", "overwrite", "partial"],
     "run": ["out", "overwrite", "report", "progress"],
+    "control": ["cache", "out", "overwrite", "partial"],
     "signals": ["cache"],
     "compare": ["rankings", "out", "overwrite", "partial"],
     "stability": ["cache", "out", "overwrite", "partial"],
