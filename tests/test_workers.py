@@ -302,7 +302,7 @@ def test_sums_merge_in_any_order_and_grouping(cache: Path, order: list[int], cut
     sums = [shard_sums(opened, recipe, None, opened.shards[number]) for number in order]
     merged = reduce(add, sums[:cut]) + reduce(add, sums[cut:])
     whole = cache_means(opened, recipe, None, None)
-    assert merged.samples == whole.samples == 24
+    assert merged.task.samples == whole.samples == 24
     for name, values in whole.means.items():
         assert np.array_equal(merged.sums[name].means(), values, equal_nan=True), name
 
