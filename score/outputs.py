@@ -159,16 +159,19 @@ def require_same_run(
         raise InputError(f"{error.message}; use another --out, or --overwrite") from error
     existing = without_former(existing, path) if isinstance(existing, dict) else {}
     compared = {*existing, *config} - ({"cache"} if RECORD_KEY in config else {"cache", RECORD_KEY})
-    different = sorted(key for key in compared if _asked(existing.get(key)) != _asked(config.get(key)))
+    different = sorted(key for key in compared if _asked(key, existing) != _asked(key, config))
     if different:
         raise InputError(
             f"--out {folder}: holds another run ({', '.join(different)} differ); use another --out, or --overwrite"
         )
 
 
-def _asked(value: Any) -> Any:
-    """What a key of a configuration says, of a record without what was found."""
-    return {key: part for key, part in value.items() if key not in _FOUND} if isinstance(value, dict) else value
+def _asked(key: str, config: Mapping[str, Any]) -> Any:
+    """What a configuration says of a key, and of the record what was there before anything was found."""
+    value = config.get(key)
+    if key == RECORD_KEY and isinstance(value, dict):
+        return {name: part for name, part in value.items() if name not in _FOUND}
+    return value
 
 
 def csv(frame: pl.DataFrame) -> str:

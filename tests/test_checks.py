@@ -128,3 +128,12 @@ def test_the_correlation_with_length_is_that_over_all_samples(cache: Path, mode:
 def test_without_lengths_that_differ_there_is_no_correlation(tmp_path: Path) -> None:
     scores = headscore.score(made_cache(tmp_path, **{**clean(), "lengths": np.full(60, 8)}))
     assert scores.heads["task_length_r"].null_count() == 32 and "length" not in [check.name for check in scores.checks]
+
+
+def test_a_signal_that_is_called_like_a_finding_tells_runs_apart(cache: Path, tmp_path: Path) -> None:
+    """What was found is left out where runs are compared, in the record alone."""
+    options = {"signal": {"checks": "entropy"}, "out": tmp_path / "results"}
+    headscore.score(cache, weight={"checks": 1.0}, **options)
+    headscore.score(cache, weight={"checks": 1.0}, **options)
+    with pytest.raises(headscore.InputError, match="holds another run \\(weight"):
+        headscore.score(cache, weight={"checks": 2.0}, **options)
