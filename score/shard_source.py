@@ -153,6 +153,16 @@ class ShardSource:
         return self._files.enter_context(self._cache.open_shard(self._path))
 
 
+def known_of_samples(cache: Cache, recipe: Recipe, store: Store | None, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+    """What is known of every sample of a cache, arrays [n] by the names of `ShardSource.samples`, in the cache's order."""
+    found: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in names}
+    for path in cache.shards:
+        with ShardSource(cache, recipe, store, path) as source:
+            for name, parts in found.items():
+                parts.append(source.samples[name])
+    return {name: np.concatenate([np.empty(0, parts[0].dtype if parts else np.int64), *parts]) for name, parts in found.items()}
+
+
 def _sums(table: MeasureTable, names: Sequence[str], heads: int) -> Sums:
     """The sums of signals over the samples of a table, [signals,l,H]; one signal at a time stays in a core's cache."""
     values = table.signals(names)

@@ -16,7 +16,7 @@ from ..frames import by_unit
 from ..kept import Store
 from ..means import Float
 from ..recipe import Recipe
-from ..shard_source import ShardSource
+from ..shard_source import known_of_samples
 from . import rank_intervals
 from .resampling import draws
 from .weighted_means import ranked_replicates, weighted_means
@@ -103,7 +103,7 @@ def sample_weights(cache: Cache, recipe: Recipe, store: Store | None, bootstrap:
             there = ", ".join(name.removeprefix(DATA) for name in recipe.data) or "none"
             raise InputError(f"{option} {column}: {cache.path} keeps no such column (it keeps {there}); capture it with --keep")
     names = {option: f"{DATA}{column}" for option, column in columns.items() if column is not None}
-    table = _samples(cache, recipe, store, ["row", *dict.fromkeys(names.values())])
+    table = known_of_samples(cache, recipe, store, ["row", *dict.fromkeys(names.values())])
     order = np.argsort(table["row"], kind="stable")
     strata, clusters = (table[names[option]][order].tolist() if option in names else None for option in columns)
     if clusters is not None and None in clusters:
@@ -113,16 +113,6 @@ def sample_weights(cache: Cache, recipe: Recipe, store: Store | None, bootstrap:
     weights = np.empty((count, len(order)), np.uint16)
     weights[:, order] = draws(len(order), count, strata=strata, clusters=clusters)
     return Drawn(weights, len(order if clusters is None else set(clusters)) - (1 if strata is None else len(set(strata))))
-
-
-def _samples(cache: Cache, recipe: Recipe, store: Store | None, names: list[str]) -> dict[str, npt.NDArray[Any]]:
-    """What is known of each sample of the cache, arrays [n] by name."""
-    found: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in names}
-    for path in cache.shards:
-        with ShardSource(cache, recipe, store, path) as source:
-            for name, parts in found.items():
-                parts.append(source.samples[name])
-    return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
 def _ranked(

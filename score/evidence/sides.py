@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ from ...data.settings import ScoreSettings
 from ..kept import Store, open_store
 from ..means import Float
 from ..recipe import Recipe, choose_recipe
-from ..shard_source import ShardSource
+from ..shard_source import ShardSource, known_of_samples
 from .pairing import OTHER_TASK, pairing_of
 from .stretches import signals_of_span, with_moved_span
 
@@ -139,13 +140,8 @@ def _side(cache: Cache, recipe: Recipe) -> Side:
     return dataclasses.replace(side, samples=samples, used=np.arange(samples))
 
 
-def _of_samples(side: Side, name: str) -> npt.NDArray[np.int64]:
-    """What is known of every sample of a cache, by its name among those of `ShardSource.samples`."""
-    found = [np.empty(0, np.int64)]
-    for path in side.cache.shards:
-        with ShardSource(side.cache, side.recipe, side.store, path) as source:
-            found.append(np.asarray(source.samples[name], np.int64))
-    return np.concatenate(found)
+def _of_samples(side: Side, name: str) -> npt.NDArray[Any]:
+    return known_of_samples(side.cache, side.recipe, side.store, [name])[name]
 
 
 def _require_two(count: int, what: str, advice: str = "") -> None:
