@@ -11,14 +11,13 @@ import typer
 
 from .capture.ranks import this_rank
 from .data.errors import HeadscoreError, InputError, RunError, one_line, printable, typed_line
-from .data.evidence_settings import CompareSettings, StabilitySettings, SweepSettings
+from .data.evidence_settings import CompareSettings, ControlSettings, StabilitySettings, SweepSettings
 from .data.files import given_path
 from .data.foreign import is_panic
 from .data.limits import require_address_space
 from .data.settings import (
     BootstrapSettings,
     CaptureSettings,
-    ControlSettings,
     RunSettings,
     ScoreSettings,
     ValidateSettings,
@@ -120,6 +119,12 @@ _RESULTS: dict[str, Any] = {"parser": _results, "show_default": False}
 _RANKINGS: dict[str, Any] = {"parser": _ranking, "show_default": False}
 _OUT: dict[str, Any] = {"parser": _out, "metavar": "<path>"}  # pathlib would take an empty text for the folder one is in
 
+_CACHE_GIVEN = Annotated[Path, typer.Argument(help="Cache folder or shard file.", **_CACHE)]
+_OUT_OR_NONE = Annotated[
+    Path | None,
+    typer.Option("--out", "--output-dir", help="Folder of the files; if not given, none are written.", **_OUT),
+]
+
 # ------------------------------------------------------------------------------------------------------------- commands
 
 
@@ -182,11 +187,8 @@ def capture(config: Path | None, debug: bool, **options: Any) -> None:
 @with_options(
     (ScoreSettings, BootstrapSettings, WorkSettings),
     {
-        "cache": Annotated[Path, typer.Argument(help="Cache folder or shard file.", **_CACHE)],
-        "out": Annotated[
-            Path | None,
-            typer.Option("--out", "--output-dir", help="Folder of the result files; if not given, none are written.", **_OUT),
-        ],
+        "cache": _CACHE_GIVEN,
+        "out": _OUT_OR_NONE,
     },
     {
         "report": Annotated[bool, typer.Option("--report", help="Make report.html and its charts too.")],
@@ -207,7 +209,7 @@ def score(config: Path | None, debug: bool, quiet: bool, **options: Any) -> None
 @with_options(
     (ScoreSettings, BootstrapSettings, WorkSettings),
     {
-        "cache": Annotated[Path, typer.Argument(help="Cache folder or shard file.", **_CACHE)],
+        "cache": _CACHE_GIVEN,
         "out": Annotated[
             Path, typer.Option("--out", "--output-dir", help="Folder of the results.", **_OUT, show_default=False)
         ],
@@ -254,13 +256,8 @@ def validate(config: Path | None, debug: bool, **options: Any) -> None:
 @with_options(
     (ScoreSettings, ControlSettings),
     {
-        "cache": Annotated[Path, typer.Argument(help="Cache folder or shard file.", **_CACHE)],
-        "out": Annotated[
-            Path | None,
-            typer.Option(
-                "--out", "--output-dir", help="Folder of the controlled ranking; if not given, none is written.", **_OUT
-            ),
-        ],
+        "cache": _CACHE_GIVEN,
+        "out": _OUT_OR_NONE,
     },
     {"partial": PARTIAL, "overwrite": OVERWRITE},
     {"out": None, "partial": False, "overwrite": False},
@@ -287,10 +284,7 @@ def control(config: Path | None, debug: bool, **options: Any) -> None:
             list[Path],
             typer.Argument(help="Caches, folders of results or of validations, or files that list heads.", **_RANKINGS),
         ],
-        "out": Annotated[
-            Path | None,
-            typer.Option("--out", "--output-dir", help="Folder of the tables; if not given, none are written.", **_OUT),
-        ],
+        "out": _OUT_OR_NONE,
     },
     {"partial": PARTIAL, "overwrite": OVERWRITE},
     {"out": None, "partial": False, "overwrite": False},
@@ -307,11 +301,8 @@ def compare(config: Path | None, debug: bool, **options: Any) -> None:
 @with_options(
     (ScoreSettings, StabilitySettings),
     {
-        "cache": Annotated[Path, typer.Argument(help="Cache folder or shard file.", **_CACHE)],
-        "out": Annotated[
-            Path | None,
-            typer.Option("--out", "--output-dir", help="Folder of the files; if not given, none are written.", **_OUT),
-        ],
+        "cache": _CACHE_GIVEN,
+        "out": _OUT_OR_NONE,
     },
     {"partial": PARTIAL, "overwrite": OVERWRITE},
     {"out": None, "partial": False, "overwrite": False},
@@ -328,11 +319,8 @@ def stability(config: Path | None, debug: bool, **options: Any) -> None:
 @with_options(
     (ScoreSettings, WorkSettings, SweepSettings),
     {
-        "cache": Annotated[Path, typer.Argument(help="Cache folder or shard file.", **_CACHE)],
-        "out": Annotated[
-            Path | None,
-            typer.Option("--out", "--output-dir", help="Folder of the files; if not given, none are written.", **_OUT),
-        ],
+        "cache": _CACHE_GIVEN,
+        "out": _OUT_OR_NONE,
     },
     {"overwrite": OVERWRITE, "partial": PARTIAL},
     {"out": None, "overwrite": False, "partial": False},

@@ -9,9 +9,9 @@ from typing import Any
 from .cache import METADATA_FILE
 from .checked import checked_option
 from .errors import HeadscoreError, InputError
-from .evidence_settings import CompareSettings, StabilitySettings, SweepSettings
+from .evidence_settings import CompareSettings, ControlSettings, StabilitySettings, SweepSettings
 from .places import PLACES, read_place
-from .settings import RECORD_KEY, ControlSettings, RunSettings, ValidateSettings, WorkSettings
+from .settings import RECORD_KEY, RunSettings, ValidateSettings, WorkSettings
 from .strict_yaml import read_yaml
 
 logger = logging.getLogger("headscore")

@@ -1,4 +1,4 @@
-"""The options of the commands that compare rankings, and that ask how stable one is."""
+"""The options of the commands that ask how far a ranking may be trusted: compare, stability, sweep and control."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,3 +37,18 @@ class SweepSettings(Checked):
         None, "A cache, results, a validation with single heads, or a list of heads to compare with; if not given, the ranking."
     )
     effect: Effect | None = option(None, "Which cost of single heads a validation is ranked by; kl if it has that.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlSettings(Checked):
+    """What signals are held against: the options of `headscore control` beside those of the ranking."""
+
+    against: Path | None = option(
+        None, "Cache that is the control: of --control prompts of the same rows, or of another task, on the same model."
+    )
+    random_span: bool = option(
+        False, "Take as the control a random stretch of text in the same prompt, as long as the task's span."
+    )
+    fdr: float = option(0.05, "What share of the heads that are found may be found by chance.", least=1e-6, most=0.5)
+    two_sided: bool = option(False, "Find heads that are lower than the control, too, not only higher ones.")
+    seed: int = option(42, "Seed of the random stretches.", least=0, most=2**32 - 1)

@@ -226,21 +226,6 @@ class WorkSettings(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ControlSettings(Checked):
-    """What signals are held against: the options of `headscore control` beside those of the ranking."""
-
-    against: Path | None = option(
-        None, "Cache that is the control: of --control prompts of the same rows, or of another task, on the same model."
-    )
-    random_span: bool = option(
-        False, "Take as the control a random stretch of text in the same prompt, as long as the task's span."
-    )
-    fdr: float = option(0.05, "What share of the heads that are found may be found by chance.", least=1e-6, most=0.5)
-    two_sided: bool = option(False, "Find heads that are lower than the control, too, not only higher ones.")
-    seed: int = option(42, "Seed of the random stretches.", least=0, most=2**32 - 1)
-
-
-@dataclass(frozen=True, kw_only=True)
 class ValidateSettings(Checked):
     """How a ranking is held against what the model loses without its heads: the options of `headscore validate`."""
 

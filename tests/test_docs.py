@@ -12,13 +12,12 @@ import pytest
 from typer.main import get_command
 
 from headscore.cli import app
-from headscore.data.evidence_settings import CompareSettings, Effect, StabilitySettings, SweepSettings
+from headscore.data.evidence_settings import CompareSettings, ControlSettings, Effect, StabilitySettings, SweepSettings
 from headscore.data.metadata import METADATA_SHAPE, OPTIONAL_SHAPE
 from headscore.data.settings import (
     DEFAULT_WEIGHTS,
     BootstrapSettings,
     CaptureSettings,
-    ControlSettings,
     ScoreSettings,
     ValidateSettings,
     WorkSettings,

@@ -22,11 +22,10 @@ from hypothesis import strategies as st
 import headscore
 from headscore.data import voice
 from headscore.data.errors import HeadscoreError, InputError, RunError, one_line
-from headscore.data.evidence_settings import CompareSettings, StabilitySettings, SweepSettings
+from headscore.data.evidence_settings import CompareSettings, ControlSettings, StabilitySettings, SweepSettings
 from headscore.data.settings import (
     BootstrapSettings,
     CaptureSettings,
-    ControlSettings,
     RunSettings,
     ScoreSettings,
     WorkSettings,

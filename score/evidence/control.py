@@ -11,9 +11,10 @@ import polars as pl
 
 from ...data.cache import Cache, open_cache
 from ...data.errors import InputError
+from ...data.evidence_settings import ControlSettings
 from ...data.files import given_path
 from ...data.places import written_options, written_place
-from ...data.settings import ControlSettings, ScoreSettings, pick
+from ...data.settings import ScoreSettings, pick
 from ...data.signatures import library_call
 from ..frames import heads_frame, unit_frame
 from ..means import Float
