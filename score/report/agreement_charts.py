@@ -6,7 +6,7 @@ import polars as pl
 from ...data.errors import InputError
 from .columns import UNITS, finite, unit_of
 from .marks import INK, PICKED_ONLY, picked
-from .views import COLOURS, PLAIN
+from .parts import COLOURS, PLAIN
 
 _SIZE = 300
 _ENOUGH = 0.9
