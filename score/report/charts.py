@@ -31,7 +31,8 @@ def heatmap(frame: Heads, column: str | None = None, ranking: Ranking | None = N
 
     Args:
         frame: layer, head and `column`; with a ranking, `combined` follows the sliders and the top k are marked.
-        column: by default `combined`, or else the first column that is no place of a head.
+        column: by default `combined`, or else the first column that is no place of a head. Of `combined`, with a ranking, the
+            margin counts the top k heads of each layer.
         ranking: where the sliders start. If not given that of the `Scores`, or the default weights where they make the frame's
             `combined`; else the frame's own `rank`, with a slider for k alone; where it has none nothing is marked.
 
@@ -80,7 +81,7 @@ def layer_profiles(frame: Heads, ranking: Ranking | None = None, signals: Sequen
     """Each signal from the first layer to the last: mean and range of a layer's heads, and the top k heads as dots.
 
     Args:
-        frame: layer, head, and the signals; with a ranking the top k are dots, and a last chart counts them.
+        frame: layer, head, and the signals; with a ranking the top k are dots.
         ranking: as in `heatmap`.
         signals: as in `signal_maps`.
 

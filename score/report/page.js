@@ -87,6 +87,7 @@
     return number(column, row[column.shown]) + end + mark;
   }
   const cell = (kind, text) => Object.assign(document.createElement(kind), { textContent: text });
+  const kind = (column) => (column.wide ? "wide" : "");
 
   const datasets = Object.keys(main.getState({ data: () => true, signals: () => false }).data);
   const ranked = datasets.find((name) => main.data(name)?.length === heads.length && "place" in main.data(name)[0]);
@@ -108,7 +109,7 @@
     top.sort((a, b) => (key(a) - key(b)) * (sort.down ? -1 : 1) || a.rank - b.rank);
     const lines = top.map((row) => {
       const line = document.createElement("tr");
-      line.append(...page.columns.map((column) => cell("td", format(column, row))));
+      line.append(...page.columns.map((column) => Object.assign(cell("td", format(column, row)), { className: kind(column) })));
       line.classList.toggle("picked", row === chosen);
       line.tabIndex = 0;
       line.addEventListener("click", () => pick(row));
@@ -170,6 +171,7 @@
   for (const column of page.columns) {
     const head = document.createElement("th");
     Object.assign(head.dataset, { field: column.field, title: column.title });
+    head.className = kind(column);
     const button = cell("button", column.title);
     button.addEventListener("click", () => {
       sort = { field: column.field, down: sort.field === column.field ? !sort.down : column.digits !== undefined };

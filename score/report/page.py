@@ -89,7 +89,6 @@ class _Shown:
             "entropy_and_task": views.scatter_chart(data, grid, True, ranking),
             **{_profile_id(column): views.profile_chart(data, grid, column, ranking, colour) for column, colour in profiles},
             **{_profile_id(column): views.profile_chart(data, grid, column, ranking) for column in self.others},
-            "profile-count": views.count_chart(data, grid, ranking),
         }
 
     @property
@@ -104,24 +103,22 @@ class _Shown:
 
     def table(self) -> list[dict[str, Any]]:
         """The columns of the table of top heads: the field that sorts, the one that shows, and to which one it reaches where it
-        is a range; title and decimals; whether it holds only while the sliders stand where they started.
+        is a range; title and decimals; whether it holds only while the sliders stand where they started, and whether it needs a
+        wide screen.
         """
-        ranges = {"ranks": ("rank", 0), "scores": ("combined", self.combined_digits)}
-        ends = {"rank": ("rank_low", "rank_high"), "combined": ("low", "high")}
+        decimals = self.combined_digits
         stable: list[dict[str, Any]] = [
-            {"field": ends[of][0], "shown": ends[of][0], "to": ends[of][1], "title": title, "digits": digits, "given": True}
-            for title, (of, digits) in ranges.items()
+            {"field": "rank_low", "shown": "rank_low", "to": "rank_high", "title": "ranks", "digits": 0, "given": True},
+            {"field": "low", "shown": "low", "to": "high", "title": "scores", "digits": decimals, "given": True, "wide": True},
+            {"field": "p_top", "shown": "p_top", "title": "p_top", "digits": 2, "given": True},
         ]
-        stable.append({"field": "p_top", "shown": "p_top", "title": "p_top", "digits": 2, "given": True})
+        more = {"digits": _TABLE_DIGITS, "wide": self.ranking.stable}
         return [
             {"field": "rank", "shown": "place", "title": "rank"},
             {"field": "name", "shown": "name", "title": self.grid.unit},
-            {"field": "combined", "shown": "combined", "title": "combined", "digits": self.combined_digits},
+            {"field": "combined", "shown": "combined", "title": "combined", "digits": decimals},
             *(stable if self.ranking.stable else []),
-            *(
-                {"field": field(column.name), "shown": field(column.name), "title": column.label, "digits": _TABLE_DIGITS}
-                for column in self._in_table()
-            ),
+            *({"field": field(each.name), "shown": field(each.name), "title": each.label, **more} for each in self._in_table()),
         ]
 
     def _in_table(self) -> list[Column]:
@@ -173,7 +170,7 @@ def _chart_sections(shown: _Shown) -> dict[str, str]:
         f'{ranges if shown.ranking.stable else ""} <button id="csv">Download as CSV</button></p>{table}</div>'
     )
     pairs = "".join(_signal(*pair) for pair in zip(shown.weighted, shown.in_layer, strict=True))
-    profiles = "".join(place(_profile_id(column)) for column in shown.weighted) + place("profile-count")
+    profiles = "".join(place(_profile_id(column)) for column in shown.weighted)
     other_maps = _folded("maps", [_signal(column) for column in shown.others])
     other_profiles = _folded("profiles", [place(_profile_id(column)) for column in shown.others])
     bodies = {

@@ -26,7 +26,7 @@ READING = {
     ),
     "layer_profiles": (
         "Signals by layer",
-        "The line is the mean of a layer's heads, the band their range; dots are the top k heads, which the last chart counts.",
+        "The line is the mean of a layer's heads, the band their range; dots are the top k heads.",
     ),
 }
 _PARTS = {  # by fusion
@@ -37,7 +37,7 @@ _PARTS = {  # by fusion
 _NULL = " Bands are where random ranks would have the best and the k-th score."
 _NAMED = 3  # heads in the first sentence
 _DOUBTS = {  # by the name of a check: what speaks against the ranking, of `{n}` of the top `{k}` where that is counted
-    "disagreement": "its signals point at different heads",
+    "disagreement": "weighted signals point at different heads",
     "below_uniform": "{n} of the top {k} give the task less than uniform attention would",
     "length": "{n} follow the length of the task's text",
     "ties": "{n} heads tie at the cut",

@@ -10,7 +10,7 @@ import altair as alt
 
 from .columns import Column, field
 from .maps import Grid
-from .marks import INK, MARK, PICKED_ONLY, TOP, Ranking, picked, ranked, top_only
+from .marks import INK, MARK, PICKED_ONLY, Ranking, picked, ranked, top_only
 from .parts import LEGEND_WIDTH, PLAIN, beside, colours, legend_of, title_of, tooltip_of, wrapped
 from .texts import reading
 
@@ -26,7 +26,6 @@ def profiles_chart(data: Any, grid: Grid, columns: Sequence[Column], live: Ranki
     charts: list[Any] = [
         profile_chart(alt.Undefined, grid, column, live, colour) for column, colour in zip(columns, colours(), strict=False)
     ]
-    charts += [count_chart(alt.Undefined, grid, live)] if live else []
     return beside(charts, columns=2, data=data, title=title_of(*reading("layer_profiles", live)))
 
 
@@ -70,13 +69,3 @@ def profile_chart(data: Any, grid: Grid, column: Column, live: Ranking | None, c
         marks.append(dots.add_params(picked(grid.unit)))
         marks.append(heads.transform_filter(PICKED_ONLY).mark_point(size=180, stroke=MARK, strokeWidth=3))
     return ranked(alt.layer(*marks, data=data, width=340, height=180), live, grid.unit, [column.name])
-
-
-def count_chart(data: Any, grid: Grid, live: Ranking | None) -> alt.Chart:
-    """How many of the top k each layer has: the last part of `layer_profiles`."""
-    bars = alt.Chart(data).encode(
-        x=_LAYERS,
-        y=alt.Y("sum(is_top):Q", title=f"{grid.unit}s in the top k", axis=_WHOLE),
-    )
-    bars = bars.mark_bar(width=alt.ExprRef("3"), color="#888888").transform_calculate(is_top=f"{TOP} ? 1 : 0")
-    return ranked(bars, live, grid.unit, first=True).properties(width=340, height=180)
