@@ -213,7 +213,10 @@ def test_every_signal_is_a_map_of_its_values(page: Browser, tmp_path: Path, name
     unfold(page)
     heads = scores.heads
     ends = {f"map-{field(name)}": [heads[name].min(), heads[name].max()] for name in scores.signals}
-    for chart, expected in (ends | {f"layer-{field(name)}": [1, 6] for name in scores.weights}).items():
+    for name in scores.weights:
+        ranks = heads.select(pl.col(name).rank("min").over("layer")).to_series()
+        ends[f"layer-{field(name)}"] = [ranks.min(), ranks.max()]
+    for chart, expected in ends.items():
         domain = page.run(f"headscore.views['{chart}'].scale('color').domain()")
         assert [domain[0], domain[-1]] == pytest.approx(expected, rel=1e-5), chart
         assert dots(page, chart) == 7, "where the sliders stand, also in what was drawn later"

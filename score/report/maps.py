@@ -83,7 +83,7 @@ def map_chart(
     )
     marks = [cells.add_params(picked(grid.unit))]
     if live:
-        dot = {"shape": "circle", "filled": True, "fill": "white", "stroke": "black", "strokeWidth": 1, "opacity": 1}
+        dot: dict[str, Any] = {"shape": "circle", "filled": True, "fill": "white", "strokeWidth": 1, "opacity": 1}
         dot["size"] = alt.ExprRef(f"max(30, min(90, pow({cell} * 0.5, 2)))")
         dot["fillOpacity"] = alt.ExprRef("datum.tossed ? 0 : 1")
         dot["stroke"] = alt.ExprRef("datum.tossed ? 'white' : 'black'")
@@ -91,7 +91,7 @@ def map_chart(
     outline = base.mark_rect(fill=None, stroke=MARK, strokeWidth=2.5)
     marks.append(outline.transform_filter(PICKED_ONLY))
     if grid.first:
-        borders = alt.Chart(alt.InlineData(values=[{grid.unit: head} for head in grid.first]))
+        borders = alt.Chart(alt.InlineData(values=[{str(grid.unit): head} for head in grid.first]))
         marks.append(borders.mark_rule(color="white", strokeWidth=2).encode(x=alt.X(f"{grid.unit}:O", bandPosition=0)))
     marks += _margin(place["y"]) if is_main else []
     title: Any = alt.Undefined  # the legend says what it is
@@ -141,7 +141,7 @@ def maps_chart(data: Any, grid: Grid, columns: Sequence[Column], across: int, li
 def _null_line(live: Ranking | None) -> list[str]:
     """The same as a line of a legend."""
     levels = live.null_levels() if live else {}
-    return [f"random ranks would give: {', '.join(levels)}"] if levels else []
+    return [f"random ranks: {', '.join(levels)}"] if levels else []
 
 
 def _step(count: int, most: int, largest: int) -> float:

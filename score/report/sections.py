@@ -97,7 +97,7 @@ def tokens_panel(lines: Sequence[dict[str, Any]], unit: Unit = "head") -> tuple[
         return f"{title}<p>This cache keeps no texts of tokens; one that is captured anew does.</p>", {}
     names = sorted({name for line in lines for name in line["spans"]} - {"template"})
     underline = {name: f"u{place % _UNDERLINES}" for place, name in enumerate(names)}
-    shown, levels = (lines[0]["layer"], lines[0]["head"]), defaultdict(bytearray)
+    shown, levels = (lines[0]["layer"], lines[0]["head"]), defaultdict[str, bytearray](bytearray)
     for line in lines:
         levels[f"L{line['layer']}{UNITS[unit]}{line['head']}"].append(round(min(1.0, max(0.0, line["weight"])) ** 0.5 * 255))
     body = ""
@@ -125,8 +125,8 @@ def _row(line: dict[str, Any]) -> int:
 
 def _tokens(tokens: list[dict[str, Any]], underline: dict[str, str]) -> str:
     text = ""
-    for folded, run in itertools.groupby(tokens, key=lambda token: bool(token["spans"]) and set(token["spans"]) <= _FOLDED):
-        run = list(run)
+    for folded, group in itertools.groupby(tokens, key=lambda token: bool(token["spans"]) and set(token["spans"]) <= _FOLDED):
+        run = list(group)
         inner = "".join(_token(token, underline) for token in run)
         if folded and len(run) >= _LONG_RUN:
             inner = f'<button class="run">⋯ {len(run)} of the template</button><span hidden>{inner}</span>'

@@ -69,10 +69,7 @@ def opening(scores: Scores) -> str:
         agree = "its signals agree more than chance would make them, and " if verdict else ""
         return f"{found}: {agree}none of the checks speaks against it, but whether the model needs them is another question."
     more = len(doubts) - _SHOWN_DOUBTS
-    shown = [
-        *doubts[:_SHOWN_DOUBTS],
-        *([f"there {'is' if more == 1 else 'are'} {more} more to read below"] if more > 0 else []),
-    ]
+    shown = [*doubts[:_SHOWN_DOUBTS], *([f"{more} more below"] if more > 0 else [])]
     told = f"{', '.join(shown[:-1])}, and {shown[-1]}" if len(shown) > 1 else shown[0]
     much = "as a list of candidates, not as a finding" if verdict in ("less", "no more") else "with care"
     return f"{found}; take this {much}: {told}."

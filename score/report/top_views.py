@@ -104,7 +104,7 @@ def _null_marks(live: Ranking, legend: bool) -> list[alt.Chart]:
     scale = alt.Scale(domain=list(levels), range=list(NULL_COLOURS))
     base = alt.Chart(alt.InlineData(values=ends)).encode(color=alt.Color("null:N", scale=scale, legend=guide))
     faint, full = (alt.condition(live.is_given(), alt.value(opacity), alt.value(0)) for opacity in (0.25, 1))
-    x = {"title": "combined score" if legend else None}
+    x: dict[str, Any] = {"title": "combined score" if legend else None}
     return [
         base.mark_rect().encode(x=alt.X("from:Q", **x), x2="to:Q", opacity=faint),
         base.mark_rule(strokeWidth=1.5).encode(x=alt.X("mean:Q", **x), opacity=full),
