@@ -76,7 +76,7 @@ def raw_columns(signals: Sequence[str]) -> list[Column]:
 
 def layer_columns(signals: Sequence[str]) -> list[Column]:
     """The ranks of signals within their layers."""
-    return [Column(name, f"{printable(name)}, rank in its layer (1 = lowest)", in_layer=True) for name in signals]
+    return [Column(name, printable(name), in_layer=True) for name in signals]
 
 
 def norm_columns(signals: Sequence[str], norm_mode: NormMode) -> list[Column]:

@@ -13,6 +13,7 @@ from .found_kinds import KINDS, MOST_OF_A_KIND, MOST_SHOWN, Kind, lines_of
 from .frame import fitted, place, section
 from .sections import escaped
 
+_LINES = 4  # of text before it is folded
 _MOST_NAMES = 1000  # that a folder is looked through for
 _MOST_VALUES = 1 << 14  # lines of data in one chart
 
@@ -68,8 +69,10 @@ def _shown(kind: Kind, path: Path, charts: dict[str, dict[str, Any]]) -> str:
             specs = {caption: _packed(fitted(chart.to_dict(validate=False))) for caption, chart in own.items()}
     except HeadscoreError as error:
         return f'<p class="warning">{escaped(error)}</p>'
-    html = "".join(f"<li>{escaped(line)}</li>" for line in [*lines, *more])
-    html = f"<ul>{html}</ul>" if html else ""
+    told = [f"<li>{escaped(line)}</li>" for line in [*lines, *more]]
+    html = f'<ul class="told">{"".join(told[:_LINES])}</ul>' if told else ""
+    if rest := told[_LINES:]:
+        html += f'<details><summary>{len(rest)} more lines</summary><ul class="told">{"".join(rest)}</ul></details>'
     parts = ""
     for caption, spec in specs.items():
         name = f"found-{len(charts)}"

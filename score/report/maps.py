@@ -73,7 +73,8 @@ def map_chart(
     if scale is None and column.middle is not None:
         scale = alt.Scale(scheme="blueorange", domainMid=column.middle)
     is_main = column.name == "combined" and live is not None
-    legend = legend_of(*([f"{column.label}{HIGHER}", *_null_line(live)] if column.name == "combined" else [column.label]))
+    named = [f"{column.label}{HIGHER}", *_null_line(live)] if column.name == "combined" else [column.label]
+    legend = legend_of(*named, *(["as ranks in the layer"] if column.in_layer else []))
     base = alt.Chart().encode(**place)
     shown = IN_LAYER if column.in_layer else field(column.name)
     in_layer = [alt.Tooltip(f"{IN_LAYER}:Q", title="rank in its layer")] if column.in_layer else []
@@ -91,8 +92,9 @@ def map_chart(
     outline = base.mark_rect(fill=None, stroke=MARK, strokeWidth=2.5)
     marks.append(outline.transform_filter(PICKED_ONLY))
     if grid.first:
+        thick = alt.ExprRef(f"width > {12 * grid.heads} ? 2 : 1")
         borders = alt.Chart(alt.InlineData(values=[{str(grid.unit): head} for head in grid.first]))
-        marks.append(borders.mark_rule(color="white", strokeWidth=2).encode(x=alt.X(f"{grid.unit}:O", bandPosition=0)))
+        marks.append(borders.mark_rule(color="white", strokeWidth=thick).encode(x=alt.X(f"{grid.unit}:O", bandPosition=0)))
     marks += _margin(place["y"]) if is_main else []
     title: Any = alt.Undefined  # the legend says what it is
     if column.name == "combined":

@@ -14,6 +14,7 @@ from .marks import Ranking
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#8C6D31", "#5E4FA2")  # five of Okabe and Ito, two more
 PLAIN = "#777777"  # of a signal that weighs nothing
 LEGEND_WIDTH = 40  # characters
+_GRADIENT = alt.ExprRef("min(200, width)")  # of a legend
 _TITLE_WIDTH = 72
 
 
@@ -32,7 +33,7 @@ def colours() -> Iterator[str]:
 def legend_of(*texts: str, **more: Any) -> alt.Legend:
     """A legend above its chart, with a title of such lines."""
     title = [line for text in texts for line in wrapped(text, LEGEND_WIDTH)]
-    return alt.Legend(title=title, orient="top", titleLimit=0, gradientThickness=10, **more)
+    return alt.Legend(title=title, orient="top", titleLimit=0, gradientThickness=10, gradientLength=_GRADIENT, **more)
 
 
 def tooltip_of(columns: Iterable[Column], live: Ranking | None) -> list[Any]:

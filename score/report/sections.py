@@ -103,7 +103,7 @@ def tokens_panel(lines: Sequence[dict[str, Any]], unit: Unit = "head") -> tuple[
     body = ""
     for row, tokens in itertools.groupby((line for line in lines if _by_head(line) == shown), key=lambda line: line["row"]):
         body += f'<div class="prompt"><span class="faint">row {row} </span>{_tokens(list(tokens), underline)}</div>'
-    key = "".join(f'<i class="{kind}">{escaped(name)}</i>' for name, kind in underline.items())
+    key = ", ".join(f'<i class="{kind}">{escaped(name)}</i>' for name, kind in underline.items())
     reading = (
         "The stronger a token's shade, the more attention the head gives it from the last token (as the square root of its "
         f"share); spans are underlined: {key}. Click a head in any chart to see its own."
