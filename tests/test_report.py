@@ -245,7 +245,7 @@ def test_charts_of_any_names_are_drawn(tmp_path: Path, names: list[str]) -> None
         for name in scores.signals:
             assert sum(f"{printable(name)}: " in label for label in labels) >= 20, "every head or dot says its value"
     top = html.unescape(vl_convert.vegalite_to_svg(json.dumps(headscore.top_heads(scores).to_dict())))
-    assert all(f"; {printable(name)}: " in top for name in scores.weights)
+    assert all(f"{printable(name)}: " in top for name in scores.weights)
 
 
 def test_a_new_function_in_the_signals_file_is_a_map_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,15 +35,15 @@ def combined_chart(data: Any, grid: Grid, live: Ranking, alone: bool = False) ->
     column = Column("combined", "combined score")
     marks: list[Any] = []
     if live.null:
-        marks += _null_marks(column, live, alone)
-    base = _row(True, column, alone)
+        marks += _null_marks(live, alone)
+    base = _row(True, column)
     if live.stable:
-        ends = {"x": alt.X("low:Q", title=_titled(column, alone)), "x2": "high:Q"}
+        ends = {"x": alt.X("low:Q", title=None), "x2": "high:Q"}
         shown = alt.condition(live.is_given(), alt.value(0.8), alt.value(0))
         marks.append(base.mark_rule(strokeWidth=2, color=INK).encode(**ends, opacity=shown))
     own = [Column("low", "5 % of replicates"), Column("high", "95 %"), Column("p_top", "p_top")] if live.stable else []
     marks.append(_dots(base, grid, [column, *own], live, INK))
-    return _rows(marks, data, grid, live, 240 if alone else None)
+    return _rows(marks, data, grid, live, column, 240 if alone else None)
 
 
 def values_chart(
@@ -57,7 +57,7 @@ def values_chart(
         named: with the names of the heads.
         alone: with a title of its own.
     """
-    base = _row(named, column, alone)
+    base = _row(named, column)
     marks = [_dots(base, grid, [column], live, colour)]
     if column.name in live.uniform:
         level = alt.Chart(alt.InlineData(values=[{"uniform": live.uniform[column.name]}]))
@@ -65,30 +65,25 @@ def values_chart(
         marks.insert(
             0,
             rule.encode(
-                x=alt.X("uniform:Q", title=_titled(column, alone)),
+                x=alt.X("uniform:Q", title=None),
                 tooltip=[alt.Tooltip("uniform:Q", title=UNIFORM, format=".4f")],
             ),
         )
-    return _rows(marks, data, grid, live, 130 if alone else None, [column.name])
+    return _rows(marks, data, grid, live, column, 130 if alone else None)
 
 
-def _row(named: bool, column: Column, titled: bool) -> alt.Chart:
+def _row(named: bool, column: Column) -> alt.Chart:
     """A line for each head, in their order."""
     axis = alt.Axis(ticks=False, domain=False, labels=named, labelLimit=0, grid=True, gridDash=[1, 3])
     return alt.Chart().encode(
         y=alt.Y("label:N", title=None, sort=alt.EncodingSortField("rank", op="min", order="ascending"), axis=axis),
         x=alt.X(
             f"{field(column.name)}:Q",
-            title=_titled(column, titled),
+            title=None,
             scale=alt.Scale(zero=False),
             axis=alt.Axis(tickCount=3, grid=False),
         ),
     )
-
-
-def _titled(column: Column, alone: bool) -> list[str] | None:
-    """An axis's title, the same for all layers of a chart, or Vega-Lite would join them."""
-    return wrapped(column.label, LEGEND_WIDTH) if alone else None
 
 
 def _dots(base: alt.Chart, grid: Grid, columns: Sequence[Column], live: Ranking, colour: str) -> alt.Chart:
@@ -100,25 +95,29 @@ def _dots(base: alt.Chart, grid: Grid, columns: Sequence[Column], live: Ranking,
     return dots.add_params(picked(grid.unit))
 
 
-def _rows(
-    marks: list[Any], data: Any, grid: Grid, live: Ranking, width: int | None, columns: Sequence[str] = ()
-) -> alt.LayerChart:
-    """The chart of such marks, of the top heads alone."""
+def _rows(marks: list[Any], data: Any, grid: Grid, live: Ranking, column: Column, width: int | None) -> alt.LayerChart:
+    """The chart of such marks, of the top heads alone; with a width it has the column's name below it.
+
+    That is no axis's title, which Vega-Lite would write into an expression.
+    """
     own = [alt.FilterTransform(TOP), alt.CalculateTransform(calculate=_LABEL, **{"as": "label"})]
-    size: dict[str, Any] = {"height": {"step": 16}, **({"width": width} if width else {})}
-    return ranked(alt.layer(*marks, data=data, transform=own, **size), live, grid.unit, columns, first=True)
+    size: dict[str, Any] = {"height": {"step": 16}}
+    if width:
+        name = wrapped(column.label, LEGEND_WIDTH // 2)
+        size |= {"width": width, "title": alt.Title(name, orient="bottom", anchor="middle", fontSize=11)}
+    return ranked(alt.layer(*marks, data=data, transform=own, **size), live, grid.unit, [column.name], first=True)
 
 
-def _null_marks(column: Column, live: Ranking, alone: bool) -> list[alt.Chart]:
+def _null_marks(live: Ranking, alone: bool) -> list[alt.Chart]:
     """Bands and lines where random ranks would have the best and the k-th score, while the sliders stand where they started."""
     levels = live.null_levels()
     ends = [{"null": name, "mean": level.mean, "from": level.low, "to": level.high} for name, level in levels.items()]
-    title, explained = _titled(column, alone), ["random ranks would give:", "mean, and 5 to 95 %"]
-    guide = alt.Legend(title=explained, orient="top", labelLimit=0, columns=1) if alone else None
+    title = ["random ranks would give:", "mean, and 5 to 95 %"]
+    guide = alt.Legend(title=title, orient="top", labelLimit=0, columns=1) if alone else None
     scale = alt.Scale(domain=list(levels), range=list(NULL_COLOURS))
     base = alt.Chart(alt.InlineData(values=ends)).encode(color=alt.Color("null:N", scale=scale, legend=guide))
     faint, full = (alt.condition(live.is_given(), alt.value(opacity), alt.value(0)) for opacity in (0.25, 1))
     return [
-        base.mark_rect().encode(x=alt.X("from:Q", title=title), x2="to:Q", opacity=faint),
-        base.mark_rule(strokeWidth=1.5).encode(x=alt.X("mean:Q", title=title), opacity=full),
+        base.mark_rect().encode(x=alt.X("from:Q", title=None), x2="to:Q", opacity=faint),
+        base.mark_rule(strokeWidth=1.5).encode(x=alt.X("mean:Q", title=None), opacity=full),
     ]
