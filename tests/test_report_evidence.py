@@ -1,5 +1,6 @@
 """The report says how far its ranking is to be trusted: the opening, intervals, levels, and what other commands found."""
 
+import base64
 import csv
 import io
 import json
@@ -18,9 +19,13 @@ from test_report import HOSTILE, column_of_table, dots, made, marked, page_data,
 from test_validation_page import made as made_validation
 
 import headscore
+from headscore.data.cache import open_cache
 from headscore.data.settings import ScoreSettings, ValidateSettings
 from headscore.score.evidence.checks import COIN_TOSS, Check
 from headscore.score.evidence.null import Level, Null
+from headscore.score.report.attended import attended
+from headscore.score.report.page import write_report
+from headscore.score.report.sections import tokens_panel
 from headscore.score.report.texts import _DOUBTS, opening
 from headscore.score.scores import Scores, head_name
 from headscore.score.validated import validation_of, write_measured, write_validation
@@ -179,16 +184,29 @@ def test_the_table_downloads_as_csv(page: Browser, stable: tuple[Path, Scores]) 
 
 @needs_chromium
 def test_the_tokens_follow_the_picked_head(page: Browser, tmp_path: Path) -> None:
-    from headscore.score.report import sections
+    place = made(tmp_path / "cache", 4, 6)
+    cache, scores = open_cache(place), headscore.score(place)
+    cache.metadata["examples"] = [{"row": 0, "tokens": [f"t{at} " for at in range(8)]}]
+    write_report(tmp_path, cache, scores)
+    page.open(tmp_path / "report.html")
+    for place_in_table, line in enumerate(scores.top(3).to_dicts()):
+        if place_in_table:
+            page.run(f"document.querySelectorAll('#top-heads-table tbody tr')[{place_in_table}].click()")
+            page.run("headscore.settled()")
+        assert page.run("document.getElementById('tokens-of').textContent") == head_name(line, "head"), "at first the first"
+        shown = page.run("[...document.querySelectorAll('#tokens .prompt i')].map(i => [i.textContent, Number(i.title)])")
+        expected = attended(cache, [(line["layer"], line["head"])])
+        assert [text for text, _ in shown] == [token["token"] for token in expected]
+        assert [weight for _, weight in shown] == pytest.approx([token["weight"] for token in expected], abs=5e-3)
+    assert not page.errors
 
-    place = {"sample": 0, "row": 3}
-    lines = [
-        {**place, "layer": 0, "head": head, "position": at, "token": f"t{at} ", "spans": ["template"] * (at > 1), "weight": w}
-        for head, weights in enumerate(([0.9, 0.1, *[0] * 9], [0.0, 0.19, *[0.09] * 9]))
-        for at, w in enumerate(weights)
-    ]
-    panel, levels = sections.tokens_panel(lines)
-    assert panel.count("<i>") == 11 and panel.count("⋯ 9 of the template") == 1 and len(levels["L0H1"]) == 16
+
+def test_runs_of_the_template_are_folded() -> None:
+    token = {"sample": 0, "row": 3, "layer": 0, "head": 0, "weight": 0.1}
+    lines = [token | {"position": at, "token": f"t{at} ", "spans": ["template"] * (at > 1)} for at in range(11)]
+    panel, levels = tokens_panel(lines)
+    assert panel.count("<i>") == 11 and panel.count("⋯ 9 of the template") == 1 and len(base64.b64decode(levels["L0H0"])) == 11
+    assert "⋯" not in tokens_panel(lines[:9])[0]
 
 
 # -------------------------------------------------------------------------------------------------- what other commands found
