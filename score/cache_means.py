@@ -140,7 +140,8 @@ def _kept(cache: Cache, recipe: Recipe, store: Store, path: Path) -> ShardSums |
 
 
 def _task_tokens(source: ShardSource) -> TaskTokens:
-    return TaskTokens.of(source.samples[f"tokens_{source.recipe.task}"])
+    recipe = source.recipe
+    return TaskTokens.of(source.samples[f"tokens_{recipe.task}"], source.samples["tokens"], recipe.mode)
 
 
 def _nothing(recipe: Recipe) -> Sums:

@@ -2,7 +2,7 @@
 
 import html
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import polars as pl
@@ -37,6 +37,7 @@ class Scores:
         metadata: what the cache says about itself.
         null: what combined scores random ranks would give; None where fewer than two signals are weighted.
         checks: what the ranking should be read with; none where nothing was found.
+        uniform: what signals would be on average if every head attended to all tokens alike, where that is known.
     """
 
     heads: pl.DataFrame
@@ -47,6 +48,7 @@ class Scores:
     metadata: Metadata
     null: Null | None = None
     checks: tuple[Check, ...] = ()
+    uniform: Mapping[str, float] = field(default_factory=dict)
 
     def __eq__(self, other: object) -> bool:
         """Whether both have the same heads, values and settings."""

@@ -13,7 +13,7 @@ from .cache_means import CacheMeans, cache_means
 from .evidence.bootstrap import with_stability
 from .evidence.checks import checks_of
 from .evidence.null import null_of
-from .evidence.task_length import length_correlations, with_length_sums, without_length_sums
+from .evidence.task_length import length_correlations, uniform_levels, with_length_sums, without_length_sums
 from .frames import by_unit, heads_frame
 from .kept import open_store
 from .recipe import Recipe, choose_recipe, is_raw_norm
@@ -71,7 +71,8 @@ def score_cache(
         heads = with_stability(heads, cache, recipe, store, settings, bootstrap, k)
     checks = checks_of(heads, settings, recipe, found.samples, k)
     logger.info("%s: %d heads from %d samples", cache.path, len(heads), found.samples)
-    return dataclasses.replace(scores, heads=heads, null=null_of(heads, settings, k), checks=checks)
+    levels = uniform_levels(heads, found.task, recipe.mode)
+    return dataclasses.replace(scores, heads=heads, null=null_of(heads, settings, k), checks=checks, uniform=levels)
 
 
 def _warn_of_raw_norms(recipe: Recipe, settings: ScoreSettings) -> None:

@@ -107,7 +107,8 @@ def _shown(names: Sequence[str] | Mapping[str, Any]) -> str:
     return ", ".join(f"{name:.40}" for name in list(names)[:12]) or "none"
 
 
-def _read_csv(path: Path, content: bytes) -> Columns:
+def csv_columns(path: Path, content: bytes) -> Columns:
+    """The texts of a CSV file by column. Raises InputError where it is none, or too large for a list of heads."""
     lines: list[list[str]] = []
     try:
         for line in csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True):
@@ -158,4 +159,4 @@ def _read_parquet(path: Path, content: bytes) -> Columns:
     return {name: frame[name].to_list() for name in numbers}
 
 
-_READERS = {".csv": _read_csv, ".json": _read_json, ".parquet": _read_parquet}
+_READERS = {".csv": csv_columns, ".json": _read_json, ".parquet": _read_parquet}

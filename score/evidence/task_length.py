@@ -1,6 +1,7 @@
-"""How far the attention that a head gives the task follows how long the task's span is."""
+"""How far a head's attention to the task follows how long the task's span is, and what uniform attention would give."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self, TypeVar
@@ -9,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from ...data.settings import QueryMode
 from ..means import Float
 from ..recipe import Recipe, Signal
 
@@ -32,18 +34,21 @@ class TaskTokens:
         without: how many of them have none.
         total: how many tokens all have.
         squares: the sum of their squares.
+        entropies: the sum, in nats, of the entropies that uniform attention would have in the samples.
     """
 
     samples: int
     without: int
     total: int
     squares: int
+    entropies: float
 
     @classmethod
-    def of(cls, counts: npt.NDArray[np.integer]) -> Self:
-        """Of samples with so many tokens each."""
+    def of(cls, counts: npt.NDArray[np.integer], tokens: npt.NDArray[np.integer], mode: QueryMode) -> Self:
+        """Of samples in which the task has so many of so many tokens, with pattern rows of `mode`."""
         each = counts.astype(np.int64)
-        return cls(len(each), int((each == 0).sum()), int(each.sum()), int((each**2).sum()))
+        entropies = math.fsum(_uniform_entropy(count, mode) for count in tokens.tolist())
+        return cls(len(each), int((each == 0).sum()), int(each.sum()), int((each**2).sum()), entropies)
 
     def __add__(self, other: "TaskTokens") -> "TaskTokens":
         return TaskTokens(
@@ -51,6 +56,7 @@ class TaskTokens:
             self.without + other.without,
             self.total + other.total,
             self.squares + other.squares,
+            self.entropies + other.entropies,
         )
 
 
@@ -80,3 +86,21 @@ def length_correlations(means: Mapping[str, Float], tokens: TaskTokens) -> Float
     varies = (of_mass > _ROUNDING * means[_SQUARED]) & (of_length > _ROUNDING * length**2)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(varies, np.clip(shared / np.sqrt(of_mass * of_length), -1, 1), np.nan)
+
+
+def uniform_levels(heads: pl.DataFrame, tokens: TaskTokens, mode: QueryMode) -> dict[str, float]:
+    """What signals would be on average if every head attended to all tokens alike, for those of which that is known.
+
+    Args:
+        heads: `Scores.heads`.
+        tokens: of the samples.
+        mode: whose pattern rows the signals are of.
+    """
+    share = heads.select(pl.col("task") - pl.col("excess")).to_series()[0]
+    known = {"ent": -tokens.entropies / tokens.samples, "task": share, "lift": 1.0, "excess": 0.0}
+    return known if mode == "all_tokens" else known | {"focus": -1.0}
+
+
+def _uniform_entropy(tokens: int, mode: QueryMode) -> float:
+    """ln T; of all rows the mean of ln 1, …, ln T."""
+    return math.lgamma(tokens + 1) / tokens if mode == "all_tokens" else math.log(tokens)

@@ -6,7 +6,7 @@ import polars as pl
 from ...data.errors import InputError
 from .columns import UNITS, finite, unit_of
 from .marks import INK, PICKED_ONLY, picked
-from .views import COLOURS, PLAIN
+from .parts import COLOURS, PLAIN
 
 _SIZE = 300
 _ENOUGH = 0.9
@@ -80,7 +80,9 @@ def compare_chart(frame: pl.DataFrame, a: str = "A", b: str = "B", k: int = 20) 
         ],
     )
     points = base.mark_point(filled=True, size=30, opacity=0.8).encode(
-        color=alt.Color("top:N", scale=colours, title=f"among the first {k} of")
+        color=alt.Color(
+            "top:N", scale=colours, title=f"among the first {k} of", legend=alt.Legend(orient="top", columns=2, titleLimit=0)
+        )
     )
     rings = base.mark_point(size=160, strokeWidth=2, color=INK).transform_filter(PICKED_ONLY)
     edge = alt.Chart(alt.InlineData(values=[{}])).mark_rule(strokeDash=[1, 3], color=INK)

@@ -14,11 +14,14 @@ import polars as pl
 from altair.utils import schemapi
 
 from ...data.errors import InputError
+from ...data.settings import DEFAULT_WEIGHTS
 from ..ranking import FUSIONS
 from ..scores import Scores
-from .columns import any_column, finite, norm_columns, raw_columns, signals_of, unit_of
+from .columns import any_column, finite, in_words, layer_columns, raw_columns, signals_of, unit_of
+from .maps import Grid, map_chart, maps_chart
 from .marks import Ranking
-from .views import SINK, Grid, bars_chart, map_chart, maps_chart, profiles_chart, scatter_chart
+from .top_views import top_chart
+from .views import SINK, profiles_chart, scatter_chart
 
 Heads = pl.DataFrame | Scores
 
@@ -28,7 +31,8 @@ def heatmap(frame: Heads, column: str | None = None, ranking: Ranking | None = N
 
     Args:
         frame: layer, head and `column`; with a ranking, `combined` follows the sliders and the top k are marked.
-        column: by default `combined`, or else the first column that is no place of a head.
+        column: by default `combined`, or else the first column that is no place of a head. Of `combined`, with a ranking, the
+            margin counts the top k heads of each layer.
         ranking: where the sliders start. If not given that of the `Scores`, or the default weights where they make the frame's
             `combined`; else the frame's own `rank`, with a slider for k alone; where it has none nothing is marked.
 
@@ -43,20 +47,20 @@ def heatmap(frame: Heads, column: str | None = None, ranking: Ranking | None = N
 
 
 def signal_maps(frame: Heads, ranking: Ranking | None = None, signals: Sequence[str] | None = None) -> alt.ConcatChart:
-    """A layer × head map of each signal, as it is and normalised.
+    """A layer × head map of each signal, as it is, and as the heads' ranks within their layers.
 
     Args:
         frame: layer, head, and the signals; with a ranking the top k are marked.
         ranking: as in `heatmap`.
         signals: which ones; if not given those that are weighted, or where nothing is, all.
 
-    How to read: as `heatmap`; compare the maps to see which signal brings a head to the top.
+    How to read: as `heatmap`; compare the maps to see which signal brings a head to the top. A signal that grows from layer to
+    layer, as `out` does, hides what is within a layer; its ranks show that.
     """
     frame, live = _opened(frame, ranking)
     chosen = _chosen(frame, live, signals)
-    mode = live.norm_mode if live else "zscore"
-    columns = [*raw_columns(chosen), *(c for c in norm_columns(chosen, mode) if c.name in frame.columns)]
-    return maps_chart(_data(frame), Grid.of(frame), columns, max(2, min(len(chosen), 4)), live)
+    columns = [*raw_columns(chosen), *layer_columns(chosen)]
+    return maps_chart(_data(frame), Grid.of(frame), columns, min(len(chosen), 4), live)
 
 
 def entropy_and_task(frame: Heads, ranking: Ranking | None = None) -> alt.LayerChart:
@@ -77,7 +81,7 @@ def layer_profiles(frame: Heads, ranking: Ranking | None = None, signals: Sequen
     """Each signal from the first layer to the last: mean and range of a layer's heads, and the top k heads as dots.
 
     Args:
-        frame: layer, head, and the signals; with a ranking the top k are dots, and a last chart counts them.
+        frame: layer, head, and the signals; with a ranking the top k are dots.
         ranking: as in `heatmap`.
         signals: as in `signal_maps`.
 
@@ -88,20 +92,23 @@ def layer_profiles(frame: Heads, ranking: Ranking | None = None, signals: Sequen
     return profiles_chart(_data(frame), Grid.of(frame), columns, live)
 
 
-def top_heads(frame: Heads, ranking: Ranking | None = None) -> alt.Chart:
-    """The top k heads as bars, divided into what each signal adds to the combined score.
+def top_heads(frame: Heads, ranking: Ranking | None = None) -> alt.ConcatChart:
+    """The top k heads, a line each: the combined score, and in a column of its own each signal as it is.
 
     Args:
-        frame: layer, head, and ranks and normalised values of the signals that are weighted.
+        frame: layer, head, the signals that are weighted, their ranks and normalised values. A `Scores` says besides what
+            random ranks and uniform attention would give, and with a bootstrap how far a score may move.
         ranking: as in `heatmap`, but needed for a frame that is not ranked by the default weights.
 
-    How to read: the parts of a bar add up to the combined score; those to the left of 0 take away from it.
+    How to read: bands are where the best and the k-th score would be if the signals' ranks were random; a dashed line is what
+    uniform attention would give. Hollow dots, and `?`, are heads of which it is a coin toss whether they are among the top.
     """
     frame, live = _opened(frame, ranking)
-    _require(frame, *(ranking or Ranking()).columns())
+    own = live or ranking or Ranking()
+    _require(frame, *own.columns(), *own.weights)
     if live is None or not live.weights:
         raise InputError("a chart: the frame is not ranked by the default weights; give the result itself, or a ranking")
-    return bars_chart(_data(frame), Grid.of(frame), live)
+    return top_chart(_data(frame), Grid.of(frame), live)
 
 
 def _opened(heads: Heads, ranking: Ranking | None) -> tuple[pl.DataFrame, Ranking | None]:
@@ -116,7 +123,7 @@ def _opened(heads: Heads, ranking: Ranking | None) -> tuple[pl.DataFrame, Rankin
 
 def _told_by(frame: pl.DataFrame) -> Ranking | None:
     """The default ranking if it is the frame's, or else what stands there."""
-    default, columns = Ranking(heads=len(frame)), set(frame.columns)
+    default, columns = Ranking(heads=len(frame), words=in_words(list(DEFAULT_WEIGHTS), {})), set(frame.columns)
     ranked = {"combined", "rank"} <= columns
     if set(default.columns()) <= columns:
         combined = frame.select(FUSIONS["rank"](default.weights, ())).to_series()

@@ -4,7 +4,7 @@ import contextlib
 import inspect
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,14 @@ import polars as pl
 from ...data.errors import InputError, printable
 from ...data.settings import NormMode, Unit
 from ..expressions import names_of
+from ..recipe import RESULT_COLUMNS
 from ..signal_sources import built_in_signals
 
 UNITS = {"head": "H", "kv_head": "G"}  # of what is ranked: its column, and its letter in names as L3H7
-_NOT_SIGNALS = ("layer", *UNITS, "combined", "rank", "tied_rank", "layer_rank")
-ADDED = ("name", "place", "ties", "first", "group", "tiebreak")  # columns that charts add
+_NOT_SIGNALS = ("layer", *UNITS, *RESULT_COLUMNS)
+# columns that charts add
+ADDED = ("name", "place", "ties", "first", "group", "tiebreak", "tossed", "label", "below", "in_layer")
+_WORDS = 72  # characters
 _LABELS = {"combined": "combined score"}
 _MIDDLE: dict[NormMode, float] = {"zscore": 0, "percentile": 0.5}  # normalised values on either side of it mean something
 
@@ -51,12 +54,14 @@ class Column:
         label: what people call it.
         description: what it is, as a sentence; empty where nothing is known.
         middle: the value that divides low from high; None where there is none.
+        in_layer: whether the rank in its layer is meant, 1 = lowest, in place of the value.
     """
 
     name: str
     label: str
     description: str = ""
     middle: float | None = None
+    in_layer: bool = False
 
     def described(self) -> str:
         """Label and description."""
@@ -67,6 +72,11 @@ def raw_columns(signals: Sequence[str]) -> list[Column]:
     """The columns of signals themselves."""
     known = descriptions(signals)
     return [Column(name, printable(name), known.get(name, "")) for name in signals]
+
+
+def layer_columns(signals: Sequence[str]) -> list[Column]:
+    """The ranks of signals within their layers."""
+    return [Column(name, printable(name), in_layer=True) for name in signals]
 
 
 def norm_columns(signals: Sequence[str], norm_mode: NormMode) -> list[Column]:
@@ -89,6 +99,13 @@ def descriptions(signals: Sequence[str]) -> dict[str, str]:
         outputs = _outputs(expression, signals) if expression.meta.has_multiple_outputs() else [name]
         found |= dict.fromkeys(outputs, sentence)
     return {name: found[name] for name in signals if found.get(name)}
+
+
+def in_words(signals: Sequence[str], own: Mapping[str, Any]) -> dict[str, str]:
+    """What signals are, in a few words: the beginning of their documentation, or of the user's definition in `own`."""
+    known = {name: re.split(r":|, or |, where |\\.$", sentence)[0] for name, sentence in descriptions(signals).items()}
+    given = {name: printable(" ".join(str(text).split())) for name, text in own.items() if name in signals and text is not None}
+    return {name: f"{text[:_WORDS]}{'…' * (len(text) > _WORDS)}" for name, text in {**known, **given}.items()}
 
 
 def _outputs(expression: pl.Expr, signals: Sequence[str]) -> list[str]:

@@ -63,11 +63,11 @@ def _json(data: Mapping[str, Any]) -> str:
 
 def _config() -> dict[str, Any]:
     """Vega's colours and type: those of the page, in light and dark and on paper."""
-    ink, line = "currentColor", "#8886"
+    ink, line = "currentColor", "#8887"
     axis = {
         "labelColor": ink,
         "titleColor": ink,
-        "gridColor": line,
+        "gridColor": "#8882",
         "domainColor": line,
         "tickColor": line,
         "labelFontSize": 11,

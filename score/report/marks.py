@@ -1,6 +1,7 @@
 """What charts of heads share: the live ranking by Vega-Lite's own parameters, the marks of the top k, and the picked head."""
 
 import dataclasses
+import json
 import math
 import sys
 from collections.abc import Iterable, Mapping
@@ -12,8 +13,10 @@ import polars as pl
 
 from ...data.errors import printable
 from ...data.settings import DEFAULT_WEIGHTS, Fusion, NormMode, Unit, Within
+from ..evidence.checks import COIN_TOSS
+from ..evidence.null import Level, Null, ordinal
 from ..ranking import RRF_CONSTANT, TIE_DIGITS
-from .columns import UNITS, copies, value
+from .columns import UNITS, copies, in_words, value
 
 if TYPE_CHECKING:
     from ..scores import Scores
@@ -35,6 +38,10 @@ class Ranking:
         within: as in `rank`.
         k: how many heads are marked at first.
         heads: how many there are in all, which is as far as k goes.
+        stable: whether the frame has what a bootstrap found of these weights and this k.
+        null: what random ranks would give with these weights.
+        uniform: what uniform attention would give a signal, where that is known.
+        words: what a signal is, in a few words.
     """
 
     weights: Mapping[str, float] = dataclasses.field(default_factory=lambda: dict(DEFAULT_WEIGHTS))
@@ -43,13 +50,28 @@ class Ranking:
     within: Within = "layer"
     k: int = 20
     heads: int = 100
+    stable: bool = False
+    null: Null | None = None
+    uniform: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    words: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, scores: "Scores") -> Self:
         """That of a result, with a slider for each signal that it weights, by 0 too where it is defined for every head."""
         settings, heads = scores.settings, scores.heads
         weights = {name: weight for name, weight in settings.weights.items() if weight or _is_finite(heads[f"{name}_norm"])}
-        return cls(weights, settings.fusion, settings.norm_mode, settings.within, scores.top_k, len(heads))
+        return cls(
+            weights,
+            settings.fusion,
+            settings.norm_mode,
+            settings.within,
+            scores.top_k,
+            len(heads),
+            "p_top" in heads.columns,
+            scores.null,
+            scores.uniform,
+            in_words(list(weights), settings.signal),
+        )
 
     def columns(self) -> list[str]:
         """The columns that the ranking is made of."""
@@ -64,6 +86,21 @@ class Ranking:
         """The parameter that is a signal's weight."""
         return {name: f"weight_{place}" for place, name in enumerate(self.weights)}
 
+    def given(self) -> dict[str, float]:
+        """The parameters where the sliders start."""
+        return {**{parameter: self.weights[name] for name, parameter in self.named_parameters().items()}, "k": self.k}
+
+    def is_given(self) -> str:
+        """Whether the sliders stand where they started, as what was found of this ranking alone holds only there."""
+        return " && ".join(f"{parameter} == {json.dumps(number)}" for parameter, number in self.given().items())
+
+    def null_levels(self) -> dict[str, Level]:
+        """What random ranks would give, by what people read: the best score, and the k-th."""
+        if self.null is None:
+            return {}
+        places = {"best": self.null.best, **({ordinal(self.null.k): self.null.kth} if self.null.k > 1 else {})}
+        return {f"{name} {level.mean:.{_decimals(level.high)}f}": level for name, level in places.items()}
+
     def _by_fusion(self, signal: str) -> str:
         rank = value(f"{signal}_rank")
         if self.fusion == "rrf":  # the place counts from the highest
@@ -71,7 +108,8 @@ class Ranking:
         return rank if self.fusion == "rank" else value(f"{signal}_norm")
 
     def transforms(self, unit: Unit) -> list[Any]:
-        """What gives every head `combined`, `rank`, and `place`, its rank as it is shown.
+        """What gives every head `combined`, `rank`, `place`, its rank as it is shown, and `tossed`: whether it is a coin toss
+        that it is in the top.
 
         The operations are those of ranking.py in their order, so that Vega's doubles are those of `score` to the last bit.
         """
@@ -80,6 +118,7 @@ class Ranking:
             _calculated("level", f"format(datum.combined, '.{TIE_DIGITS - 1}e')"),
             alt.JoinAggregateTransform(joinaggregate=places, groupby=["level"]),
             _calculated("place", "datum.ties > 1 ? datum.first + '=' : '' + datum.rank"),
+            _calculated("tossed", self._tossed()),
         ]
         if not self.weights:
             return shown
@@ -92,16 +131,28 @@ class Ranking:
         number: Any = [{"op": "row_number", "as": "rank"}]
         return [*fused, alt.WindowTransform(window=number, sort=_order(unit), frame=[None, 0]), *shown]
 
+    def _tossed(self) -> str:
+        low, high = COIN_TOSS
+        return f"{self.is_given()} && datum.p_top >= {low} && datum.p_top <= {high}" if self.stable else "false"
+
     def parameters(self) -> list[Any]:
         """The parameters with their sliders: a weight for each signal, and k."""
         sliders = []
         for name, parameter in self.named_parameters().items():
             weight = self.weights[name]
             most = min(max(3.0, 2 * abs(weight)), sys.float_info.max)
-            bind = alt.binding_range(min=-most if weight < 0 else 0, max=most, step=_step(weight), name=f"λ {printable(name)} ")
+            words = f": {self.words[name]} " if self.words.get(name) else " "
+            called = f"λ {printable(name)}{words}"
+            bind = alt.binding_range(min=-most if weight < 0 else 0, max=most, step=_step(weight), name=called)
             sliders.append(alt.param(parameter, value=weight, bind=bind))
         most_heads = min(self.heads, max(100, 4 * self.k))
-        return [*sliders, alt.param("k", value=self.k, bind=alt.binding_range(min=1, max=most_heads, step=1, name="k "))]
+        bind = alt.binding_range(min=1, max=most_heads, step=1, name="k: how many heads are the top ")
+        return [*sliders, alt.param("k", value=self.k, bind=bind)]
+
+
+def _decimals(value: float) -> int:
+    """As many as show three digits."""
+    return max(0, 2 - math.floor(math.log10(abs(value)))) if value else 1
 
 
 def _is_finite(values: pl.Series) -> bool:

@@ -11,18 +11,23 @@ from ...data.cache import Cache
 from ...data.files import write_text
 from ..outputs import REPORT_FILE
 from ..scores import Scores
-from . import views
+from . import maps, top_views, views
 from .attended import attended
-from .columns import Column, any_column, field, norm_columns, raw_columns
+from .columns import Column, any_column, field, layer_columns, raw_columns
 from .drawing import DATA, drawn, write_charts
+from .found import Found, found_beside
 from .frame import fitted, framed, place, section
 from .marks import Ranking
-from .sections import captured, escaped, skipped_section, tokens_section
+from .parts import colours
+from .sections import captured, escaped, lead, skipped_section, tokens_panel
 from .texts import reading
 
 logger = logging.getLogger("headscore")
 
-HEADS_WITH_TOKENS = 6
+MOST_HEADS_WITH_TOKENS = 100
+_EXAMPLES = 3
+_TOKEN_BYTES = 100_000
+_ABOUT = "<h2>About these scores</h2>"
 _TABLE_DIGITS = 4
 _COMBINED = any_column("combined", (), "zscore")
 
@@ -30,18 +35,21 @@ _COMBINED = any_column("combined", (), "zscore")
 def write_report(folder: Path, cache: Cache, scores: Scores) -> None:
     """Write report.html and charts/*.svg, *.png to `folder`, each whole or not at all.
 
+    What folders in `folder` hold of validation, control, stability, sweep and compare is shown, too.
+
     Raises InputError where a shard is damaged, RunError where a chart cannot be drawn or the disk refuses.
     """
     with schemapi.debug_mode(False):  # the tests validate these charts, with every option
         tokens, skipped = _counted(cache)
-        shown = _Shown(scores)
-        sections = _chart_sections(shown) | {"tokens": tokens_section(_attended(cache, scores), scores.unit)}
-        sections["skipped"] = skipped_section(skipped)
+        shown, found = _Shown(scores), found_beside(folder)
+        panel, levels = tokens_panel(_attended(cache, scores), scores.unit)
+        sections = _chart_sections(shown)
+        order = [sections.pop("combined"), sections.pop("top_heads"), found.html, *sections.values(), panel]
         page = framed(
             f"headscore: {scores.metadata['model'].get('name', '')}",
-            captured(scores, tokens),
-            "".join(sections.values()),
-            _page_data(shown),
+            lead(scores, found.missing),
+            "".join([*order, _ABOUT, captured(scores, tokens), skipped_section(skipped)]),
+            {**_page_data(shown, found), "levels": levels},
             script="page.js",
             besides="They are also in charts/ as PNG and SVG.",
         )
@@ -58,27 +66,35 @@ class _Shown:
 
     def __init__(self, scores: Scores):
         self.ranking = Ranking.of(scores)
-        self.grid = views.Grid.of(scores.heads)
+        self.grid = maps.Grid.of(scores.heads)
         weighted = list(self.ranking.weights)
         others = [name for name in scores.signals if name not in weighted]
         self.weighted, self.others = raw_columns(weighted), raw_columns(others)
-        self.normalised = norm_columns(weighted, self.ranking.norm_mode)
+        self.in_layer = layer_columns(weighted)
         self.heads = drawn(scores.heads, self.ranking, tuple(others))
         self.combined_digits = scores.combined_digits
 
     def views(self) -> dict[str, Any]:
         """The charts of the page by their ids: each as wide as its place, on the data that the page gives them."""
         data, grid, ranking = alt.NamedData(DATA), self.grid, self.ranking
-        maps = [_COMBINED, *self.weighted, *self.normalised, *self.others]
-        profiles = zip(self.weighted, views.colours(), strict=False)
+        mapped = [_COMBINED, *self.weighted, *self.in_layer, *self.others]
+        profiles = list(zip(self.weighted, colours(), strict=False))
         return {
-            **{_map_id(column): views.map_chart(data, grid, column, ranking, fluid=True) for column in maps},
-            "top_heads": views.bars_chart(data, grid, ranking),
+            **{_map_id(column): maps.map_chart(data, grid, column, ranking, fluid=True) for column in mapped},
+            "top-combined": top_views.combined_chart(data, grid, ranking),
+            **{
+                _top_id(column): top_views.values_chart(data, grid, column, ranking, colour, named=self.many)
+                for column, colour in profiles
+            },
             "entropy_and_task": views.scatter_chart(data, grid, True, ranking),
             **{_profile_id(column): views.profile_chart(data, grid, column, ranking, colour) for column, colour in profiles},
             **{_profile_id(column): views.profile_chart(data, grid, column, ranking) for column in self.others},
-            "profile-count": views.count_chart(data, grid, ranking),
         }
+
+    @property
+    def many(self) -> bool:
+        """Whether there are too many columns of top heads for one line of them."""
+        return len(self.weighted) > 3
 
     def values(self) -> dict[str, list[Any]]:
         """The heads by column, and the table's columns once more where they have another field."""
@@ -86,15 +102,23 @@ class _Shown:
         return values | {field(column.name): values[column.name] for column in self._in_table()}
 
     def table(self) -> list[dict[str, Any]]:
-        """The columns of the table of top heads: the field that sorts, the one that shows, title and decimals."""
+        """The columns of the table of top heads: the field that sorts, the one that shows, and to which one it reaches where it
+        is a range; title and decimals; whether it holds only while the sliders stand where they started, and whether it needs a
+        wide screen.
+        """
+        decimals = self.combined_digits
+        stable: list[dict[str, Any]] = [
+            {"field": "rank_low", "shown": "rank_low", "to": "rank_high", "title": "ranks", "digits": 0, "given": True},
+            {"field": "low", "shown": "low", "to": "high", "title": "scores", "digits": decimals, "given": True, "wide": True},
+            {"field": "p_top", "shown": "p_top", "title": "p_top", "digits": 2, "given": True},
+        ]
+        more = {"digits": _TABLE_DIGITS, "wide": self.ranking.stable}
         return [
             {"field": "rank", "shown": "place", "title": "rank"},
             {"field": "name", "shown": "name", "title": self.grid.unit},
-            {"field": "combined", "shown": "combined", "title": "combined", "digits": self.combined_digits},
-            *(
-                {"field": field(column.name), "shown": field(column.name), "title": column.label, "digits": _TABLE_DIGITS}
-                for column in self._in_table()
-            ),
+            {"field": "combined", "shown": "combined", "title": "combined", "digits": decimals},
+            *(stable if self.ranking.stable else []),
+            *({"field": field(each.name), "shown": field(each.name), "title": each.label, **more} for each in self._in_table()),
         ]
 
     def _in_table(self) -> list[Column]:
@@ -102,14 +126,18 @@ class _Shown:
 
 
 def _map_id(column: Column) -> str:
-    return "combined" if column == _COMBINED else f"map-{field(column.name)}"
+    return "combined" if column == _COMBINED else f"{'layer' if column.in_layer else 'map'}-{field(column.name)}"
+
+
+def _top_id(column: Column) -> str:
+    return f"top-{field(column.name)}"
 
 
 def _profile_id(column: Column) -> str:
     return f"profile-{field(column.name)}"
 
 
-def _page_data(shown: _Shown) -> dict[str, Any]:
+def _page_data(shown: _Shown, found: Found) -> dict[str, Any]:
     """What the page's script needs."""
     specs = {name: fitted(chart.to_dict(validate=False)) for name, chart in shown.views().items()}
     for name, spec in specs.items():
@@ -121,10 +149,11 @@ def _page_data(shown: _Shown) -> dict[str, Any]:
     return {
         "main": "combined",
         "unit": shown.grid.unit,
-        "parameters": [*shown.ranking.named_parameters().values(), "k"],
+        "given": shown.ranking.given(),
         "heads": shown.values(),
         "columns": shown.table(),
         "charts": specs,
+        "found": found.charts,
     }
 
 
@@ -132,28 +161,46 @@ def _chart_sections(shown: _Shown) -> dict[str, str]:
     width = max(320, 46 * shown.grid.heads + 60)
     map_ = f'<div style="flex: 1 1 {width}px; max-width:{width}px">{place("combined")}</div>'
     table = '<div class="scroll"><table id="top-heads-table"><thead></thead><tbody></tbody></table></div>'
-    top = (
-        "<div><h3>Top heads</h3><p>A line is a head of the top k; click a column's name to sort by it, and a line to mark the "
-        f"head in every chart. Heads of the same combined score share a rank, as in 1=.</p>{table}</div>"
+    ranges = (
+        " Ranks and scores (5 to 95 %) and p_top, the share of replicates in which the head is among the top k, are of the "
+        "bootstrap, by the weights and k that were given; ? marks a coin toss."
     )
-    maps = "".join(_signal(*pair) for pair in zip(shown.weighted, shown.normalised, strict=True))
-    profiles = "".join(place(_profile_id(column)) for column in shown.weighted) + place("profile-count")
+    top = (
+        f"<div><h3>Top heads</h3><p>Click a column's name to sort by it, a line to mark the head in every chart. 1= is a tie."
+        f'{ranges if shown.ranking.stable else ""} <button id="csv">Download as CSV</button></p>{table}</div>'
+    )
+    pairs = "".join(_signal(*pair) for pair in zip(shown.weighted, shown.in_layer, strict=True))
+    profiles = "".join(place(_profile_id(column)) for column in shown.weighted)
     other_maps = _folded("maps", [_signal(column) for column in shown.others])
     other_profiles = _folded("profiles", [place(_profile_id(column)) for column in shown.others])
     bodies = {
         "combined": f'<div id="sliders"></div><div class="beside">{map_}{top}</div>',
-        "top_heads": place("top_heads"),
-        "signal_maps": f'<div class="maps">{maps}</div>{other_maps}',
+        "top_heads": _top_columns(shown),
+        "signal_maps": f'<div class="pairs">{pairs}</div>{other_maps}',
         "entropy_and_task": place("entropy_and_task"),
         "layer_profiles": f'<div class="profiles">{profiles}</div>{other_profiles}',
     }
     return {name: section(*reading(name, shown.ranking), body) for name, body in bodies.items()}
 
 
+def _top_columns(shown: _Shown) -> str:
+    """The small columns of the top heads, beside each other."""
+    levels = zip(shown.ranking.null_levels(), top_views.NULL_COLOURS, strict=False)
+    null = "".join(f'<i class="swatch" style="background:{colour}"></i>{escaped(name)} ' for name, colour in levels)
+    captions = {"combined": f"<b>combined score</b> {f'random ranks would give: {null}' if null else ''}"}
+    for column in shown.weighted:
+        level = shown.ranking.uniform.get(column.name)
+        uniform = "" if level is None else f" uniform: {level:.3g}"
+        captions[field(column.name)] = f"<b>{escaped(column.label)}</b>{uniform}"
+    parts = "".join(f'<div><p class="caption">{text}</p>{place(f"top-{name}")}</div>' for name, text in captions.items())
+    return f'<div class="columns{" many" if shown.many else ""}" style="--columns:{len(shown.weighted)}">{parts}</div>'
+
+
 def _signal(*columns: Column) -> str:
     """What a signal is, and its maps."""
     caption = f'<p class="caption"><b>{escaped(columns[0].label)}</b> {escaped(columns[0].description)}</p>'
-    return f"<div>{caption}{''.join(place(_map_id(column)) for column in columns)}</div>"
+    places = "".join(place(_map_id(column)) for column in columns)
+    return f'<div>{caption}<div class="pair">{places}</div></div>'
 
 
 def _folded(kind: str, parts: list[str]) -> str:
@@ -170,7 +217,9 @@ def _counted(cache: Cache) -> tuple[int, list[dict[str, Any]]]:
 
 
 def _attended(cache: Cache, scores: Scores) -> list[dict[str, Any]]:
-    """What the first heads of all attend to in the samples whose token texts the cache has."""
-    top = scores.top().head(HEADS_WITH_TOKENS).select("layer", scores.unit).rows()
+    """What the first heads of all attend to in the samples whose token texts the cache has: as many as there is room for."""
+    tokens = sum(len(example["tokens"]) for example in cache.metadata.get("examples", [])[:_EXAMPLES])
+    count = max(1, min(MOST_HEADS_WITH_TOKENS, len(scores.heads), _TOKEN_BYTES // max(1, tokens)))
+    top = scores.top(count).select("layer", scores.unit).rows()
     heads, groups = cache.metadata["dims"]["heads"], cache.metadata["dims"].get("kv_heads")
-    return attended(cache, top, group=heads // groups if scores.unit == "kv_head" and groups else 1)
+    return attended(cache, top, _EXAMPLES, heads // groups if scores.unit == "kv_head" and groups else 1)

@@ -1,22 +1,25 @@
-"""The parts of a report that are text: what was captured, the most attended tokens, the skipped rows. All of it is escaped."""
+"""The parts of a report that are text: what was found, tokens, what was captured, skipped rows. All of it is escaped."""
 
+import base64
 import html
 import itertools
+from collections import defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ... import __version__
 from ...data.errors import printable
 from ...data.metadata import model_name
 from ...data.settings import Unit
+from ...data.templates import ALWAYS_SPANS
+from ..scores import Scores
 from .columns import UNITS
-
-if TYPE_CHECKING:
-    from ..scores import Scores
+from .texts import opening
 
 MOST_SKIPPED_SHOWN = 200
-_SHADES = 10
 _UNDERLINES = 4
+_FOLDED = set(ALWAYS_SPANS)
+_LONG_RUN = 8  # tokens
 
 
 def escaped(text: Any) -> str:
@@ -24,8 +27,8 @@ def escaped(text: Any) -> str:
     return html.escape("\n".join(printable(line) for line in str(text).split("\n")))
 
 
-def captured(scores: "Scores", tokens: int) -> str:
-    """What was captured and how it was scored, as a list of names and values, with the templates to unfold."""
+def captured(scores: Scores, tokens: int) -> str:
+    """What was captured and how it was scored, as a list of names and values, with the templates, to unfold."""
     metadata, settings = scores.metadata, scores.settings
     model, data, dims = metadata["model"], metadata["data"], metadata["dims"]
     spans = ", ".join(settings.task_span)
@@ -42,18 +45,29 @@ def captured(scores: "Scores", tokens: int) -> str:
         ),
     }
     lines = "".join(f"<dt>{escaped(name)}</dt><dd>{escaped(value)}</dd>" for name, value in facts.items())
-    partial = f'<p class="warning">PARTIAL: shards {escaped(scores.missing_shards)} of this capture are missing.</p>'
     templates = "".join(
         f"<details><summary>Template {escaped(template['name'])}</summary><pre>{escaped(template['text'])}</pre></details>"
         for template in metadata["templates"]
     )
-    return f"{partial if scores.missing_shards else ''}<dl>{lines}</dl>{templates}"
+    return f"<details><summary>What was captured, and how it was scored</summary><dl>{lines}</dl>{templates}</details>"
+
+
+def lead(scores: Scores, missing: Sequence[str]) -> str:
+    """What was found, how far to trust it, and what was not looked at."""
+    warnings = [f"PARTIAL: shards {scores.missing_shards} of this capture are missing."] if scores.missing_shards else []
+    if kind := scores.metadata["settings"].get("control"):
+        warnings.append(f"CONTROL {kind}: these are control prompts; this is no ranking for the task.")
+    warned = "".join(f'<p class="warning">{escaped(line)}</p>' for line in warnings)
+    told = "".join(f"<li>{escaped(line)}</li>" for line in scores.told)
+    also = [*missing, *([] if "p_top" in scores.heads.columns else ["how sure the order is (--bootstrap 1000)"])]
+    left = f'<p class="faint">Not looked at here: {escaped(", ".join(also))}.</p>' if also else ""
+    return f'{warned}<p class="lead">{escaped(opening(scores))}</p><ul class="told">{told}</ul>{left}'
 
 
 _FUSED = {"rank": "rank by {name}", "rrf": "1/(60 + place by {name})", "sum": "{name}, normalised"}
 
 
-def _formula(scores: "Scores") -> str:
+def _formula(scores: Scores) -> str:
     """What the combined score is made of, with the definitions of the user's own signals."""
     settings = scores.settings
     terms = " + ".join(f"{weight:g} × ({_FUSED[settings.fusion].format(name=name)})" for name, weight in scores.weights.items())
@@ -67,50 +81,70 @@ def _pairs(values: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
 
 
-def tokens_section(lines: Sequence[dict[str, Any]], unit: Unit = "head") -> str:
-    """The prompts' tokens for some heads, the more attended the stronger their shade, spans underlined.
+def tokens_panel(lines: Sequence[dict[str, Any]], unit: Unit = "head") -> tuple[str, dict[str, str]]:
+    """The prompts' tokens to unfold, which the page's script shades by what the picked head attends to, spans underlined.
+
+    Runs of tokens that are of the template alone are folded.
 
     Args:
         lines: of `attended`; where there are none a sentence is shown instead.
         unit: whether they are about heads or groups of them.
+
+    Returns the HTML, and by the names of heads the square root of each token's weight in 255ths, a byte each, as base64.
     """
     title = "<h2>Most attended tokens</h2>"
     if not lines:
-        return f"{title}<p>This cache keeps no texts of tokens; one that is captured anew does.</p>"
+        return f"{title}<p>This cache keeps no texts of tokens; one that is captured anew does.</p>", {}
     names = sorted({name for line in lines for name in line["spans"]} - {"template"})
     underline = {name: f"u{place % _UNDERLINES}" for place, name in enumerate(names)}
+    shown, levels = (lines[0]["layer"], lines[0]["head"]), defaultdict[str, bytearray](bytearray)
+    for line in lines:
+        levels[f"L{line['layer']}{UNITS[unit]}{line['head']}"].append(round(min(1.0, max(0.0, line["weight"])) ** 0.5 * 255))
     body = ""
-    for (layer, head), of_head in itertools.groupby(sorted(lines, key=_by_head), key=_by_head):
-        body += f"<h3>L{layer}{UNITS[unit]}{head}</h3>"
-        for row, tokens in itertools.groupby(of_head, key=lambda line: line["row"]):
-            body += f'<div class="prompt"><span class="faint">row {row} </span>{_tokens(list(tokens), underline)}</div>'
-    key = "".join(f'<i class="{kind}">{escaped(name)}</i>' for name, kind in underline.items())
-    shades = "".join(f".w{n}{{background:rgba(var(--weight),{n / _SHADES * 0.9:.2f})}}" for n in range(1, _SHADES + 1))
-    return (
-        f"{title}<style>{shades}</style><p>The stronger a token's shade, the more attention the head gives it from the last "
-        f'token (as the square root of its share); the spans are underlined.</p><p class="key">{key}</p>{body}'
+    for row, tokens in itertools.groupby((line for line in lines if _by_head(line) == shown), key=lambda line: line["row"]):
+        body += f'<div class="prompt"><span class="faint">row {row} </span>{_tokens(list(tokens), underline)}</div>'
+    key = ", ".join(f'<i class="{kind}">{escaped(name)}</i>' for name, kind in underline.items())
+    reading = (
+        "The stronger a token's shade, the more attention the head gives it from the last token (as the square root of its "
+        f"share); spans are underlined: {key}. Click a head in any chart to see its own."
     )
+    html = (
+        f'{title}<details id="tokens"><summary>What <b id="tokens-of"></b> attends to in {len(set(map(_row, lines)))} prompts'
+        f'</summary><p class="key">{reading}</p>{body}</details>'
+    )
+    return html, {name: base64.b64encode(of_head).decode() for name, of_head in levels.items()}
 
 
 def _by_head(line: dict[str, Any]) -> tuple[int, int]:
     return line["layer"], line["head"]
 
 
+def _row(line: dict[str, Any]) -> int:
+    return int(line["row"])
+
+
 def _tokens(tokens: list[dict[str, Any]], underline: dict[str, str]) -> str:
     text = ""
-    for token in tokens:
-        shade = round(min(1.0, max(0.0, token["weight"])) ** 0.5 * _SHADES)
-        kinds = [f"w{shade}"] * (shade > 0) + [underline[name] for name in token["spans"] if name in underline][:1]
-        shown = escaped(token["token"])
-        text += f'<i class="{" ".join(kinds)}" title="{token["weight"]:.3f}">{shown}</i>' if kinds else shown
+    for folded, group in itertools.groupby(tokens, key=lambda token: bool(token["spans"]) and set(token["spans"]) <= _FOLDED):
+        run = list(group)
+        inner = "".join(_token(token, underline) for token in run)
+        if folded and len(run) >= _LONG_RUN:
+            inner = f'<button class="run">⋯ {len(run)} of the template</button><span hidden>{inner}</span>'
+        text += inner
     return text
 
 
+def _token(token: dict[str, Any], underline: dict[str, str]) -> str:
+    kind = next((underline[name] for name in token["spans"] if name in underline), "")
+    return f"<i{f' class={kind}' if kind else ''}>{escaped(token['token'])}</i>"
+
+
 def skipped_section(skipped: Sequence[dict[str, Any]]) -> str:
-    """The rows that were not captured, with the reasons."""
+    """The rows that were not captured, with the reasons, to unfold."""
     if not skipped:
-        return "<h2>Skipped rows</h2><p>None: every row that was drawn is in the scores.</p>"
+        return ""
     lines = "".join(f"<li>row {entry['row']}: {escaped(entry['reason'])}</li>" for entry in skipped[:MOST_SKIPPED_SHOWN])
     more = len(skipped) - MOST_SKIPPED_SHOWN
     rest = f"<p>… and {more} more in the cache's skipped.jsonl.</p>" if more > 0 else ""
-    return f'<h2>Skipped rows</h2><p>{len(skipped)} rows are not in the scores.</p><ul class="skipped">{lines}</ul>{rest}'
+    summary = f"<summary>{len(skipped)} rows were skipped, and are not in the scores</summary>"
+    return f'<details>{summary}<ul class="skipped">{lines}</ul>{rest}</details>'

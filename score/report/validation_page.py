@@ -19,9 +19,10 @@ from ..validated import REPORT_FILE, Validation
 from .columns import Column, finite
 from .drawing import write_drawn
 from .frame import fitted, framed, place, section
+from .maps import Grid, map_chart
 from .marks import INK
+from .parts import COLOURS, PLAIN, beside
 from .sections import escaped
-from .views import COLOURS, PLAIN, Grid, beside, map_chart
 
 logger = logging.getLogger("headscore")
 

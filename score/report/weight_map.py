@@ -42,7 +42,7 @@ def sweep_map(settings: pl.DataFrame, value: str = "spearman", signals: tuple[st
         .encode(
             x=alt.X(f"{x}:O", title=f"weight of {across}", axis=axis),
             y=alt.Y(f"{y}:O", title=f"weight of {up}", axis=axis, sort="descending"),
-            color=alt.Color(f"{value}:Q", title=VALUES[value], scale=scale),
+            color=alt.Color(f"{value}:Q", title=VALUES[value], scale=scale, legend=alt.Legend(orient="top", titleLimit=0)),
             tooltip=[alt.Tooltip(f"{name}:Q", format=".4~g") for name in (x, y, value)],
         )
     )
