@@ -2,15 +2,17 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from .data.cache import Cache, cache_folder, open_cache, require_known_spans
 from .data.configuration import CACHE_FOLDER
 from .data.errors import InputError
-from .data.files import given_path
+from .data.export_settings import ChoiceSettings, ExportSettings
+from .data.files import given_path, write_bytes
+from .data.head_parts import Groups
 from .data.journal import Journal
 from .data.places import written_options, written_place
 from .data.plain import require_own
@@ -24,6 +26,10 @@ from .data.settings import (
     pick,
 )
 from .data.signatures import library_call
+from .data.whole_folder import whole_folder
+from .score.export.chosen import choose, chosen_heads
+from .score.export.formats import FORMATS
+from .score.export.written import PROVENANCE_FILE, Exported, json_bytes, require_writable, write_export
 from .score.head_sets import counts_of, head_sets
 from .score.outputs import options_config, require_same_run, results_folder, write_results
 from .score.report.vega import missing_packages, require_packages
@@ -46,6 +52,12 @@ from .score.validated import (
     write_measured,
     write_validation,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from .capture.ablation import AttentionLayer
+    from .capture.head_masks import HeadMasks
 
 logger = logging.getLogger("headscore")
 
@@ -212,18 +224,97 @@ def validate(
     return found
 
 
+@library_call(ExportSettings)
+def export(results: str | Path, out: str | Path, *, overwrite: bool = False, **options: Any) -> Exported:
+    """Write a ranking in a format that other tools load; the library call of `headscore export`. Only `checkpoint` needs torch.
+
+    Args:
+        results: a folder of results, of `score`, `run`, `control` or `import_list`.
+        out: the file or folder; whole or not at all. What it is of stands in it, or in a file beside it that has its name and
+            `.headscore.json`.
+        overwrite: replace what an earlier export left.
+        options: the fields of ExportSettings, by the names and with the defaults of the command line.
+
+    Raises InputError for options or results that cannot be used, where the format cannot say truly what is asked for, and where
+    something is in the way.
+    """
+    settings = ExportSettings(**options)
+    place, path = given_path("results", results), given_path("--out", out)
+    require_writable(path)
+    chosen = choose(read_results(place), settings, path)
+    provenance = chosen.provenance
+    if settings.format == "checkpoint":
+        from .capture.zeroed import write_checkpoint  # here, as it loads torch
+
+        chosen.require_top()
+        heads = chosen.query_heads
+        with whole_folder(path, PROVENANCE_FILE, overwrite=overwrite) as folder:
+            provenance["loaded"] = write_checkpoint(folder, chosen.results.record, heads, settings)
+            write_bytes(folder / PROVENANCE_FILE, json_bytes({**provenance, "zeroed": heads}))
+        meaning = (
+            f"the model with the columns of W_O of {len(heads)} query heads set to zero: head-selective, and what "
+            "headscore.ablated gives; nothing is smaller or faster"
+        )
+    else:
+        content = FORMATS[str(settings.format)](chosen)
+        write_export(path, content, provenance, overwrite=overwrite)
+        meaning = content.meaning
+    logger.info("%s: written as %s", path, chosen.format)
+    return Exported(path, chosen.format, chosen.pairs, meaning, provenance)
+
+
+@library_call(ChoiceSettings)
+def head_masks(results: Any, model: "PreTrainedModel", *, groups: Groups = "whole", **options: Any) -> "HeadMasks":
+    """Find which rows and columns of a model's projections are those of chosen heads, to train or prune these alone.
+
+    Args:
+        results: a folder of results, or the heads themselves: pairs (layer, head), or a frame with such columns, such as
+            `Scores.top()`, then without options.
+        model: a causal language model of transformers, without adapters.
+        groups: whose rows of W_K and W_V count, as heads share them: `whole`, of groups all of whose heads are chosen, so that
+            what other heads compute stays as it is; or `any`, of groups with at least one.
+        options: the fields of ChoiceSettings, by the names and with the defaults of the command line: which heads of a folder
+            of results are meant.
+
+    Returns `rows`, bool [out] by the path of the module, of the query, key and value projections; and `columns`, bool [in], of
+    the output projections. Raises InputError for heads that the model has not, where none are chosen, and where its modules are
+    not split by heads.
+    """
+    from .capture.head_masks import masks_of  # here, as it loads torch
+
+    if groups not in get_args(Groups):
+        raise InputError(f"head_masks: groups={groups!r:.40} is not one of {', '.join(get_args(Groups))}")
+    settings = ChoiceSettings(**options)
+    heads = results
+    if isinstance(results, str | Path):
+        if settings.top_k is None and settings.top_k_per_layer is None:
+            raise InputError("head_masks: which heads of the results? Give --top-k or --top-k-per-layer")
+        heads = chosen_heads(read_results(given_path("results", results)), settings)
+    elif options:
+        raise InputError("head_masks: options choose heads of a folder of results; give that, or the heads alone")
+    return masks_of(model, heads, groups)
+
+
 def _measured(
     ranking: Results, folder: Path, settings: ValidateSettings, overwrite: bool, progress: Callable[[int, int], None] | None
 ) -> Measured:
     """Run the model of a ranking without the sets of heads that its validation needs."""
     from .capture import set_runs, validating  # here, as they load torch
 
+    opened = None
+    if ranking.imported is not None and (settings.fit_weights or set(settings.signal) - {COMBINED}):
+        option = "--fit-weights" if settings.fit_weights else "--signal"
+        raise InputError(f"{option}: the ranking is an imported list, which has no signals; leave it out")
+    if ranking.imported is not None:  # the model says which heads there are, and so what a share of them is
+        opened = validating.opened_for(validating.record_of_list(ranking.record, settings), settings)
+        ranking, counts = _of_model(ranking, opened.layers, settings)
+    else:
+        counts = counts_of(settings.k, len(ranking.heads))
     units = len(ranking.heads)
-    counts = counts_of(settings.k, units)
     signals = [COMBINED, *(name for name in dict.fromkeys(settings.signal) if name != COMBINED)]
     sets = [each for name in signals for each in head_sets(ranking.order(name), name, counts, settings.draws, settings.seed)]
     singles = sorted(ranking.order()) if settings.single else []
-    opened = validating.opened_for(ranking.record, settings)
+    opened = opened or validating.opened_for(ranking.record, settings)
     journal = Journal(folder / JOURNAL_FILE, opened.subject, overwrite=overwrite)
     heads = [set_runs.heads_of(each.units, ranking.unit, opened) for each in sets]
     alone = [set_runs.heads_of([unit], ranking.unit, opened) for unit in singles]
@@ -247,6 +338,22 @@ def _measured(
         "ranking": ranking_options(ranking.options),
     }
     return Measured(outcomes, set_frame(sets, ranking.unit), ranking.heads, single, gradient, facts)
+
+
+def _of_model(
+    ranking: Results, layers: "Mapping[int, AttentionLayer]", settings: ValidateSettings
+) -> tuple[Results, list[int]]:
+    """An imported list as a ranking of all heads of the model, and how many of them are taken out: none that it does not list."""
+    listed = len(ranking.heads)
+    whole = ranking.of_model({layer: each.heads if ranking.unit == "head" else each.kv_heads for layer, each in layers.items()})
+    counts = counts_of(settings.k, len(whole.heads))
+    if len(whole.heads) == listed:
+        return whole, counts
+    if settings.k == ValidateSettings().k:  # what was not asked for need not be there
+        return whole, sorted({*(count for count in counts if count < listed), listed})
+    if counts[-1] > listed:
+        raise InputError(f"--k: {counts[-1]} is more than the {listed} heads that the imported list has; give at most as many")
+    return whole, counts
 
 
 def _write_report(folder: Path, cache: Cache, scores: Scores) -> None:

@@ -30,11 +30,13 @@ class AttentionLayer:
         projection: its output projection, None where it has none.
         heads: query heads.
         kv_heads: groups of them that share a key.
+        attention: the layer itself.
     """
 
     projection: nn.Module | None
     heads: int
     kv_heads: int
+    attention: nn.Module | None = None
 
 
 def attention_layers(model: PreTrainedModel) -> dict[int, AttentionLayer]:
@@ -60,7 +62,9 @@ def attention_layers(model: PreTrainedModel) -> dict[int, AttentionLayer]:
 def layers_heard(recorder: Recorder) -> dict[int, AttentionLayer]:
     """The attention layers of the model that a recorder has heard."""
     return {
-        layer: AttentionLayer(recorder.projections.get(layer), recorder.heads, recorder.kv_heads[layer])
+        layer: AttentionLayer(
+            recorder.projections.get(layer), recorder.heads, recorder.kv_heads[layer], recorder.modules[layer]
+        )
         for layer in sorted(recorder.modules)
     }
 
@@ -140,7 +144,7 @@ def ablated(
     if (how == "mean") != (means is not None):
         raise InputError("ablated: how='mean' needs means, as mean_outputs() finds them, and nothing else takes any")
     layers = attention_layers(model)
-    gates = gates_without([_pairs(heads, layers)], layers)
+    gates = gates_without([pairs_in(heads, layers)], layers)
     with HeadGates(layers, means) as hooks:
         hooks.set(gates)
         yield model
@@ -243,7 +247,8 @@ def heads_of_groups(groups: Iterable[tuple[int, int]], layers: Mapping[int, Atte
     return pairs
 
 
-def _pairs(heads: Any, layers: Mapping[int, AttentionLayer]) -> list[tuple[int, int]]:
+def pairs_in(heads: Any, layers: Mapping[int, AttentionLayer]) -> list[tuple[int, int]]:
+    """The (layer, head) pairs that are meant by what `ablated` takes for heads."""
     if hasattr(heads, "columns"):
         unit = "head" if "head" in heads.columns else "kv_head"
         if missing := [name for name in ("layer", unit) if name not in heads.columns]:

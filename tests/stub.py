@@ -38,6 +38,8 @@ CALLS = (
     "compare",
     "stability",
     "sweep",
+    "export",
+    "import_list",
 )  # whose options are the fields of settings classes
 _MODULE = re.compile(r"\b(?:[a-z_]+\.)+(?=[A-Za-z])")
 _PLAIN = {"DataFrame": "pl.DataFrame", "NoneType": "None"}
