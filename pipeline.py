@@ -343,7 +343,7 @@ def _measured(
 def _of_model(
     ranking: Results, layers: "Mapping[int, AttentionLayer]", settings: ValidateSettings
 ) -> tuple[Results, list[int]]:
-    """An imported list as a ranking of all heads of the model, and how many of them are taken out: none that it does not list."""
+    """An imported list as a ranking of all heads of the model, and how many are taken out: none that it does not list."""
     listed = len(ranking.heads)
     whole = ranking.of_model({layer: each.heads if ranking.unit == "head" else each.kv_heads for layer, each in layers.items()})
     counts = counts_of(settings.k, len(whole.heads))

@@ -14,6 +14,7 @@ from ..data.export_settings import ExportSettings
 from ..data.foreign import foreign_faults_told
 from . import models
 from .ablation import AttentionLayer, attention_layers, gates_without
+from .gguf import without_progress_bars
 from .sources import resolve
 
 logger = logging.getLogger("headscore")
@@ -62,7 +63,7 @@ def write_checkpoint(
             f"--model {name}: is not {what}; this is {fingerprint:.12}); --allow-other-model takes it all the same"
         )
     zero_heads(model, heads)
-    with foreign_faults_told(f"--format checkpoint: {name} cannot be saved", hold_stderr=False):
+    with foreign_faults_told(f"--format checkpoint: {name} cannot be saved", hold_stderr=False), without_progress_bars():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     return {"name": name, "dtype": dtype, "fingerprint": fingerprint}

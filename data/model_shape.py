@@ -57,7 +57,7 @@ def shape_record(metadata: Metadata) -> dict[str, Any]:
     return record
 
 
-def _compact(paths: Sequence[str | None], layers: Sequence[int]) -> str | None | list[str | None]:
+def _compact(paths: Sequence[str | None], layers: Sequence[int]) -> str | list[str | None] | None:
     if not any(paths):
         return None
     pieces = (paths[0] or "").split(".")
@@ -90,7 +90,8 @@ def shape_of(record: Mapping[str, Any], where: str) -> ModelShape | None:
         if not isinstance(projections, dict) or set(projections) != set(PARTS):
             raise _unusable(where, "projections")
         paths = {part: _spread(projections[part], layers, where) for part in PARTS}
-    return ModelShape(tuple(layers), dims["heads"], *(dims.get(name) for name in _DIMS[2:]), paths)
+    kv_heads, head_dim, hidden_size = (dims.get(name) for name in _DIMS[2:])
+    return ModelShape(tuple(layers), dims["heads"], kv_heads, head_dim, hidden_size, paths)
 
 
 def _is_dims(dims: Any) -> bool:

@@ -2,15 +2,14 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from ...data.errors import HeadscoreError, printable
-from ...data.metadata import has_shape
 from ...data.plain import names_in, read_plain
-from ..evidence.null import Level, Null
+from ..evidence.null import null_of_record
 from ..outputs import HEADS_PARQUET, yaml_text
 from ..scores import head_name
 from ..validated import is_validation, read_measured
@@ -20,27 +19,26 @@ from .written import Content
 _SHOWN = 20
 _MAX_FOLDERS = 200  # that are looked into for a validation
 _MAX_VERDICTS = 1 << 16
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+\-.!|~&@:=^$])")
+# What Markdown, or a hub, would take for more than text: signs anywhere, what begins a list or a line, and addresses.
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~&@$^])")
+_BEGINNING = re.compile(r"^(\d*)([-+.)=])")
+_ADDRESS = re.compile(r"(?i)(\b(?:https?|ftp)(?=:)|\bwww(?=\.))")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _ROWS = (1000, 10_000, 100_000)
-_LEVEL_SHAPE = dict.fromkeys(("observed", "mean", "low", "high", "p"), float)
-_NULL_SHAPE = {"best": _LEVEL_SHAPE, "kth": _LEVEL_SHAPE, "k": int, "draws": int, "units": int}
 _SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M")
 
 
 def card(chosen: Chosen) -> Content:
-    """README.md: YAML between two lines of ---, then model, data, settings, the first heads, and what is known of their worth."""
+    """README.md: YAML between two lines of ---, then model, data, settings, the first heads, and what these are worth."""
     chosen.require_suffix(".md")
     provenance = chosen.provenance
-    for key in ("model", "data"):
-        provenance[key] = _published(provenance.get(key) or {})
     text = f"---\n{yaml_text(_metadata(chosen, provenance))}---\n\n" + "\n".join(_lines(chosen, provenance)) + "\n"
     meaning = "a page about the ranking, for the folder that is published; licence and language are left for its author to say"
     return Content(text.encode(), meaning, told_inside=True)
 
 
 def _metadata(chosen: Chosen, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    name = provenance["model"].get("name")
+    name = provenance.get("model", {}).get("name")
     size = _SIZES[sum(len(chosen.heads) >= bound for bound in _ROWS)]
     return {
         "pretty_name": f"Attention heads of {name or 'a model'} by headscore",
@@ -53,11 +51,12 @@ def _metadata(chosen: Chosen, provenance: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _lines(chosen: Chosen, provenance: Mapping[str, Any]) -> Iterator[str]:
-    model, data, record = provenance["model"], provenance["data"], chosen.results.record
+    model, data, record = provenance.get("model", {}), provenance.get("data", {}), chosen.results.record
     units = "heads" if chosen.unit == "head" else "groups of heads"
     yield f"# Attention heads of {_escaped(model.get('name') or 'a model')}"
     yield ""
-    yield f"A ranking of {len(chosen.heads)} {units} by which of them a task drives, made with headscore {provenance['headscore']}."
+    how = f"headscore {provenance['headscore']}"
+    yield f"A ranking of {len(chosen.heads)} {units} by which of them a task drives, made with {how}."
     yield ""
     yield from _table(("", ""), _facts(chosen, model, data, record))
     yield ""
@@ -124,9 +123,8 @@ def _evidence(record: Mapping[str, Any]) -> Iterator[str]:
     checks, null = record.get("checks"), record.get("null")
     if isinstance(checks, Mapping):
         yield from (str(line) for line in checks.values())
-    if has_shape(null, _NULL_SHAPE):
-        levels = {name: Level(**{key: null[name][key] for key in _LEVEL_SHAPE}) for name in ("best", "kth")}
-        yield Null(**levels, **{name: null[name] for name in ("k", "draws", "units")}).line
+    if found := null_of_record(null):
+        yield found.line
 
 
 def _verdicts(chosen: Chosen) -> list[str]:
@@ -155,19 +153,7 @@ def _verdicts_in(folder: Path, own: pl.DataFrame) -> list[str] | None:
         return None
 
 
-def _published(told: Mapping[str, Any]) -> dict[str, Any]:
-    """What is said of model or data, with the last part alone of a path that only its author's machine has."""
-    inner = {name: _published(value) for name, value in told.items() if isinstance(value, dict)}
-    return {name: _last_part(value) if name in ("name", "path", "base") else value for name, value in told.items()} | inner
-
-
-def _last_part(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    is_path = PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute() or value.startswith((".", "~"))
-    return re.split(r"[/\\]", value.rstrip("/\\"))[-1] if is_path else value
-
-
 def _escaped(value: Any) -> str:
     """Any text as one line of Markdown that shows it as it is."""
-    return _MARKDOWN.sub(r"\\\1", printable(" ".join(str(value).split())))
+    text = _MARKDOWN.sub(r"\\\1", printable(" ".join(str(value).split())))
+    return _BEGINNING.sub(r"\1\\\2", _ADDRESS.sub(r"\1\\", text))

@@ -1,9 +1,10 @@
 """Which heads of a ranking an export is of, and what it must know about them."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import polars as pl
@@ -19,6 +20,13 @@ from ..results import COMBINED, Results
 
 Head = tuple[int, int]
 
+# Of a record: arguments of a model may hold what is not for others.
+_TOLD: Mapping[str, Sequence[str]] = {
+    "model": ("name", "revision", "commit", "adapter", "type", "fingerprint", "tokenizer_fingerprint"),
+    "data": ("path", "sha256", "rows", "style"),
+    "control": ("kind", "signals", "samples", "data"),
+}
+_TOLD_INSIDE = ("name", "type", "sha256", "base", "path", "rows")
 _RANKING = ("score_query_mode", "head_output", "task_span", "fusion", "norm_mode", "within", "by", "measure", "signal")
 
 
@@ -87,8 +95,8 @@ class Chosen:
         shape = self.shape
         if shape.head_dim is None or shape.hidden_size is None:
             raise InputError(
-                f"--format {self.format}: the layers of the model have heads of other widths, or {self.results.folder} does not "
-                "tell them"
+                f"--format {self.format}: {self.results.folder} does not tell how wide heads and residual stream are, or its "
+                "layers differ in it"
             )
         return shape.head_dim, shape.hidden_size
 
@@ -147,7 +155,7 @@ class Chosen:
         told: dict[str, Any] = {
             "headscore": __version__,
             "format": self.format,
-            **{key: dict(record[key]) for key in ("model", "data", "control") if isinstance(record.get(key), dict)},
+            **{key: _published(record[key], names) for key, names in _TOLD.items() if isinstance(record.get(key), dict)},
             **({"imported": self.results.imported} if self.results.imported else {}),
             "ranking": {name: options[name] for name in _RANKING if options.get(name)} | {"weights": self.results.weights},
             "signal": self.signal,
@@ -232,7 +240,7 @@ def _top(heads: pl.DataFrame, settings: ChoiceSettings, what: str) -> pl.DataFra
         return heads.head(settings.top_k)
     if (k := settings.top_k_per_layer) is None:
         return heads
-    if k > (fewest := heads.group_by("layer").len()["len"].min()):  # type: ignore[operator]
+    if k > (fewest := min(heads.group_by("layer").len()["len"].to_list())):
         raise InputError(f"--top-k-per-layer: {k} is more than the {fewest} {what} that a layer has in the ranking")
     return heads.filter(pl.col("rank").rank("ordinal").over("layer") <= k)
 
@@ -243,3 +251,18 @@ def counts_in_layers(pairs: Sequence[Head]) -> dict[int, int]:
     for layer, _ in sorted(pairs):
         counts[layer] = counts.get(layer, 0) + 1
     return counts
+
+
+def _published(told: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """What is said of model or data; of a path that only its author's machine has, the last part."""
+    made = {}
+    for name in (name for name in names if name in told):
+        value = told[name]
+        inner = _published(value, _TOLD_INSIDE) if isinstance(value, Mapping) else value
+        made[name] = _last_part(inner) if isinstance(inner, str) else inner
+    return made
+
+
+def _last_part(text: str) -> str:
+    is_path = PurePosixPath(text).is_absolute() or PureWindowsPath(text).is_absolute() or text.startswith((".", "~"))
+    return re.split(r"[/\\]", text.rstrip("/\\"))[-1] if is_path else text

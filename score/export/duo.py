@@ -33,7 +33,8 @@ def duo(chosen: Chosen) -> Content:
         "headscore": groups.provenance,
     }
     meaning = (
-        f"{layers} layers of {units} KV heads, each with its place in (0, 1): which keep the whole KV cache. The ratio a reader is "
-        f"given is a share of KV heads, not of the KV budget: the others keep {config['sink_size']} + {config['recent_size']} tokens"
+        f"{layers} layers of {units} KV heads, each with its place in (0, 1): which keep the whole KV cache. The ratio a "
+        "reader is given is a share of KV heads, not of the KV budget: the others keep "
+        f"{config['sink_size']} + {config['recent_size']} tokens"
     )
     return Content({TSV: text.getvalue().encode(), CONFIG: json.dumps(config, indent=1).encode()}, meaning)

@@ -6,7 +6,7 @@ import re
 import numpy as np
 
 from ...data.errors import InputError
-from ...data.head_parts import groups_among, of_heads
+from ...data.head_parts import Mask, groups_among, of_heads
 from .chosen import Chosen, counts_in_layers
 from .modules import module_path, plain_path, require_paths
 from .written import Content, json_bytes
@@ -25,8 +25,8 @@ def peft(chosen: Chosen) -> Content:
     chosen.require_top()
     require_paths(chosen)
     heads = chosen.query_heads
-    ranks = {}
-    masks = {}
+    ranks: dict[str, int] = {}
+    masks: dict[str, Mask] = {}
     for layer, count in counts_in_layers(heads).items():
         paths = {module_path(chosen, part, layer) for part in ("query", "key", "value", "output")}
         ranks |= dict.fromkeys(sorted(path for path in paths if path), RANK_OF_A_HEAD * count)
@@ -51,7 +51,7 @@ def peft(chosen: Chosen) -> Content:
     return Content({CONFIG: json_bytes(config), MASKS: archive.getvalue()}, meaning)
 
 
-def _masks(chosen: Chosen, layer: int, heads: list[int]) -> dict[str, np.ndarray]:
+def _masks(chosen: Chosen, layer: int, heads: list[int]) -> dict[str, Mask]:
     """Rows and columns of a layer's chosen heads, of those projections that are split by heads."""
     shape, (width, _) = chosen.shape, chosen.widths()
     masks = {}

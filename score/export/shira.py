@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import numpy.typing as npt
 
 from ...data.errors import InputError
 from ...data.head_parts import of_heads
@@ -27,7 +28,7 @@ def shira(chosen: Chosen) -> Content:
     width, model_width = chosen.widths()
     counts = counts_in_layers(chosen.query_heads)
     r = _r(chosen, counts, width, model_width)
-    arrays = {}
+    arrays: dict[str, npt.NDArray[np.generic]] = {}
     for layer in counts:
         heads = [head for own, head in chosen.query_heads if own == layer]
         along = np.flatnonzero(of_heads(heads, chosen.shape.heads, width))
@@ -49,8 +50,8 @@ def shira(chosen: Chosen) -> Content:
     }
     weights = safetensors(arrays, {"format": "pt", "headscore": json_text(chosen.provenance)})
     meaning = (
-        f"{len(chosen.query_heads)} query heads, {next(iter(counts.values()))} in each of {len(counts)} layers: head-selective, "
-        f"rows of W_Q and columns of W_O, r {r}; load it with is_trainable=True"
+        f"{len(chosen.query_heads)} query heads, {next(iter(counts.values()))} in each of {len(counts)} layers: "
+        f"head-selective, rows of W_Q and columns of W_O, r {r}; load it with is_trainable=True"
     )
     return Content({CONFIG: json_bytes(config), WEIGHTS: weights}, meaning)
 
@@ -59,8 +60,8 @@ def _r(chosen: Chosen, counts: dict[int, int], width: int, model_width: int) -> 
     if len(set(counts.values())) > 1:
         few, most = (picker(counts, key=lambda layer: counts[layer]) for picker in (min, max))
         raise InputError(
-            f"--format shira: has one {_RULE} for all layers, and there are {counts[few]} heads in layer {few} and {counts[most]} "
-            f"in layer {most}; choose as many in each with --top-k-per-layer"
+            f"--format shira: has one {_RULE} for all layers, and there are {counts[few]} heads in layer {few} and "
+            f"{counts[most]} in layer {most}; choose as many in each with --top-k-per-layer"
         )
     k, both = next(iter(counts.values())), chosen.shape.heads * width + model_width
     if (k * width * model_width) % both:
