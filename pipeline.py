@@ -256,7 +256,7 @@ def export(results: str | Path, out: str | Path, *, overwrite: bool = False, **o
             "headscore.ablated gives; nothing is smaller or faster"
         )
     else:
-        content = FORMATS[str(settings.format)](chosen)
+        content = FORMATS[settings.format](chosen)
         write_export(path, content, provenance, overwrite=overwrite)
         meaning = content.meaning
     logger.info("%s: written as %s", path, chosen.format)

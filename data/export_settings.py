@@ -1,7 +1,7 @@
 """The options of the commands that bring rankings to other tools, and their lists to headscore."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from .checked import Checked, option
 from .errors import InputError
@@ -32,7 +32,7 @@ class ChoiceSettings(Checked):
 class ExportSettings(ChoiceSettings):
     """What a ranking is written as: the options of `headscore export`."""
 
-    format: ExportFormat | None = option(None, "What is written; each is described in docs/use-your-ranking.md.")
+    format: ExportFormat = option("csv", "What is written; each is described in docs/use-your-ranking.md.")
     by: Unit | None = option(None, "kv_head makes a ranking of groups out of one of heads; if not given, it stays what it is.")
     group: GroupBy = option("mean", "What a group's score is of those of its heads: their mean, or the largest.")
     sink_size: int = option(128, "Of duo: how many first tokens the other KV heads keep.", least=0, most=1 << 20)
@@ -44,19 +44,9 @@ class ExportSettings(ChoiceSettings):
     allow_other_model: bool = option(False, "Of checkpoint: take another model than the one that was captured.")
     trust_remote_code: bool = option(False, "Of checkpoint: run code that comes with the model; only for sources you trust.")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.format is None:
-            raise InputError(f"--format: give one of {', '.join(get_args(ExportFormat))}")
-
 
 @dataclass(frozen=True, kw_only=True)
 class ImportSettings(Checked):
     """What a list of heads is: the options of `headscore import`."""
 
     format: ImportFormat | None = option(None, "Whose format the list is in.", aliases=("--as",))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.format is None:
-            raise InputError(f"--format: give one of {', '.join(get_args(ImportFormat))}")

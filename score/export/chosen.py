@@ -53,7 +53,7 @@ class Chosen:
     @property
     def format(self) -> str:
         """The name of the format as options spell it."""
-        return str(self.settings.format).replace("_", "-")
+        return self.settings.format.replace("_", "-")
 
     @property
     def signal(self) -> str:

@@ -1,7 +1,11 @@
-"""The formats by name: one function in a file of its own each. A new one is a file and a line here."""
+"""The formats by name: one function in a file of its own each. A new one is a file, a line here, and its name in the settings.
+
+`checkpoint` is not among them: it needs the model, so it is written by capture/zeroed.py.
+"""
 
 from collections.abc import Callable, Mapping
 
+from ...data.export_settings import ExportFormat
 from .card import card
 from .chosen import Chosen
 from .duo import duo
@@ -13,7 +17,7 @@ from .retrieval_head import retrieval_head
 from .shira import shira
 from .written import Content
 
-FORMATS: Mapping[str, Callable[[Chosen], Content]] = {
+FORMATS: Mapping[ExportFormat, Callable[[Chosen], Content]] = {
     "csv": csv_list,
     "parquet": parquet_list,
     "duo": duo,

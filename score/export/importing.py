@@ -5,14 +5,14 @@ import io
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import polars as pl
 
 from ... import __version__
 from ...data.checked import require_text
 from ...data.errors import InputError
-from ...data.export_settings import ImportSettings
+from ...data.export_settings import ImportFormat, ImportSettings
 from ...data.files import given_path, write_bytes, write_text
 from ...data.settings import RECORD_KEY, Unit
 from ...data.signatures import library_call
@@ -38,7 +38,9 @@ def import_list(file: str | Path, out: str | Path, *, overwrite: bool = False, *
 
     Raises InputError where the file is no such list, and where `out` holds something else.
     """
-    format = str(ImportSettings(**options).format)
+    format = ImportSettings(**options).format
+    if format is None:
+        raise InputError(f"--format: give one of {', '.join(get_args(ImportFormat))}")
     path, folder = given_path("file", file), given_path("--out", out)
     require_text("file", path)
     unit, lines, content = read_list(path, format)

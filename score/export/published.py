@@ -11,6 +11,7 @@ import yaml
 
 from ...data.bounded_json import parse_json
 from ...data.errors import InputError, one_line
+from ...data.export_settings import ImportFormat
 from ...data.foreign import foreign_faults_told
 from ...data.metadata import MAX_HEADS, MAX_LAYERS
 from ...data.plain import kind_of, read_plain
@@ -25,12 +26,12 @@ _MAX_SIDE = 1 << 16  # columns of a matrix
 _KEY = "layer-head"
 
 
-def read_list(path: Path, format: str) -> tuple[Unit, list[Scored], bytes]:
+def read_list(path: Path, format: ImportFormat) -> tuple[Unit, list[Scored], bytes]:
     """A list of heads as it was published.
 
     Args:
         path: of the file, or of a folder of `duo`.
-        format: of `ImportFormat`.
+        format: whose it is.
 
     Returns what it lists, each (layer, head, score) in the file's order, a score for each; and the file's bytes. Raises
     InputError where it is no such file, or lists a head twice, or one that no model has.
@@ -130,7 +131,7 @@ def _layer_head(text: Any) -> tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
-_READERS: Mapping[str, tuple[Unit, Callable[[Path, bytes], list[Scored]]]] = {
+_READERS: Mapping[ImportFormat, tuple[Unit, Callable[[Path, bytes], list[Scored]]]] = {
     "duo": ("kv_head", _duo),
     "retrieval_head": ("head", _retrieval_head),
     "qrhead": ("head", _qrhead),
