@@ -229,7 +229,7 @@ def gates_without(sets: Sequence[Iterable[tuple[int, int]]], layers: Mapping[int
             if layer not in layers or not 0 <= head < layers[layer].heads:
                 last = layers[layer].heads - 1 if layer in layers else None
                 known = f"layers {min(layers)} to {max(layers)}" if last is None else f"heads 0 to {last}"
-                raise InputError(f"ablated: the model has no head {head} in layer {layer}; it has {known}")
+                raise InputError(f"heads: the model has no head {head} in layer {layer}; it has {known}")
             if layer not in gates:
                 gates[layer] = torch.ones(len(sets), layers[layer].heads)
             gates[layer][row, head] = 0
@@ -241,7 +241,7 @@ def heads_of_groups(groups: Iterable[tuple[int, int]], layers: Mapping[int, Atte
     pairs = []
     for layer, group in groups:
         if layer not in layers or not 0 <= group < layers[layer].kv_heads:
-            raise InputError(f"ablated: the model has no group {group} of heads in layer {layer}")
+            raise InputError(f"heads: the model has no group {group} of heads in layer {layer}")
         size = layers[layer].heads // layers[layer].kv_heads
         pairs += [(layer, head) for head in range(group * size, (group + 1) * size)]
     return pairs
@@ -252,10 +252,10 @@ def pairs_in(heads: Any, layers: Mapping[int, AttentionLayer]) -> list[tuple[int
     if hasattr(heads, "columns"):
         unit = "head" if "head" in heads.columns else "kv_head"
         if missing := [name for name in ("layer", unit) if name not in heads.columns]:
-            raise InputError(f"ablated: the frame of heads has no column {' or '.join(missing)}")
+            raise InputError(f"heads: the frame of heads has no column {' or '.join(missing)}")
         pairs = [(int(layer), int(head)) for layer, head in heads.select("layer", unit).iter_rows()]
         return pairs if unit == "head" else heads_of_groups(pairs, layers)
     try:
         return [(int(layer), int(head)) for layer, head in heads]
     except (TypeError, ValueError) as error:
-        raise InputError("ablated: expected pairs (layer, head), such as [(3, 7), (5, 0)]") from error
+        raise InputError("heads: expected pairs (layer, head), such as [(3, 7), (5, 0)]") from error

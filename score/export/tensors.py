@@ -18,9 +18,10 @@ def safetensors(arrays: Mapping[str, npt.NDArray[np.generic]], told: Mapping[str
         told: the file's own metadata.
     """
     header: dict[str, object] = {"__metadata__": dict(told)}
-    parts, place = [], 0
+    parts: list[memoryview] = []
+    place = 0
     for name, array in arrays.items():
-        part = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+        part = memoryview(np.ascontiguousarray(array, array.dtype.newbyteorder("<"))).cast("B")
         offsets = [place, place + len(part)]
         header[name] = {"dtype": _DTYPES[array.dtype.name], "shape": list(array.shape), "data_offsets": offsets}
         parts.append(part)
