@@ -19,7 +19,7 @@ from .data.errors import RunError as RunError
 from .data.errors import UnreadableFileError as UnreadableFileError
 from .data.inspection import inspect as inspect
 from .data.merging import merge as merge
-from .pipeline import head_masks as head_masks
+from .exporting import head_masks as head_masks
 from .pipeline import validate as validate
 from .score.evidence.compare import Comparison as Comparison
 from .score.evidence.control import Control as Control

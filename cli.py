@@ -364,7 +364,7 @@ def sweep(config: Path | None, debug: bool, **options: Any) -> None:
 )
 def export(debug: bool, **options: Any) -> None:
     """Write a ranking in a format that other tools load: for finetuning, KV caches, pruning, or a paper."""
-    from .pipeline import export as library_export
+    from .exporting import export as library_export
 
     print(printable(str(library_export(**options))))
 

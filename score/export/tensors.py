@@ -21,7 +21,7 @@ def safetensors(arrays: Mapping[str, npt.NDArray[np.generic]], told: Mapping[str
     parts: list[memoryview] = []
     place = 0
     for name, array in arrays.items():
-        part = memoryview(np.ascontiguousarray(array, array.dtype.newbyteorder("<"))).cast("B")
+        part = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data.cast("B")
         offsets = [place, place + len(part)]
         header[name] = {"dtype": _DTYPES[array.dtype.name], "shape": list(array.shape), "data_offsets": offsets}
         parts.append(part)
