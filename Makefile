@@ -20,7 +20,7 @@ lint: $(READY)
 types: $(READY)
 	mkdir -p $(VENV)/types && ln -sfn "$(CURDIR)" $(VENV)/types/headscore
 	cd $(VENV)/types && ../bin/mypy --config-file "$(CURDIR)/pyproject.toml" -p headscore.data -p headscore.capture -p headscore.score \
-		-m headscore -m headscore.cli -m headscore.options -m headscore.pipeline -m headscore.terminal -m headscore.terminal_scores
+		-m headscore -m headscore.cli -m headscore.options -m headscore.pipeline -m headscore.exporting -m headscore.terminal -m headscore.terminal_scores
 
 # What type checkers see of the library's calls: after a change of an option or a call.
 stub: $(READY)

@@ -19,11 +19,13 @@ from .data.errors import RunError as RunError
 from .data.errors import UnreadableFileError as UnreadableFileError
 from .data.inspection import inspect as inspect
 from .data.merging import merge as merge
+from .exporting import head_masks as head_masks
 from .pipeline import validate as validate
 from .score.evidence.compare import Comparison as Comparison
 from .score.evidence.control import Control as Control
 from .score.evidence.stability import StabilityCurve as StabilityCurve
 from .score.evidence.sweep import Sweep as Sweep
+from .score.export.written import Exported as Exported
 from .score.ranking import rank as rank
 from .score.report.agreement_charts import compare_chart as compare_chart
 from .score.report.agreement_charts import stability_chart as stability_chart
@@ -33,6 +35,7 @@ from .score.report.charts import layer_profiles as layer_profiles
 from .score.report.charts import signal_maps as signal_maps
 from .score.report.charts import top_heads as top_heads
 from .score.report.weight_map import sweep_map as sweep_map
+from .score.results import Results as Results
 from .score.scan import rows as rows
 from .score.scan import scan_cache as scan_cache
 from .score.scores import Scores as Scores
@@ -303,14 +306,43 @@ def sweep(
     against: str | Path | None = None,
     effect: Literal["kl", "nll", "gate_gradient", "abs_gate_gradient"] | None = None,
 ) -> Sweep: ...
+def export(
+    results: str | Path,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    signal: str | None = None,
+    top_k: int | None = None,
+    top_k_per_layer: int | None = None,
+    format: Literal[
+        "csv", "parquet", "duo", "retrieval_head", "qrhead", "lofit", "shira", "peft", "card", "checkpoint"
+    ] = "csv",
+    by: Literal["head", "kv_head"] | None = None,
+    group: Literal["mean", "max"] = "mean",
+    sink_size: int = 128,
+    recent_size: int = 256,
+    model: str | Path | None = None,
+    adapter: str | Path | None = None,
+    allow_other_model: bool = False,
+    trust_remote_code: bool = False,
+) -> Exported: ...
+def import_list(
+    file: str | Path,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    format: Literal["duo", "retrieval_head", "qrhead", "lofit"] | None = None,
+) -> Results: ...
 
 __version__: str
 __all__ = [
     "Comparison",
     "Control",
     "DamagedShardError",
+    "Exported",
     "HeadscoreError",
     "InputError",
+    "Results",
     "RunError",
     "Scores",
     "StabilityCurve",
@@ -324,7 +356,10 @@ __all__ = [
     "compare_chart",
     "control",
     "entropy_and_task",
+    "export",
+    "head_masks",
     "heatmap",
+    "import_list",
     "inspect",
     "layer_profiles",
     "mean_outputs",

@@ -12,6 +12,7 @@ import typer
 from .capture.ranks import this_rank
 from .data.errors import HeadscoreError, InputError, RunError, one_line, printable, typed_line
 from .data.evidence_settings import CompareSettings, ControlSettings, StabilitySettings, SweepSettings
+from .data.export_settings import ExportSettings, ImportSettings
 from .data.files import given_path
 from .data.foreign import is_panic
 from .data.limits import require_address_space
@@ -110,12 +111,17 @@ def _results(text: Any) -> Path:
     return given_path("results", text)
 
 
+def _file(text: Any) -> Path:
+    return given_path("file", text)
+
+
 def _ranking(text: Any) -> Path:
     return given_path("rankings", text)
 
 
 _CACHE: dict[str, Any] = {"parser": _cache, "show_default": False}
 _RESULTS: dict[str, Any] = {"parser": _results, "show_default": False}
+_FILE: dict[str, Any] = {"parser": _file, "show_default": False}
 _RANKINGS: dict[str, Any] = {"parser": _ranking, "show_default": False}
 _OUT: dict[str, Any] = {"parser": _out, "metavar": "<path>"}  # pathlib would take an empty text for the folder one is in
 
@@ -331,6 +337,45 @@ def sweep(config: Path | None, debug: bool, **options: Any) -> None:
 
     found = library_sweep(**options)
     _print_evidence(found.lines, found.table(), options["out"])
+
+
+@command
+@with_options(
+    (ExportSettings,),
+    {
+        "results": Annotated[Path, typer.Argument(help="Folder of results, of score, control or import.", **_RESULTS)],
+        "out": Annotated[Path, typer.Option("--out", help="The file or folder that is written.", **_OUT, show_default=False)],
+    },
+    {"overwrite": Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier export left in --out.")]},
+    {"overwrite": False},
+    configurable=False,
+)
+def export(debug: bool, **options: Any) -> None:
+    """Write a ranking in a format that other tools load: for finetuning, KV caches, pruning, or a paper."""
+    from .exporting import export as library_export
+
+    print(printable(str(library_export(**options))))
+
+
+@app.command("import", cls=GroupedCommand, short_help="Make a folder of results of a list of heads that others have published.")
+@with_options(
+    (ImportSettings,),
+    {
+        "file": Annotated[Path, typer.Argument(help="The list; of duo also the folder that it is in.", **_FILE)],
+        "out": Annotated[
+            Path, typer.Option("--out", "--output-dir", help="Folder of the results.", **_OUT, show_default=False)
+        ],
+    },
+    {"overwrite": OVERWRITE},
+    {"overwrite": False},
+    configurable=False,
+)
+def import_list(debug: bool, **options: Any) -> None:
+    """Make a folder of results of a list of heads that others have published, for compare, validate and export."""
+    from .score.export.importing import import_list as library_import
+
+    found = library_import(**options)
+    print(printable(f"{len(found.heads)} {'heads' if found.unit == 'head' else 'KV heads'}; results in {options['out']}"))
 
 
 @command

@@ -36,6 +36,7 @@ GROUPS = {
     "Signals": ("score_query_mode", "head_output", "task_span", "measure", "signal", "signals"),
     "Ranking": ("weight", "lambda_ent", "lambda_task", "fusion", "norm_mode", "within", "by", "top_k", "top_k_per_layer"),
     "Comparison": ("grid", "against", "compare_by", "effect"),
+    "Format": ("format", "group", "sink_size", "recent_size"),
     "Heads taken out": ("k", "draws", "ablate", "single", "gate_gradient"),
     "Control": ("random_span", "fdr", "two_sided"),
     "Statistics": ("bootstrap", "strata", "cluster", "level", "fit_weights", "repeats"),
@@ -139,14 +140,24 @@ QUIET = Annotated[bool, typer.Option("--quiet", help="Print the heads alone, not
 
 
 def with_options(
-    settings: Sequence[type], before: dict[str, Any], after: dict[str, Any], defaults: dict[str, Any]
+    settings: Sequence[type],
+    before: dict[str, Any],
+    after: dict[str, Any],
+    defaults: dict[str, Any],
+    *,
+    configurable: bool = True,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command `before`, the fields of the settings classes, `after` and the common options as its parameters."""
+    """Give a command `before`, the fields of the settings classes, `after` and the common options as its parameters.
+
+    configurable: whether options may also stand in a configuration file; the command then takes `config`.
+    """
+
+    common = _COMMON if configurable else {"debug": DEBUG}
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         hints = {name: hint for each in settings for name, hint in get_type_hints(each).items()}
         fields = [field for each in settings for field in dataclasses.fields(each)]
-        annotations = {**before, **{field.name: _annotation(field, hints[field.name]) for field in fields}, **after, **_COMMON}
+        annotations = {**before, **{field.name: _annotation(field, hints[field.name]) for field in fields}, **after, **common}
         values = {**defaults, **{field.name: _as_given(field.default) for field in fields}, "config": None, "debug": False}
         keyword = signatures.Parameter.KEYWORD_ONLY
         parameters = [

@@ -2,10 +2,10 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .data.cache import Cache, cache_folder, open_cache, require_known_spans
 from .data.configuration import CACHE_FOLDER
@@ -46,6 +46,9 @@ from .score.validated import (
     write_measured,
     write_validation,
 )
+
+if TYPE_CHECKING:
+    from .capture.ablation import AttentionLayer
 
 logger = logging.getLogger("headscore")
 
@@ -218,12 +221,20 @@ def _measured(
     """Run the model of a ranking without the sets of heads that its validation needs."""
     from .capture import set_runs, validating  # here, as they load torch
 
+    opened = None
+    if ranking.imported is not None and (settings.fit_weights or set(settings.signal) - {COMBINED}):
+        option = "--fit-weights" if settings.fit_weights else "--signal"
+        raise InputError(f"{option}: the ranking is an imported list, which has no signals; leave it out")
+    if ranking.imported is not None:  # the model says which heads there are, and so what a share of them is
+        opened = validating.opened_for(validating.record_of_list(ranking.record, settings), settings)
+        ranking, counts = _of_model(ranking, opened.layers, settings)
+    else:
+        counts = counts_of(settings.k, len(ranking.heads))
     units = len(ranking.heads)
-    counts = counts_of(settings.k, units)
     signals = [COMBINED, *(name for name in dict.fromkeys(settings.signal) if name != COMBINED)]
     sets = [each for name in signals for each in head_sets(ranking.order(name), name, counts, settings.draws, settings.seed)]
     singles = sorted(ranking.order()) if settings.single else []
-    opened = validating.opened_for(ranking.record, settings)
+    opened = opened or validating.opened_for(ranking.record, settings)
     journal = Journal(folder / JOURNAL_FILE, opened.subject, overwrite=overwrite)
     heads = [set_runs.heads_of(each.units, ranking.unit, opened) for each in sets]
     alone = [set_runs.heads_of([unit], ranking.unit, opened) for unit in singles]
@@ -247,6 +258,22 @@ def _measured(
         "ranking": ranking_options(ranking.options),
     }
     return Measured(outcomes, set_frame(sets, ranking.unit), ranking.heads, single, gradient, facts)
+
+
+def _of_model(
+    ranking: Results, layers: "Mapping[int, AttentionLayer]", settings: ValidateSettings
+) -> tuple[Results, list[int]]:
+    """An imported list as a ranking of all heads of the model, and how many are taken out: none that it does not list."""
+    listed = len(ranking.heads)
+    whole = ranking.of_model({layer: each.heads if ranking.unit == "head" else each.kv_heads for layer, each in layers.items()})
+    counts = counts_of(settings.k, len(whole.heads))
+    if len(whole.heads) == listed:
+        return whole, counts
+    if settings.k == ValidateSettings().k:  # what was not asked for need not be there
+        return whole, sorted({*(count for count in counts if count < listed), listed})
+    if counts[-1] > listed:
+        raise InputError(f"--k: {counts[-1]} is more than the {listed} heads that the imported list has; give at most as many")
+    return whole, counts
 
 
 def _write_report(folder: Path, cache: Cache, scores: Scores) -> None:

@@ -30,11 +30,13 @@ class AttentionLayer:
         projection: its output projection, None where it has none.
         heads: query heads.
         kv_heads: groups of them that share a key.
+        attention: the layer itself.
     """
 
     projection: nn.Module | None
     heads: int
     kv_heads: int
+    attention: nn.Module | None = None
 
 
 def attention_layers(model: PreTrainedModel) -> dict[int, AttentionLayer]:
@@ -60,7 +62,9 @@ def attention_layers(model: PreTrainedModel) -> dict[int, AttentionLayer]:
 def layers_heard(recorder: Recorder) -> dict[int, AttentionLayer]:
     """The attention layers of the model that a recorder has heard."""
     return {
-        layer: AttentionLayer(recorder.projections.get(layer), recorder.heads, recorder.kv_heads[layer])
+        layer: AttentionLayer(
+            recorder.projections.get(layer), recorder.heads, recorder.kv_heads[layer], recorder.modules[layer]
+        )
         for layer in sorted(recorder.modules)
     }
 
@@ -140,7 +144,7 @@ def ablated(
     if (how == "mean") != (means is not None):
         raise InputError("ablated: how='mean' needs means, as mean_outputs() finds them, and nothing else takes any")
     layers = attention_layers(model)
-    gates = gates_without([_pairs(heads, layers)], layers)
+    gates = gates_without([pairs_in(heads, layers)], layers)
     with HeadGates(layers, means) as hooks:
         hooks.set(gates)
         yield model
@@ -225,7 +229,7 @@ def gates_without(sets: Sequence[Iterable[tuple[int, int]]], layers: Mapping[int
             if layer not in layers or not 0 <= head < layers[layer].heads:
                 last = layers[layer].heads - 1 if layer in layers else None
                 known = f"layers {min(layers)} to {max(layers)}" if last is None else f"heads 0 to {last}"
-                raise InputError(f"ablated: the model has no head {head} in layer {layer}; it has {known}")
+                raise InputError(f"heads: the model has no head {head} in layer {layer}; it has {known}")
             if layer not in gates:
                 gates[layer] = torch.ones(len(sets), layers[layer].heads)
             gates[layer][row, head] = 0
@@ -237,20 +241,21 @@ def heads_of_groups(groups: Iterable[tuple[int, int]], layers: Mapping[int, Atte
     pairs = []
     for layer, group in groups:
         if layer not in layers or not 0 <= group < layers[layer].kv_heads:
-            raise InputError(f"ablated: the model has no group {group} of heads in layer {layer}")
+            raise InputError(f"heads: the model has no group {group} of heads in layer {layer}")
         size = layers[layer].heads // layers[layer].kv_heads
         pairs += [(layer, head) for head in range(group * size, (group + 1) * size)]
     return pairs
 
 
-def _pairs(heads: Any, layers: Mapping[int, AttentionLayer]) -> list[tuple[int, int]]:
+def pairs_in(heads: Any, layers: Mapping[int, AttentionLayer]) -> list[tuple[int, int]]:
+    """The (layer, head) pairs that are meant by what `ablated` takes for heads."""
     if hasattr(heads, "columns"):
         unit = "head" if "head" in heads.columns else "kv_head"
         if missing := [name for name in ("layer", unit) if name not in heads.columns]:
-            raise InputError(f"ablated: the frame of heads has no column {' or '.join(missing)}")
+            raise InputError(f"heads: the frame of heads has no column {' or '.join(missing)}")
         pairs = [(int(layer), int(head)) for layer, head in heads.select("layer", unit).iter_rows()]
         return pairs if unit == "head" else heads_of_groups(pairs, layers)
     try:
         return [(int(layer), int(head)) for layer, head in heads]
     except (TypeError, ValueError) as error:
-        raise InputError("ablated: expected pairs (layer, head), such as [(3, 7), (5, 0)]") from error
+        raise InputError("heads: expected pairs (layer, head), such as [(3, 7), (5, 0)]") from error

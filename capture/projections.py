@@ -22,7 +22,7 @@ def output_projection(attention: nn.Module, width: int | None = None) -> nn.Modu
     """
     for name in _NAMES:
         child = getattr(attention, name, None)
-        if isinstance(child, nn.Module) and _width(child) and width in (None, _width(child)):
+        if isinstance(child, nn.Module) and input_width(child) and width in (None, input_width(child)):
             return child
     return None
 
@@ -42,16 +42,21 @@ def projection_paths(
     """
     paths: dict[nn.Module | None, str] = {m: ".".join(filter(None, (prefix, name))) for name, m in model.named_modules()}
     return [
-        {part: paths.get(_first(attention, names)) for part, names in _INPUTS.items()}
+        {part: paths.get(module) for part, module in input_projections(attention).items()}
         | {"output": paths.get(outputs.get(layer))}
         for layer, attention in sorted(modules.items())
     ]
 
 
+def input_projections(attention: nn.Module) -> dict[str, nn.Module | None]:
+    """The children that make an attention layer's `query`, `key` and `value`; None where it has no such child."""
+    return {part: _first(attention, names) for part, names in _INPUTS.items()}
+
+
 def _first(attention: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
     """The first child of such a name that is a linear layer."""
     children = (getattr(attention, name, None) for name in names)
-    return next((child for child in children if isinstance(child, nn.Module) and _width(child)), None)
+    return next((child for child in children if isinstance(child, nn.Module) and input_width(child)), None)
 
 
 def kv_heads(attention: nn.Module, heads: int) -> int:
@@ -81,7 +86,7 @@ def output_weight(projection: nn.Module, dtype: torch.dtype) -> Tensor:
         weight: Tensor = projection.weight.detach().T  # type: ignore[operator]
         return weight
     device = next((p.device for p in projection.parameters()), torch.device("cpu"))
-    ones = torch.eye(_width(projection), dtype=dtype, device=device)
+    ones = torch.eye(input_width(projection), dtype=dtype, device=device)
     return (_apply(projection, ones) - _apply(projection, torch.zeros_like(ones[:1]))).T
 
 
@@ -110,7 +115,16 @@ def _apply(projection: nn.Module, values: Tensor) -> Tensor:
     return output
 
 
-def _width(module: Any) -> int:
+def output_width(module: Any) -> int:
+    """The values per token that a linear layer gives; 0 for what is none."""
+    weight = getattr(module, "weight", None)
+    if type(module).__name__ == "Conv1D" and isinstance(weight, Tensor):
+        return weight.shape[1]
+    features = getattr(module, "out_features", 0)
+    return features if isinstance(features, int) else 0
+
+
+def input_width(module: Any) -> int:
     """The values per token that a linear layer takes; 0 for what is none."""
     weight = getattr(module, "weight", None)
     if type(module).__name__ == "Conv1D" and isinstance(weight, Tensor):

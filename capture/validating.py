@@ -25,6 +25,7 @@ from .sources import resolve
 logger = logging.getLogger("headscore")
 
 _ALL = 1 << 40
+_AS_BY_DEFAULT = {"left_out": True}  # special tokens that a tokenizer adds at the end
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,19 @@ class Opened:
     layers: Mapping[int, AttentionLayer]
     subject: dict[str, Any]
     facts: dict[str, Any]
+
+
+def record_of_list(record: Mapping[str, Any], options: ValidateSettings) -> dict[str, Any]:
+    """The record of an imported list, as if its model and rows were those of the options; it names none of its own.
+
+    Raises InputError where the options do not name both.
+    """
+    if missing := [flag for flag, value in (("--model", options.model), ("--data", options.data)) if value is None]:
+        raise InputError(
+            f"{' and '.join(missing)}: the ranking is an imported list, which names neither model nor data; give both"
+        )
+    settings = {"max_samples": 0, "seed": 0, "max_length": CaptureSettings().max_length, "special_tokens": _AS_BY_DEFAULT}
+    return {**record, "model": {"name": options.model}, "data": {"path": options.data}, "settings": settings, "templates": []}
 
 
 def opened_for(record: Mapping[str, Any], options: ValidateSettings) -> Opened:
@@ -106,6 +120,7 @@ def opened_for(record: Mapping[str, Any], options: ValidateSettings) -> Opened:
         "rows_skipped": len(shard.skipped),
         "unseen": unseen,
         "other_model": other_model,
+        **({"imported": record["imported"]} if "imported" in record else {}),
     }
     return Opened(evaluator, questions, layers, subject, facts)
 
@@ -172,6 +187,8 @@ def _template(record: Mapping[str, Any]) -> Template | str | None:
 
 def _is_other_model(record: Mapping[str, Any], fingerprint: str, name: str, dtype: str, options: ValidateSettings) -> bool:
     """Whether the model is another than the one that was captured; InputError where that is not allowed."""
+    if "imported" in record:  # it is not known which model the list is of
+        return False
     before = record["model"].get("fingerprint")
     if before == fingerprint or options.allow_other_model:
         return bool(before != fingerprint)

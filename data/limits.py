@@ -20,6 +20,8 @@ MIN_ADDRESS_SPACE = {
     "compare": 1024,
     "stability": 1024,
     "sweep": 1024,
+    "export": 1024,
+    "import": 1024,
     "inspect": 256,
     "merge": 256,
     "report": 69_632,

@@ -17,6 +17,7 @@ from ..data.cache import METADATA_FILE, require_outside_caches
 from ..data.configuration import without_former
 from ..data.errors import HeadscoreError, InputError
 from ..data.files import output_folder, write_bytes, write_text
+from ..data.model_shape import shape_record
 from ..data.places import written_options
 from ..data.plain import require_own
 from ..data.settings import RECORD_KEY, ScoreSettings
@@ -37,7 +38,8 @@ REPORT_FILE = "report.html"
 CHARTS_FOLDER = "charts"
 CHARTS = ("combined", "top_heads", "signal_maps", "entropy_and_task", "layer_profiles")
 REPORT_FILES = (REPORT_FILE, *(f"{CHARTS_FOLDER}/{name}.{kind}" for name in CHARTS for kind in ("svg", "png")))
-_FOUND = ("null", "checks")  # of the record; what came out says nothing about which run it was
+# Of the record: what came out, and what follows from the model, says nothing about which run it was.
+_FOUND = ("null", "checks", "dims", "layers", "projections")
 _RECORD_KEYS = ("model", "data", "templates", "settings", "plan", "versions", "control")
 
 
@@ -115,6 +117,7 @@ def run_config(scores: Scores, extra: Mapping[str, Any], folder: Path) -> dict[s
     if scores.missing_shards:
         record["missing_shards"] = scores.missing_shards
     record |= {key: scores.metadata[key] for key in _RECORD_KEYS if key in scores.metadata}
+    record |= shape_record(scores.metadata)
     if scores.null:
         record["null"] = scores.null.record()
     if scores.checks:

@@ -1,8 +1,9 @@
 """Reads back what `headscore score` wrote: the heads of a ranking, and what it was made of."""
 
 import io
+import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,7 +11,8 @@ import polars as pl
 
 from ..data.errors import HeadscoreError, InputError
 from ..data.foreign import foreign_faults_told
-from ..data.metadata import has_shape
+from ..data.metadata import MAX_HEADS, has_shape
+from ..data.model_shape import ModelShape, shape_of
 from ..data.plain import read_plain
 from ..data.settings import RECORD_KEY, Unit
 from ..data.strict_yaml import read_yaml
@@ -27,6 +29,8 @@ _RECORD_SHAPE = {
     "settings": {"max_samples": int, "max_length": int, "seed": int},
     "templates": [{"name": str, "text": str}],
 }
+IMPORTED_KEY = "imported"  # of the record of a list that others have made
+_IMPORTED_SHAPE = {IMPORTED_KEY: {"file": str, "format": str, "sha256": str, "whole": bool}}
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,8 @@ class Results:
         heads: `Scores.heads`.
         unit: what is ranked: `head` or `kv_head`.
         options: those of the ranking by their names.
-        record: what config.yaml says about the cache.
+        record: what config.yaml says about the cache, or about the list that was imported.
+        shape: of the model; None where the record does not tell it.
     """
 
     folder: Path
@@ -46,6 +51,17 @@ class Results:
     unit: Unit
     options: dict[str, Any]
     record: dict[str, Any]
+    shape: ModelShape | None = None
+
+    @property
+    def imported(self) -> dict[str, Any] | None:
+        """What the record says about the list that others have made; None for a ranking of a cache."""
+        return self.record.get(IMPORTED_KEY)
+
+    @property
+    def whole(self) -> bool:
+        """Whether all heads of the model are there."""
+        return self.imported is None or bool(self.imported["whole"])
 
     @property
     def signals(self) -> list[str]:
@@ -65,13 +81,37 @@ class Results:
     def ranked(self, weights: Mapping[str, float]) -> pl.DataFrame:
         """The heads ranked by other weights, in the ranking's own way; InputError for a signal that it has not."""
         if missing := [name for name in weights if name not in self.signals]:
-            raise InputError(f"--signal {missing[0]}: {self.folder} has no such signal; it has {', '.join(self.signals)}")
+            has = ", ".join(self.signals) or "none"
+            raise InputError(f"--signal {missing[0]}: {self.folder} has no such signal; it has {has}")
         frame = self.heads.select("layer", self.unit, *(pl.col(name) for name in weights))
         return rank(frame, dict(weights), unit=self.unit, **{name: self.options[name] for name in _RANKING_OPTIONS})
 
+    def of_model(self, units: Mapping[int, int]) -> "Results":
+        """An imported list as a ranking of all heads of a model: those that it does not list come last, in a random order.
+
+        They all have the score below the lowest. units: how many heads, or groups of them, each layer of the model has.
+        Raises InputError where the list has a head that the model has not, or all of another model's.
+        """
+        every = {(layer, unit) for layer, count in units.items() for unit in range(count)}
+        own = set(self.heads.select("layer", self.unit).iter_rows())
+        what = "head" if self.unit == "head" else "group of heads"
+        if strange := sorted(own - every):
+            raise InputError(f"{self.folder}: lists {what} {strange[0][1]} of layer {strange[0][0]}, which the model has not")
+        rest = sorted(every - own)
+        random.Random(len(every)).shuffle(rest)
+        if not rest:
+            return self
+        last = pl.DataFrame(rest, schema={"layer": pl.Int32, self.unit: pl.Int32}, orient="row")
+        below = float(self.heads[COMBINED].min()) - 1  # type: ignore[arg-type]
+        heads = pl.concat([self.heads.select("layer", self.unit, COMBINED, "rank").sort("rank"), last], how="diagonal")
+        ranked = heads.with_columns(pl.col(COMBINED).fill_null(below), rank=pl.int_range(1, pl.len() + 1, dtype=pl.Int64))
+        return replace(self, heads=ranked.sort("layer", self.unit))
+
     @property
     def weights(self) -> dict[str, float]:
-        """The weight of every signal that has one."""
+        """The weight of every signal that has one; none in a list that was imported."""
+        if self.imported is not None:
+            return {}
         seed = {"out": 1.0, "ent": self.options["lambda_ent"], "task": self.options["lambda_task"]}
         return {name: weight for name, weight in {**seed, **(self.options.get("weight") or {})}.items() if weight}
 
@@ -87,7 +127,12 @@ def read_results(folder: Path) -> Results:
     except HeadscoreError as error:
         raise InputError(f"{folder}: holds no results of headscore score: {error.message}") from error
     record: Any = config.get(RECORD_KEY) if isinstance(config, dict) else None
-    if not has_shape(record, _RECORD_SHAPE) or not has_shape(config, _CONFIG_SHAPE) or config["by"] not in get_args(Unit):
+    imported = isinstance(record, dict) and IMPORTED_KEY in record
+    if not has_shape(record, _IMPORTED_SHAPE if imported else _RECORD_SHAPE) or not has_shape(
+        config, {"by": str} if imported else _CONFIG_SHAPE
+    ):
+        raise InputError(f"{path}: is not that of a run of headscore score; run it again with --overwrite")
+    if config["by"] not in get_args(Unit):
         raise InputError(f"{path}: is not that of a run of headscore score; run it again with --overwrite")
     content = read_plain(folder / HEADS_PARQUET, _MAX_BYTES)
     if content is None:
@@ -95,6 +140,7 @@ def read_results(folder: Path) -> Results:
     with foreign_faults_told(f"{folder / HEADS_PARQUET}: is damaged"):
         heads = pl.read_parquet(io.BytesIO(content))
     unit: Unit = config["by"]
-    if not {"layer", unit, COMBINED, "rank"} <= set(heads.columns) or not len(heads):
+    if not {"layer", unit, COMBINED, "rank"} <= set(heads.columns) or not 0 < len(heads) <= MAX_HEADS:
         raise InputError(f"{folder / HEADS_PARQUET}: is not a table of heads; run headscore score again")
-    return Results(folder, heads, unit, {name: value for name, value in config.items() if name != RECORD_KEY}, record)
+    options = {name: value for name, value in config.items() if name != RECORD_KEY}
+    return Results(folder, heads, unit, options, record, shape_of(record, str(path)))

@@ -127,6 +127,13 @@ def _cautions(facts: Mapping[str, Any]) -> list[str]:
     lines = []
     if not facts["unseen"]:
         lines.append("CAUTION: these are rows that the ranking was made of; it may look better than it is on others")
+    if isinstance(imported := facts.get("imported"), dict):
+        lines.append(
+            f"CAUTION: the list was imported from {imported.get('file')}; whether it is of this model, and of other rows than "
+            "these, is not known"
+        )
+        if not imported.get("whole"):
+            lines.append("CAUTION: the list does not have all heads; the bottom are random ones of those that it does not list")
     if facts["other_model"]:
         lines.append("CAUTION: the ranking was captured from another model than the one that was run")
     if shared := facts["overlapping_draws"]:

@@ -12,6 +12,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that share tiny matrices wait for each other most of the time
 
+import exported
 import psutil
 import tiny
 from eager import EagerModel
@@ -64,6 +65,12 @@ def last_token_cache(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     out = tmp_path_factory.mktemp("caches") / "last_token"
     headscore.capture(out, model=str(llama), max_samples=8)
     return out
+
+
+@pytest.fixture(scope="session")
+def ranked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The folders of a tiny model and of a ranking of its heads, for exports. Read only."""
+    return exported.make(tmp_path_factory.mktemp("ranked"))
 
 
 @pytest.fixture

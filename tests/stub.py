@@ -38,8 +38,11 @@ CALLS = (
     "compare",
     "stability",
     "sweep",
+    "export",
+    "import_list",
 )  # whose options are the fields of settings classes
 _MODULE = re.compile(r"\b(?:[a-z_]+\.)+(?=[A-Za-z])")
+LONGEST = 128  # as pyproject.toml says
 _PLAIN = {"DataFrame": "pl.DataFrame", "NoneType": "None"}
 
 
@@ -85,8 +88,14 @@ def _call(name: str) -> str:
             keyword = True
             lines.append("    *,")
         given = "" if parameter.default is inspect.Parameter.empty else f" = {default(parameter.default)}"
-        lines.append(f"    {parameter.name}: {shown(parameter.annotation)}{given},")
+        lines += _fitting(f"    {parameter.name}: {shown(parameter.annotation)}{given},")
     return "\n".join([*lines, f") -> {shown(inspect.signature(getattr(headscore, name)).return_annotation)}: ..."])
+
+
+def _fitting(line: str) -> list[str]:
+    """A parameter whose choices fill more than a line, as the formatter breaks it."""
+    parts = re.fullmatch(r"(.*Literal\[)(.*)(\].*)", line) if len(line) > LONGEST else None
+    return [parts[1], f"        {parts[2]}", f"    {parts[3]}"] if parts else [line]
 
 
 def _all() -> str:

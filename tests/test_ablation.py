@@ -157,12 +157,12 @@ def test_heads_may_be_given_as_frames_of_heads_or_of_groups() -> None:
 @pytest.mark.parametrize(
     ("heads", "options", "message"),
     [
-        ([(3, 0)], {}, "ablated: the model has no head 0 in layer 3; it has layers 0 to 2"),
-        ([(0, 4)], {}, "ablated: the model has no head 4 in layer 0; it has heads 0 to 3"),
-        ([(0, -1)], {}, "ablated: the model has no head -1 in layer 0"),
-        ([3], {}, "ablated: expected pairs (layer, head)"),
-        (pl.DataFrame({"head": [1]}), {}, "ablated: the frame of heads has no column layer"),
-        (pl.DataFrame({"layer": [1], "kv_head": [2]}), {}, "ablated: the model has no group 2 of heads in layer 1"),
+        ([(3, 0)], {}, "heads: the model has no head 0 in layer 3; it has layers 0 to 2"),
+        ([(0, 4)], {}, "heads: the model has no head 4 in layer 0; it has heads 0 to 3"),
+        ([(0, -1)], {}, "heads: the model has no head -1 in layer 0"),
+        ([3], {}, "heads: expected pairs (layer, head)"),
+        (pl.DataFrame({"head": [1]}), {}, "heads: the frame of heads has no column layer"),
+        (pl.DataFrame({"layer": [1], "kv_head": [2]}), {}, "heads: the model has no group 2 of heads in layer 1"),
         ([(0, 0)], {"how": "half"}, "ablated: how='half' is not one of zero, mean"),
         ([(0, 0)], {"how": "mean"}, "ablated: how='mean' needs means"),
         ([(0, 0)], {"means": {}}, "nothing else takes any"),

@@ -13,6 +13,7 @@ from typer.main import get_command
 
 from headscore.cli import app
 from headscore.data.evidence_settings import CompareSettings, ControlSettings, Effect, StabilitySettings, SweepSettings
+from headscore.data.export_settings import ExportSettings, ImportSettings
 from headscore.data.metadata import METADATA_SHAPE, OPTIONAL_SHAPE
 from headscore.data.settings import (
     DEFAULT_WEIGHTS,
@@ -66,10 +67,13 @@ def test_every_command_and_option_is_in_the_readme(name: str) -> None:
         CompareSettings,
         StabilitySettings,
         SweepSettings,
+        ExportSettings,
+        ImportSettings,
     ],
 )
 def test_the_readme_has_the_defaults(settings: type) -> None:
-    start = README.index("**`headscore validate") if settings is ValidateSettings else 0  # its options are of other defaults
+    own = {ValidateSettings: "validate", ExportSettings: "export", ImportSettings: "import"}  # whose defaults are others
+    start = README.index(f"**`headscore {own[settings]}") if settings in own else 0
     shared = {field.name for field in dataclasses.fields(CaptureSettings)} if settings is ValidateSettings else set()
     for field in dataclasses.fields(settings):
         line = re.search(rf"^\| `--{field.name.replace('_', '-')}`.*$", README[start:], re.MULTILINE)

@@ -23,6 +23,7 @@ import headscore
 from headscore.data import voice
 from headscore.data.errors import HeadscoreError, InputError, RunError, one_line
 from headscore.data.evidence_settings import CompareSettings, ControlSettings, StabilitySettings, SweepSettings
+from headscore.data.export_settings import ExportSettings, ImportSettings
 from headscore.data.settings import (
     BootstrapSettings,
     CaptureSettings,
@@ -42,6 +43,8 @@ SETTINGS: dict[str, tuple[type, ...]] = {
     "compare": (ScoreSettings, CompareSettings),
     "stability": (ScoreSettings, StabilitySettings),
     "sweep": (ScoreSettings, WorkSettings, SweepSettings),
+    "export": (ExportSettings,),
+    "import_list": (ImportSettings,),
 }
 OWN = {
     "capture": ["out", "overwrite", "progress"],
@@ -53,6 +56,8 @@ OWN = {
     "compare": ["rankings", "out", "overwrite", "partial"],
     "stability": ["cache", "out", "overwrite", "partial"],
     "sweep": ["cache", "out", "overwrite", "partial"],
+    "export": ["results", "out", "overwrite"],
+    "import_list": ["file", "out", "overwrite"],
 }
 
 # ------------------------------------------------------------------------------------------------------------- signatures

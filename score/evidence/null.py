@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from ...data.metadata import has_shape
 from ...data.settings import ScoreSettings
 from ..means import Float
 from ..ranking import RRF_CONSTANT
@@ -85,6 +86,16 @@ class Null:
     def record(self) -> dict[str, Any]:
         """All of it, as config.yaml holds it."""
         return dataclasses.asdict(self)
+
+
+def null_of_record(record: Any) -> Null | None:
+    """What `Null.record` told; None for what is none, as a record may be a stranger's."""
+    level = dict.fromkeys((field.name for field in dataclasses.fields(Level)), float)
+    if not has_shape(record, {"best": level, "kth": level, "k": int, "draws": int, "units": int}):
+        return None
+    best, kth = (Level(**{name: record[key][name] for name in level}) for key in ("best", "kth"))
+    is_finite = all(math.isfinite(value) for each in (best, kth) for value in dataclasses.astuple(each))
+    return Null(best, kth, record["k"], record["draws"], record["units"]) if is_finite else None
 
 
 def null_of(heads: pl.DataFrame, settings: ScoreSettings, k: int) -> Null | None:

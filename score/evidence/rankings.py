@@ -108,6 +108,8 @@ def _of_results(place: Path, signal: str) -> Ranking:
     means = results.heads.select("layer", unit, *results.signals)
     options = {name: results.options.get(name) for name in _DEFINING}
     source = _source(results.record, options, results.record.get("samples"))
+    if results.imported is not None:
+        return Ranking(place.name or str(place), "list", signal, unit, _ordered(heads, unit), results.whole)
     return Ranking(place.name or str(place), "results", signal, unit, _ordered(heads, unit), True, means, source)
 
 
@@ -138,7 +140,8 @@ def _known(place: Path, signal: str, signals: list[str]) -> str:
     name = signal.removeprefix("-")
     if name not in signals:
         meant = did_you_mean(name, signals)
-        raise InputError(f"--compare-by {signal}: {place} has no such signal; {meant}it has combined, {', '.join(signals)}")
+        has = ", ".join(("combined", *signals))
+        raise InputError(f"--compare-by {signal}: {place} has no such signal; {meant}it has {has}")
     return name
 
 

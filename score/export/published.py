@@ -1,0 +1,139 @@
+"""Reads the lists of heads that others publish: one function for each format. They are strangers' files, so all is bounded."""
+
+import io
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from ...data.bounded_json import parse_json
+from ...data.errors import InputError, one_line
+from ...data.export_settings import ImportFormat
+from ...data.foreign import foreign_faults_told
+from ...data.metadata import MAX_HEADS, MAX_LAYERS
+from ...data.plain import kind_of, read_plain
+from ...data.settings import Unit
+from ...data.strict_yaml import read_yaml
+from .duo import TSV
+
+Scored = tuple[int, int, float]  # layer, head (or KV head), score
+
+_MAX_BYTES = 32 << 20
+_MAX_SIDE = 1 << 16  # columns of a matrix
+_KEY = "layer-head"
+
+
+def read_list(path: Path, format: ImportFormat) -> tuple[Unit, list[Scored], bytes]:
+    """A list of heads as it was published.
+
+    Args:
+        path: of the file, or of a folder of `duo`.
+        format: whose it is.
+
+    Returns what it lists, each (layer, head, score) in the file's order, a score for each; and the file's bytes. Raises
+    InputError where it is no such file, or lists a head twice, or one that no model has.
+    """
+    place = path / TSV if format == "duo" and kind_of(path, follow_links=True) == stat.S_IFDIR else path
+    content = read_plain(place, _MAX_BYTES, follow_links=True)
+    if content is None:
+        raise InputError(f"{place}: is not there")
+    unit, reader = _READERS[format]
+    lines = reader(place, content)
+    if not 0 < len(lines) <= MAX_HEADS:
+        raise InputError(f"{place}: lists {len(lines)} heads; expected 1 to {MAX_HEADS}")
+    seen = set()
+    for layer, head, score in lines:
+        if not 0 <= layer < MAX_LAYERS or not 0 <= head < MAX_HEADS:
+            raise InputError(f"{place}: layer {layer!s:.20}, head {head!s:.20} is of no model")
+        if not np.isfinite(score):
+            raise InputError(f"{place}: the score of layer {layer}, head {head} is not a finite number")
+        if (layer, head) in seen:
+            raise InputError(f"{place}: layer {layer}, head {head} stands twice")
+        seen.add((layer, head))
+    return unit, lines, content
+
+
+def _duo(path: Path, content: bytes) -> list[Scored]:
+    """A matrix of numbers, a line for each layer, with tabs or blanks between its KV heads."""
+    try:
+        rows = [line.split() for line in content.decode("ascii").splitlines() if line.strip() and not line.startswith("#")]
+        if len(rows) > MAX_LAYERS or any(len(row) != len(rows[0]) or len(row) > _MAX_SIDE for row in rows):
+            raise ValueError("the lines are not of the same length, or too many")
+        return [(layer, head, float(value)) for layer, row in enumerate(rows) for head, value in enumerate(row)]
+    except ValueError as error:
+        raise InputError(f"{path}: is no matrix of layers and KV heads: {one_line(error)[:120]}") from error
+
+
+def _retrieval_head(path: Path, content: bytes) -> list[Scored]:
+    """`{"layer-head": [score of each sample, …]}`; the score is the mean, as its readers take it."""
+    try:
+        found = parse_json(content)
+        if not isinstance(found, dict):
+            raise ValueError("expected an object")
+        return [(*_layer_head(key), _mean(key, values)) for key, values in found.items()]
+    except (ValueError, OverflowError) as error:
+        raise InputError(f"{path}: is no object of '{_KEY}' and lists of scores: {one_line(error)[:120]}") from error
+
+
+def _mean(key: str, values: Any) -> float:
+    if not isinstance(values, list) or not values or any(type(value) not in (int, float) for value in values):
+        raise ValueError(f"{key[:20]} has no list of numbers")
+    return float(np.mean(np.array(values, np.float64)))
+
+
+def _qrhead(path: Path, content: bytes) -> list[Scored]:
+    """YAML with `attn_head_set`, best first; or the `[["layer-head", score], …]` that its detection writes."""
+    try:
+        if content.lstrip()[:1] == b"[":
+            found = parse_json(content)
+            if not all(isinstance(each, list) and len(each) == 2 for each in found):
+                raise ValueError("expected pairs")
+            return [(*_layer_head(key), _mean(str(key), [score])) for key, score in found]
+        told = read_yaml(path, follow_links=True)
+        heads = told.get("attn_head_set") if isinstance(told, dict) else None
+        if heads == "full_heads":
+            raise ValueError("it stands for all heads, and puts none before another")
+        if not isinstance(heads, str):
+            raise ValueError("it has no attn_head_set")
+        return _numbered([_layer_head(each.strip()) for each in heads.split(",")])
+    except (ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: is no head set of QRHead: {one_line(error)[:120]}") from error
+
+
+def _lofit(path: Path, content: bytes) -> list[Scored]:
+    """An array of whole numbers [k, 2], best first. Its header is read before any of it is."""
+    with foreign_faults_told(f"{path}: is no array of NumPy", hold_stderr=False):
+        file = io.BytesIO(content)
+        version = np.lib.format.read_magic(file)
+        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, by_columns, dtype = header[version](file)
+    if dtype.kind not in "iu" or len(shape) != 2 or shape[1] != 2 or not 0 < shape[0] <= MAX_HEADS:
+        raise InputError(f"{path}: is an array {dtype!s:.20} {shape!s:.40}; expected whole numbers [heads, 2]")
+    numbers = file.read()
+    if len(numbers) != 2 * shape[0] * dtype.itemsize:
+        raise InputError(f"{path}: does not have as many numbers as its header says")
+    pairs = np.frombuffer(numbers, dtype).reshape(shape, order="F" if by_columns else "C")
+    return _numbered([(int(layer), int(head)) for layer, head in pairs])
+
+
+def _numbered(pairs: Sequence[tuple[int, int]]) -> list[Scored]:
+    """With minus the place for a score."""
+    return [(layer, head, -float(place)) for place, (layer, head) in enumerate(pairs, 1)]
+
+
+def _layer_head(text: Any) -> tuple[int, int]:
+    parts = text.split("-") if isinstance(text, str) and len(text) < 20 else []
+    if len(parts) != 2 or not all(part.isascii() and part.isdecimal() for part in parts):
+        raise ValueError(f"{text!r:.20} is no '{_KEY}'")
+    return int(parts[0]), int(parts[1])
+
+
+_READERS: Mapping[ImportFormat, tuple[Unit, Callable[[Path, bytes], list[Scored]]]] = {
+    "duo": ("kv_head", _duo),
+    "retrieval_head": ("head", _retrieval_head),
+    "qrhead": ("head", _qrhead),
+    "lofit": ("head", _lofit),
+}
