@@ -14,7 +14,7 @@ SHARE_OF_FREE = 0.7  # the rest is for what a fit over two batches does not see,
 
 
 def fitting_tokens(run: Callable[[int], object], tokens: int, devices: Collection[torch.device]) -> int:
-    """How many tokens a batch may have, padding included: at most the device's `enough_tokens`, at least one prompt of `tokens`.
+    """How many tokens a batch may have, padding included: at most `enough_tokens`, at least one prompt of `tokens`.
 
     run: runs a batch of so many prompts of `tokens` tokens; what it raises where memory runs out for two of them is taken to
     mean that only one fits. devices: those of the model; on a GPU the peaks of a batch of one and of two prompts give what a

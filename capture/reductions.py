@@ -68,7 +68,7 @@ def all_token_patterns(
     Arguments as for `last_token_patterns`, value [B,G,P+T,D'] -> sum of the attention to each key [B,H,P+T] (in all:
     `lengths`, with sinks less), of the entropies in nats [B,H] (0 ln 0 is 0; a row over one token has entropy 0; a sink counts
     by what it leaves to the keys), and with a value z [B,T,H,D'], which from the same patterns costs less than attention of its
-    own. Memory is bounded by the device's `block_bytes` per temporary whatever T, once one query row of the batch fits. With l the base-2
+    own. Memory is bounded by `block_bytes` per temporary whatever T, once one query row of the batch fits. With l the base-2
     logits less their largest, S = Σ 2ˡ with the sink and W without, H = (W log₂ S − Σ l 2ˡ) / S bits, which needs one
     exponential and no logarithm per weight, and loses nothing to cancellation.
     """
