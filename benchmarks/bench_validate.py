@@ -25,7 +25,7 @@ import torch
 from measuring import machine
 
 from headscore.capture.batches import batch_counts
-from headscore.capture.memory import BATCH_OVERHEAD
+from headscore.capture.device import profile_of
 from headscore.capture.validating import Opened, opened_for
 from headscore.data.settings import ValidateSettings
 from headscore.score.head_sets import counts_of, head_sets
@@ -37,7 +37,7 @@ def plain(opened: Opened, batch_tokens: int, last_only: bool) -> Callable[[], No
     model = opened.evaluator.model
     sequences = sorted((ids for q in opened.questions for ids in q.sequences), key=len, reverse=True)
     batches, left = [], sequences
-    for count in batch_counts([len(ids) for ids in sequences], batch_tokens, None, BATCH_OVERHEAD[model.device.type]):
+    for count in batch_counts([len(ids) for ids in sequences], batch_tokens, None, profile_of(model.device).batch_overhead):
         part, left = left[:count], left[count:]
         ids = torch.zeros((count, len(part[0])), dtype=torch.long)
         for place, row in enumerate(part):

@@ -6,15 +6,15 @@ from collections.abc import Callable, Collection
 import psutil
 import torch
 
+from .device import profile_of
+
 logger = logging.getLogger("headscore")
 
-ENOUGH_TOKENS = {"cpu": 768, "cuda": 32_768}  # a larger batch is no faster, token by token
-BATCH_OVERHEAD = {"cpu": 60, "cuda": 1000}  # what a batch takes however small it is, as the tokens that take as long
 SHARE_OF_FREE = 0.7  # the rest is for what a fit over two batches does not see, such as fragmentation
 
 
 def fitting_tokens(run: Callable[[int], object], tokens: int, devices: Collection[torch.device]) -> int:
-    """How many tokens a batch may have, padding included: at most ENOUGH_TOKENS, at least one prompt of `tokens`.
+    """How many tokens a batch may have, padding included: at most `enough_tokens`, at least one prompt of `tokens`.
 
     run: runs a batch of so many prompts of `tokens` tokens; what it raises where memory runs out for two of them is taken to
     mean that only one fits. devices: those of the model; on a GPU the peaks of a batch of one and of two prompts give what a
@@ -22,7 +22,7 @@ def fitting_tokens(run: Callable[[int], object], tokens: int, devices: Collectio
     """
     gpus = [device for device in devices if device.type == "cuda"]
     if not gpus:
-        return max(tokens, ENOUGH_TOKENS["cpu"])
+        return max(tokens, profile_of(next(iter(devices))).enough_tokens)
     run(1)  # what is made once, such as the kernels' workspaces, is not a batch's
     one = _peaks(run, 1, gpus)
     try:
@@ -30,7 +30,7 @@ def fitting_tokens(run: Callable[[int], object], tokens: int, devices: Collectio
     except torch.OutOfMemoryError:
         return tokens
     prompts = min(free_bytes(gpu) / max(1, two[gpu] - one[gpu]) for gpu in gpus)
-    fitting = min(ENOUGH_TOKENS["cuda"], int(prompts * SHARE_OF_FREE) * tokens)
+    fitting = min(profile_of(gpus[0]).enough_tokens, int(prompts * SHARE_OF_FREE) * tokens)
     logger.info("batches of up to %d tokens: what fits into the free memory", max(tokens, fitting))
     return max(tokens, fitting)
 

@@ -32,6 +32,15 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 TOKENIZER = "tokenizer.json"
 MAX_TOKEN_ID = 1 << 22  # to write a vocabulary down takes time and memory for each number up to the highest
 _PATH = "_headscore_path"  # attribute of a decoder
+_OUT_OF_MEMORY = (  # what says so in a RuntimeError of torch
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "CUSOLVER_STATUS_ALLOC_FAILED",
+)
 _FINGERPRINT_VALUES = 4096  # taken from each parameter at most
 _NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version", "dtype", "architectures")  # parts of a configuration
 
@@ -133,7 +142,10 @@ def load_model(
     if quantised and source.adapter:  # merged weights would be quantised again, and the adapter rounded away with it
         raise InputError(f"{source.adapter.told}: cannot be merged into a quantised model; give one that is not as --model")
     options = {**source.model_options(), "dtype": DTYPES[dtype], "output_loading_info": True}
-    placed: Any = device_map or ({"": device} if quantised else None)  # quantised weights cannot be moved afterwards
+    # Quantised weights cannot be moved afterwards; others need not pass through the memory of the machine. An adapter is merged
+    # there, in the model's own precision.
+    straight = quantised or (device.type == "cuda" and not source.adapter)
+    placed: Any = device_map or ({"": device} if straight else None)
     with foreign_faults_told(f"--model {source.name}", _why_not_loaded, hold_stderr=False):
         try:
             with without_progress_bars():
@@ -215,9 +227,12 @@ def require_same_vocabulary(source: Source, model: PreTrainedModel, highest_id: 
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error means that memory ran out; on the CPU torch raises a plain RuntimeError then."""
-    cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    return isinstance(error, torch.OutOfMemoryError) or cpu
+    """Whether an error means that memory ran out.
+
+    On the CPU torch raises a plain RuntimeError then, and so do the libraries of a GPU that is shared with others.
+    """
+    told = isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
+    return isinstance(error, torch.OutOfMemoryError) or told
 
 
 def first_not_finite(model: PreTrainedModel) -> str | None:

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 from ..data.errors import HeadscoreError, RunError, one_line
 from .ablation import AttentionLayer, HeadGates, MeanOutputs, Means, gates_without
 from .batches import batch_counts, padded
+from .device import profile_of
 from .lengths import NO_RULES, LengthRules
-from .memory import BATCH_OVERHEAD, ENOUGH_TOKENS
 from .model_state import ModelState
 from .models import is_out_of_memory
 from .questions import Question
@@ -54,9 +54,9 @@ class Evaluator:
         means: Means | None = None,
     ):
         self.model, self._layers, self._questions, self._rules = model, layers, questions, rules
-        kind = model.device.type
-        self._batch_tokens = batch_tokens or ENOUGH_TOKENS.get(kind, ENOUGH_TOKENS["cuda"])
-        self._overhead = BATCH_OVERHEAD.get(kind, BATCH_OVERHEAD["cuda"])
+        profile = profile_of(model.device)
+        self._batch_tokens = batch_tokens or profile.enough_tokens
+        self._overhead = profile.batch_overhead
         self._batch_size = batch_size
         self.means = means
         self._state = ModelState(model)

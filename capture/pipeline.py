@@ -11,6 +11,7 @@ from ..data.files import remove_leftovers
 from ..data.settings import CaptureSettings
 from . import models
 from .chat import in_chat
+from .device import computing_on
 from .metadata import data_metadata, with_model
 from .ranks import this_rank
 from .resume import finished_shards, require_same_capture, start_cache
@@ -58,12 +59,12 @@ def captured(
     encoded = [prompt for shard in shards for prompt in shard.prompts]
     models.require_same_vocabulary(source, model, max(int(prompt.ids.max()) for prompt in encoded))
     logger.info("%s: %s on %s", settings.model, dtype, "several devices" if settings.device_map else device)
-    recorder, check = checked_recorder(model, encoded, dtype, settings)
-    check.log()
-
-    cache = start_cache(out, with_model(metadata, source, model, check), overwrite, rank)
-    limit = SkipLimit(settings, len(prompts.drawn), sum(len(shard.skipped) for shard in shards))
-    made = capture_shards(cache, own, marker, model, recorder, settings, limit, progress, check)
+    with computing_on(device):
+        recorder, check = checked_recorder(model, encoded, dtype, settings)
+        check.log()
+        cache = start_cache(out, with_model(metadata, source, model, check), overwrite, rank)
+        limit = SkipLimit(settings, len(prompts.drawn), sum(len(shard.skipped) for shard in shards))
+        made = capture_shards(cache, own, marker, model, recorder, settings, limit, progress, check)
 
     finished = finished_shards(cache)
     lines, skipped = finished.lines, finished.skipped

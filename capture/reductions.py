@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .device import profile_of
+
 LEAST_LOGIT = torch.finfo(torch.float32).min  # the logit of what is not attended; its exponential is 0
 BITS = math.log2(math.e)  # bits in a nat
-# What one block of attention logits takes in `all_token_patterns`: on a CPU no more than its caches hold.
-BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def all_token_patterns(
     Arguments as for `last_token_patterns`, value [B,G,P+T,D'] -> sum of the attention to each key [B,H,P+T] (in all:
     `lengths`, with sinks less), of the entropies in nats [B,H] (0 ln 0 is 0; a row over one token has entropy 0; a sink counts
     by what it leaves to the keys), and with a value z [B,T,H,D'], which from the same patterns costs less than attention of its
-    own. Memory is bounded by BLOCK_BYTES per temporary whatever T, once one query row of the batch fits. With l the base-2
+    own. Memory is bounded by `block_bytes` per temporary whatever T, once one query row of the batch fits. With l the base-2
     logits less their largest, S = Σ 2ˡ with the sink and W without, H = (W log₂ S − Σ l 2ˡ) / S bits, which needs one
     exponential and no logarithm per weight, and loses nothing to cancellation.
     """
@@ -86,7 +86,7 @@ def all_token_patterns(
     value = None if value is None else value.float().masked_fill(padding, 0).flatten(0, 1)
     sinks = None if softmax.sinks is None else softmax.sinks.float().mul(BITS).expand(batch, -1, tokens, -1)
     scale = softmax.scaling * BITS if softmax.softcap is None else softmax.scaling / softmax.softcap
-    block = min(tokens, max(1, BLOCK_BYTES.get(query.device.type, 1 << 26) // (4 * batch * heads * keys)))
+    block = min(tokens, max(1, profile_of(query.device).block_bytes // (4 * batch * heads * keys)))
     # Memory that is used anew for each block stays in the caches of a CPU, and is not asked of the system again and again.
     logits_memory, weights_memory = query.new_empty((2, batch * heads * block * keys), dtype=torch.float32)
     for start in range(0, tokens, block):

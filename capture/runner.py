@@ -13,7 +13,8 @@ from transformers import DynamicCache, PreTrainedModel
 from ..data.errors import HeadscoreError, RunError, one_line
 from ..data.tokens import Tokens
 from .batches import Batch, batch_counts, longest_first, pad
-from .memory import BATCH_OVERHEAD, fitting_tokens
+from .device import profile_of
+from .memory import fitting_tokens
 from .models import is_out_of_memory
 from .prefixes import Group, Ids, Prefix
 from .recorded import Recorded, Recording
@@ -22,8 +23,6 @@ from .recorder import Recorder
 logger = logging.getLogger("headscore")
 
 PREFIX_COST = 1 / 8  # what a token of a shared prefix takes of a batch, compared with one that is run
-
-AHEAD = {"cuda": 1}  # batches that are launched before what they gave is waited for
 
 
 class ModelError(RunError):
@@ -70,8 +69,8 @@ class Runner:
         self._recorder = recorder
         self._batch_tokens = batch_tokens
         self._batch_size = batch_size
-        self._ahead = AHEAD.get(model.device.type, 0)
-        self._overhead = BATCH_OVERHEAD.get(model.device.type, BATCH_OVERHEAD["cuda"]) if overhead is None else overhead
+        self._ahead = profile_of(model.device).ahead
+        self._overhead = profile_of(model.device).batch_overhead if overhead is None else overhead
 
     def run(self, work: Iterable[Work]) -> Iterator[tuple[int, Batch, Recorded]]:
         """What is recorded of all samples, batch by batch, each with the number of its shard; the longest of a group first.

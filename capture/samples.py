@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.alignment import decode
+from ..data.alignment import decode, texts_of
 from ..data.controls import CONTROLLED, controlled, require_controlled_span
 from ..data.errors import InputError, RunError
 from ..data.kept_columns import Kept, kept_values, of_rows, require_small
@@ -173,6 +173,8 @@ class Marker:
 
     def __call__(self, shard: EncodedShard) -> ShardSamples:
         """The shard's samples; rows whose spans cannot be found are left out."""
+        if shard.prompts:
+            texts_of(np.unique(np.concatenate([prompt.ids for prompt in shard.prompts])), self.tokenizer)
         outcomes = [mark(encoded, self.tokenizer, self.span_names) for encoded in shard.prompts]
         skipped = [outcome for outcome in outcomes if isinstance(outcome, Skipped)]
         samples = [outcome for outcome in outcomes if isinstance(outcome, Sample)]

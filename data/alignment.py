@@ -2,7 +2,9 @@
 
 import itertools
 import unicodedata
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +18,41 @@ Offsets = npt.NDArray[np.integer[Any]]
 
 MAX_BYTES = 4  # of a character in UTF-8
 BROKEN = "\ufffd"  # what bytes that are no whole character decode to
+
+
+def joined_ends(text: str, own: npt.NDArray[np.int32], tokenizer: Any) -> list[int] | None:
+    """Where in a text each of its tokens ends, if the tokens' own texts, each decoded by itself, are the text when joined.
+
+    So it is with byte-level tokenizers, unless a character is spread over several tokens. No prompt is decoded for it. None
+    where it is not so.
+    """
+    texts = texts_of(own, tokenizer)
+    return list(itertools.accumulate(map(len, texts))) if "".join(texts) == text else None
+
+
+def texts_of(ids: npt.NDArray[np.int32], tokenizer: Any) -> list[str]:
+    """The text of each token, decoded by itself; a tokenizer decodes each only once.
+
+    It is cheapest for all tokens of a shard at once. Raises InputError where the tokenizer fails.
+    """
+    known, numbers = _known_texts(tokenizer), ids.tolist()
+    if missing := [token for token in dict.fromkeys(numbers) if token not in known]:
+        with _decoding(missing):
+            known |= {token: _plainly_decoded(tokenizer, [token]) for token in missing}
+    return [known[token] for token in numbers]
+
+
+@lru_cache(maxsize=4)
+def _known_texts(tokenizer: Any) -> dict[int, str]:
+    return {}
+
+
+def run_of(text: str, span: Span, ends: Sequence[int]) -> slice:
+    """The tokens that cover characters of a span, of which white space at its ends does not count; `ends` of `joined_ends`."""
+    within = text[span.start : span.end]
+    begin = span.start + len(within) - len(within.lstrip())
+    end = begin + len(within.strip())
+    return slice(bisect_right(ends, begin), bisect_left(ends, end) + 1) if begin < end else slice(0)
 
 
 def reported_offsets(offsets: Offsets, own: npt.NDArray[np.int32], tokenizer: Any) -> Offsets:
@@ -138,10 +175,19 @@ def decode(tokenizer: Any, ids: npt.NDArray[np.int32]) -> str:
 
 @lru_cache(maxsize=256)  # prompts by one template begin alike
 def _decoded(tokenizer: Any, ids: bytes) -> str:
-    # As an array: of a list transformers looks at each element.
     array = np.frombuffer(ids, np.int32)
-    with foreign_faults_told(f"--model: its tokenizer cannot decode tokens of its own ({' '.join(map(str, array[:8]))})"):
-        return str(tokenizer.decode(array, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    with _decoding(array):
+        return _plainly_decoded(tokenizer, array)  # as an array: of a list transformers looks at each element
+
+
+def _decoding(ids: Iterable[int]) -> AbstractContextManager[None]:
+    """Within this context what the tokenizer raises becomes an InputError that names the first of the tokens."""
+    first = " ".join(map(str, itertools.islice(ids, 8)))
+    return foreign_faults_told(f"--model: its tokenizer cannot decode tokens of its own ({first})")
+
+
+def _plainly_decoded(tokenizer: Any, ids: Sequence[int] | npt.NDArray[np.int32]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def _folded(text: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .alignment import Offsets, aligned_offsets, are_precise, decode, decodes_to, reported_offsets
+from .alignment import Offsets, aligned_offsets, are_precise, decode, decodes_to, joined_ends, reported_offsets, run_of
 from .errors import InputError
 from .foreign import foreign_faults_told
 from .special import Frame, added_tokens, framed
@@ -133,16 +133,31 @@ def _ids(made: Sequence[Any], row: int) -> Ids:
 
 
 def mark(encoded: Encoded, tokenizer: Any, span_names: Sequence[str]) -> Sample | Skipped:
-    """The prompt with its spans as a token mask: by the reported offsets or else by aligned ones, whichever survives decoding.
+    """The prompt with its spans as a token mask.
 
-    Skipped where neither does.
+    It goes by the tokens' own texts where these joined are the prompt's; else by the reported offsets or by aligned ones,
+    whichever survives decoding. Skipped where none does.
     """
-    special = encoded.special
-    own, begin = encoded.ids[~special], encoded.frame.begin
-    prompt = _after(encoded.prompt, begin)
-    reported = encoded.offsets
+    own = encoded.ids[~encoded.special]
+    prompt = _after(encoded.prompt, encoded.frame.begin)
+    ends = joined_ends(prompt.text, own, tokenizer)
+    members = _checked_members(encoded, prompt, own, tokenizer) if ends is None else None
+    if ends is None and members is None:
+        return Skipped(encoded.row, "its spans could not be matched to tokens")
+    bits: Mask = np.zeros(len(own), np.uint8)
+    for place, span in enumerate(prompt.spans):
+        bits[run_of(prompt.text, span, ends) if members is None else members[place]] |= 1 << span_names.index(span.name)
+    mask: Mask = np.full(len(encoded.special), 1 << span_names.index("special"), np.uint8)
+    mask[~encoded.special] = bits
+    _mark_brought(mask, encoded, span_names)
+    return Sample(encoded.row, encoded.ids, mask)
+
+
+def _checked_members(encoded: Encoded, prompt: Prompt, own: Ids, tokenizer: Any) -> npt.NDArray[np.bool_] | None:
+    """The tokens of each span [spans,T], by offsets that survive decoding; None where no offsets do."""
+    reported, begin = encoded.offsets, encoded.frame.begin
     for find in (
-        lambda: None if reported is None else reported_offsets(reported[~special] - begin, own, tokenizer),
+        lambda: None if reported is None else reported_offsets(reported[~encoded.special] - begin, own, tokenizer),
         lambda: aligned_offsets(prompt.text, own, tokenizer),
     ):
         offsets = find()
@@ -150,12 +165,8 @@ def mark(encoded: Encoded, tokenizer: Any, span_names: Sequence[str]) -> Sample 
             members = _members(prompt, offsets)
             named = ((s, member) for s, member in zip(prompt.spans, members, strict=True) if s.name not in ALWAYS_SPANS)
             if all(decodes_to(prompt.text, span, member, own, tokenizer) for span, member in named):
-                bits = np.array([1 << span_names.index(span.name) for span in prompt.spans], np.uint8)
-                mask: Mask = np.full(len(special), 1 << span_names.index("special"), np.uint8)
-                mask[~special] = np.bitwise_or.reduce(members * bits[:, None])
-                _mark_brought(mask, encoded, span_names)
-                return Sample(encoded.row, encoded.ids, mask)
-    return Skipped(encoded.row, "its spans could not be matched to tokens")
+                return members
+    return None
 
 
 def _after(prompt: Prompt, begin: int) -> Prompt:

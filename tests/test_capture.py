@@ -17,7 +17,7 @@ from parity import assert_parity
 from transformers import LlamaConfig
 
 import headscore
-from headscore.capture import attention, pipeline, prefixes, recorder, reductions, runner, shards
+from headscore.capture import attention, device, pipeline, prefixes, recorder, reductions, shards
 from headscore.capture.batches import batch_counts, longest_first
 from headscore.capture.samples import EncodedShard
 from headscore.capture.space import require_space
@@ -202,7 +202,7 @@ def test_out_of_memory_with_one_sample_says_what_to_lower(llama: Path, tmp_path:
         return shards.capture_shards(*of)
 
     monkeypatch.setattr(pipeline, "capture_shards", capture_shards)
-    monkeypatch.setitem(runner.BATCH_OVERHEAD, "cpu", 5000)  # all in one batch
+    monkeypatch.setitem(device.PROFILES, "cpu", replace(device.PROFILES["cpu"], batch_overhead=5000))  # all in one batch
     with pytest.raises(RunError, match="lower max_length"):
         headscore.capture(tmp_path / "c", model=str(llama), max_samples=4, share_prefixes=False, batch_tokens=5000)
     assert tried[0] == 4 and tried[-1] == 1 and len(set(tried)) == len(tried), "each smaller than the one before"
@@ -213,7 +213,7 @@ def test_a_batch_launched_ahead_changes_nothing(
     llama: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a GPU, where what a batch gives is waited for while the next is under way, also over the end of a shard."""
-    monkeypatch.setitem(runner.AHEAD, "cpu", 1)
+    monkeypatch.setitem(device.PROFILES, "cpu", replace(device.PROFILES["cpu"], ahead=1))
     options = {"max_samples": 24, "shard_size": 10, "queries": "all_tokens", "seed": 7, "batch_size": 4}
     headscore.capture(tmp_path / "c", model=str(llama), **options)
     assert_same(arrays_of(cache), arrays_of(tmp_path / "c"), exactly=False)

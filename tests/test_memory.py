@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from headscore.capture.memory import ENOUGH_TOKENS, fitting_tokens
+from headscore.capture.device import PROFILES
+from headscore.capture.memory import fitting_tokens
 
 GPU = torch.device("cuda", 0)
 
@@ -33,7 +34,7 @@ def test_a_batch_is_as_large_as_the_free_memory_allows(monkeypatch: pytest.Monke
 
 def test_a_batch_is_no_larger_than_is_of_use(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = Memory(monkeypatch, fixed=50, each=10, free=10**9)
-    assert fitting_tokens(memory.run, 100, [GPU]) == ENOUGH_TOKENS["cuda"]
+    assert fitting_tokens(memory.run, 100, [GPU]) == PROFILES["cuda"].enough_tokens
 
 
 def test_where_two_prompts_are_too_many_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,5 +43,5 @@ def test_where_two_prompts_are_too_many_there_is_one(monkeypatch: pytest.MonkeyP
 
 
 def test_on_a_cpu_nothing_is_run() -> None:
-    assert fitting_tokens(lambda count: pytest.fail("was run"), 100, [torch.device("cpu")]) == ENOUGH_TOKENS["cpu"]
+    assert fitting_tokens(lambda count: pytest.fail("was run"), 100, [torch.device("cpu")]) == PROFILES["cpu"].enough_tokens
     assert fitting_tokens(lambda count: pytest.fail("was run"), 5000, [torch.device("cpu")]) == 5000

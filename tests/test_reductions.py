@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from headscore.capture import reductions
+from headscore.capture import device, reductions
 
 
 def naive_patterns(query: Tensor, key: Tensor, softmax: reductions.Softmax) -> Tensor:
@@ -74,7 +74,9 @@ def test_reductions_equal_the_full_patterns(
     key, stored = (values.masked_fill(padding[:, None, :, None], torch.nan) for values in (key, value))
     query = query.masked_fill(padding[:, None, prefix:, None], torch.nan)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(reductions.BLOCK_BYTES, "cpu", block_bytes)  # down to one query row a block
+        patch.setitem(
+            device.PROFILES, "cpu", replace(device.PROFILES["cpu"], block_bytes=block_bytes)
+        )  # down to one query row a block
         attention, entropy, z = reductions.all_token_patterns(query, key, stored, lengths, softmax)
     assert z is not None
     for b, length in enumerate(lengths.tolist()):

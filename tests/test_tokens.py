@@ -1,13 +1,14 @@
 from typing import Any
 
 import numpy as np
+import pytest
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
 from headscore.data.alignment import aligned_offsets
 from headscore.data.templates import Piece, Prompt, Span, Template
-from headscore.data.tokens import Sample, Skipped, encode, mark, marked_text
+from headscore.data.tokens import Encoded, Sample, Skipped, encode, mark, marked_text
 
 NAMES = ("question", "choices", "template", "special")
 TEMPLATE = Template("t", "Question:{question}\nAnswer:")
@@ -144,3 +145,20 @@ def test_marked_text_is_the_whole_prompt_in_runs() -> None:
     pieces = marked_text(sample, NAMES, tiny.tokenizer())
     assert "".join(piece["text"] for piece in pieces) == "<s>Question: Is ice cold?\nAnswer:"
     assert {"text": "Is ice cold?", "spans": ["question"]} in pieces
+
+
+@given(st.text(max_size=60), st.data())
+def test_the_fast_way_marks_what_the_checked_way_does(text: str, data: st.DataObject) -> None:
+    """By tokens' own texts, and by offsets that were checked by decoding prefixes."""
+    ends = sorted(data.draw(st.integers(0, len(text))) for _ in range(2))
+    prompt = Prompt(text, (Span("question", ends[0], ends[1]), Span("template", 0, ends[0])))
+    (encoded,) = encode([(0, prompt)], tiny.tokenizer(), 10_000, need_question=False)
+    if not isinstance(encoded, Encoded):
+        return
+    fast = mark(encoded, tiny.tokenizer(), NAMES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("headscore.data.tokens.joined_ends", lambda *_: None)
+        checked = mark(encoded, tiny.tokenizer(), NAMES)
+    if isinstance(checked, Skipped):
+        return  # it was too careful
+    assert isinstance(fast, Sample) and np.array_equal(fast.span, checked.span)

@@ -1,0 +1,58 @@
+"""What is different between devices, and how torch computes on one while a capture runs."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+@dataclass(frozen=True)
+class DeviceProfile:
+    """How work is cut for a kind of device.
+
+    Args:
+        enough_tokens: of a batch; a larger one is no faster, token by token.
+        batch_overhead: what a batch takes however small it is, as the tokens that take as long.
+        ahead: batches that are launched before what they gave is waited for.
+        block_bytes: of one temporary of `all_tokens`, which is worked on block by block: what stays in a cache, or keeps a
+            device busy for longer than it takes to launch it.
+    """
+
+    enough_tokens: int
+    batch_overhead: int
+    ahead: int
+    block_bytes: int
+
+
+PROFILES = {
+    "cpu": DeviceProfile(enough_tokens=768, batch_overhead=60, ahead=0, block_bytes=4 << 20),
+    "cuda": DeviceProfile(enough_tokens=32_768, batch_overhead=2000, ahead=1, block_bytes=512 << 20),
+}
+_OTHERS = DeviceProfile(enough_tokens=32_768, batch_overhead=1000, ahead=0, block_bytes=64 << 20)
+
+# Without cuDNN's, which builds a plan for each new shape, and nearly every batch has one: tens of milliseconds each time.
+_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
+def profile_of(device: torch.device) -> DeviceProfile:
+    """The profile of a kind of device."""
+    return PROFILES.get(device.type, _OTHERS)
+
+
+@contextlib.contextmanager
+def computing_on(device: torch.device) -> Iterator[None]:
+    """Within this context torch computes on a device as a capture needs it; afterwards all is as before.
+
+    Products of float32 matrices are exact to float32: TF32 would round queries and keys to 10 bits. On a GPU attention goes by
+    kernels that take any shape, and it is the current device, for kernels that ask for that one.
+    """
+    before = torch.get_float32_matmul_precision()
+    with contextlib.ExitStack() as stack:
+        stack.callback(torch.set_float32_matmul_precision, before)
+        torch.set_float32_matmul_precision("highest")
+        if device.type == "cuda":
+            stack.enter_context(torch.cuda.device(device))
+            stack.enter_context(sdpa_kernel(_ATTENTION))
+        yield
