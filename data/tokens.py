@@ -6,7 +6,7 @@ prefixes instead.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,12 +141,17 @@ def mark(encoded: Encoded, tokenizer: Any, span_names: Sequence[str]) -> Sample 
     own = encoded.ids[~encoded.special]
     prompt = _after(encoded.prompt, encoded.frame.begin)
     ends = joined_ends(prompt.text, own, tokenizer)
-    members = _checked_members(encoded, prompt, own, tokenizer) if ends is None else None
-    if ends is None and members is None:
+    members: Sequence[Any] | None
+    members: Iterable[Any] | None
+    if ends is None:
+        members = _checked_members(encoded, prompt, own, tokenizer)
+    else:
+        members = [run_of(prompt.text, span, ends) for span in prompt.spans]
+    if members is None:
         return Skipped(encoded.row, "its spans could not be matched to tokens")
     bits: Mask = np.zeros(len(own), np.uint8)
-    for place, span in enumerate(prompt.spans):
-        bits[run_of(prompt.text, span, ends) if members is None else members[place]] |= 1 << span_names.index(span.name)
+    for span, of_span in zip(prompt.spans, members, strict=True):
+        bits[of_span] |= 1 << span_names.index(span.name)
     mask: Mask = np.full(len(encoded.special), 1 << span_names.index("special"), np.uint8)
     mask[~encoded.special] = bits
     _mark_brought(mask, encoded, span_names)
