@@ -6,7 +6,7 @@ prefixes instead.
 """
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,13 +140,9 @@ def mark(encoded: Encoded, tokenizer: Any, span_names: Sequence[str]) -> Sample 
     """
     own = encoded.ids[~encoded.special]
     prompt = _after(encoded.prompt, encoded.frame.begin)
-    ends = joined_ends(prompt.text, own, tokenizer)
-    members: Sequence[Any] | None
-    members: Iterable[Any] | None
-    if ends is None:
+    members = _members_by_texts(prompt, own, tokenizer)
+    if members is None:
         members = _checked_members(encoded, prompt, own, tokenizer)
-    else:
-        members = [run_of(prompt.text, span, ends) for span in prompt.spans]
     if members is None:
         return Skipped(encoded.row, "its spans could not be matched to tokens")
     bits: Mask = np.zeros(len(own), np.uint8)
@@ -156,6 +152,17 @@ def mark(encoded: Encoded, tokenizer: Any, span_names: Sequence[str]) -> Sample 
     mask[~encoded.special] = bits
     _mark_brought(mask, encoded, span_names)
     return Sample(encoded.row, encoded.ids, mask)
+
+
+def _members_by_texts(prompt: Prompt, own: Ids, tokenizer: Any) -> npt.NDArray[np.bool_] | None:
+    """The tokens of each span [spans,T], by the tokens' own texts; None where these joined are not the prompt's."""
+    ends = joined_ends(prompt.text, own, tokenizer)
+    if ends is None:
+        return None
+    members = np.zeros((len(prompt.spans), len(own)), np.bool_)
+    for of_span, span in zip(members, prompt.spans, strict=True):
+        of_span[run_of(prompt.text, span, ends)] = True
+    return members
 
 
 def _checked_members(encoded: Encoded, prompt: Prompt, own: Ids, tokenizer: Any) -> npt.NDArray[np.bool_] | None:
