@@ -16,7 +16,8 @@ __version__ = "0.1.0"
 # Loaded on first use, by full path: importing headscore costs nothing, and scoring never imports torch. Type checkers and
 # editors are told of them by __init__.pyi.
 _CHARTS = "headscore.score.report.charts"
-_AGREEMENT_CHARTS = "headscore.score.report.agreement_charts"
+_EVIDENCE_CHARTS = "headscore.score.report.evidence_charts"
+_VALIDATION_CHARTS = "headscore.score.report.validation_charts"
 _PUBLIC = {
     "rank": "headscore.score.ranking",
     "compare": "headscore.score.evidence.compare",
@@ -44,14 +45,17 @@ _PUBLIC = {
     "control": "headscore.score.evidence.control",
     "Control": "headscore.score.evidence.control",
     "Validation": "headscore.score.validated",
-    "sweep_map": "headscore.score.report.weight_map",
     "heatmap": _CHARTS,
     "signal_maps": _CHARTS,
     "entropy_and_task": _CHARTS,
     "layer_profiles": _CHARTS,
     "top_heads": _CHARTS,
-    "stability_chart": _AGREEMENT_CHARTS,
-    "compare_chart": _AGREEMENT_CHARTS,
+    "stability_chart": _EVIDENCE_CHARTS,
+    "compare_chart": _EVIDENCE_CHARTS,
+    "control_map": _EVIDENCE_CHARTS,
+    "sweep_map": _EVIDENCE_CHARTS,
+    "validation_chart": _VALIDATION_CHARTS,
+    "effect_map": _VALIDATION_CHARTS,
     "HeadscoreError": "headscore.data.errors",
     "InputError": "headscore.data.errors",
     "DamagedShardError": "headscore.data.errors",
@@ -80,6 +84,8 @@ __all__ = [
     "compare",
     "compare_chart",
     "control",
+    "control_map",
+    "effect_map",
     "entropy_and_task",
     "export",
     "head_masks",
@@ -103,6 +109,7 @@ __all__ = [
     "sweep_map",
     "top_heads",
     "validate",
+    "validation_chart",
 ]
 
 
@@ -110,7 +117,7 @@ def __getattr__(name: str) -> Any:
     if name in _CALLABLE_PACKAGES:
         return importlib.import_module(f"headscore.{name}")
     if name in _PUBLIC:
-        if _PUBLIC[name] in (_CHARTS, _AGREEMENT_CHARTS):
+        if _PUBLIC[name] in (_CHARTS, _EVIDENCE_CHARTS, _VALIDATION_CHARTS):
             importlib.import_module("headscore.score.report.vega").require_packages(name)
         return getattr(importlib.import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module 'headscore' has no attribute {name!r}")

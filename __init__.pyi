@@ -27,14 +27,17 @@ from .score.evidence.stability import StabilityCurve as StabilityCurve
 from .score.evidence.sweep import Sweep as Sweep
 from .score.export.written import Exported as Exported
 from .score.ranking import rank as rank
-from .score.report.agreement_charts import compare_chart as compare_chart
-from .score.report.agreement_charts import stability_chart as stability_chart
 from .score.report.charts import entropy_and_task as entropy_and_task
 from .score.report.charts import heatmap as heatmap
 from .score.report.charts import layer_profiles as layer_profiles
 from .score.report.charts import signal_maps as signal_maps
 from .score.report.charts import top_heads as top_heads
-from .score.report.weight_map import sweep_map as sweep_map
+from .score.report.evidence_charts import compare_chart as compare_chart
+from .score.report.evidence_charts import control_map as control_map
+from .score.report.evidence_charts import stability_chart as stability_chart
+from .score.report.evidence_charts import sweep_map as sweep_map
+from .score.report.validation_charts import effect_map as effect_map
+from .score.report.validation_charts import validation_chart as validation_chart
 from .score.results import Results as Results
 from .score.scan import rows as rows
 from .score.scan import scan_cache as scan_cache
@@ -355,6 +358,8 @@ __all__ = [
     "compare",
     "compare_chart",
     "control",
+    "control_map",
+    "effect_map",
     "entropy_and_task",
     "export",
     "head_masks",
@@ -378,4 +383,5 @@ __all__ = [
     "sweep_map",
     "top_heads",
     "validate",
+    "validation_chart",
 ]

@@ -16,10 +16,10 @@ from altair.utils import schemapi
 from made_outcomes import INTACT, outcomes
 
 import headscore
-from headscore.data.errors import printable
+from headscore.data.errors import InputError, printable
 from headscore.data.settings import ValidateSettings
 from headscore.score.report.marks import INK
-from headscore.score.report.validation_page import charts, curve_chart, write_report
+from headscore.score.report.validation_page import charts, write_report
 from headscore.score.validated import REPORT_FILE, Measured, validation_of, write_measured
 
 HOSTILE = "<script>alert(1)</script></script><b>@@css@@ & \u202e\"'\\"
@@ -129,7 +129,26 @@ def test_a_single_k_and_no_draws_are_drawn(ks: tuple[int, ...], draws: int) -> N
 def test_without_any_change_there_is_still_a_scale() -> None:
     table = validation_of(made(), FEW).table.filter(metric="acc")
     none = table.with_columns(pl.lit(0.0).alias(name) for name in LINES)
-    assert curve_chart(none, "out", 12).to_dict()["layer"][0]["encoding"]["y"]["scale"]["domain"] == [-1, 1]
+    assert headscore.validation_chart(none, 12, "out", "acc").to_dict()["layer"][0]["encoding"]["y"]["scale"]["domain"] == [
+        -1,
+        1,
+    ]
+
+
+def test_each_chart_is_a_function_of_a_frame() -> None:
+    found = validation_of(made(), FEW)
+    curve = headscore.validation_chart(found.table, 12)
+    lines = found.table.filter(signal="combined", metric="kl")
+    assert [value["share"] for value in values_of(curve.to_dict())] == pytest.approx([100 * k / 12 for k in lines["k"]])
+    assert found.effects is not None
+    of_heads = found.effects.filter(effect="nll")
+    assert [value["mean"] for value in values_of(headscore.effect_map(of_heads, "nll").to_dict())] == of_heads["mean"].to_list()
+    with pytest.raises(InputError, match="no lines of signal='ent' and metric='kl'"):
+        headscore.validation_chart(found.table, 12, "ent")
+    with pytest.raises(InputError, match="no lines of effect='kl'"):
+        headscore.effect_map(of_heads)
+    with pytest.raises(InputError, match="the frame has no layer, effect"):
+        headscore.effect_map(found.table)
 
 
 def test_text_from_data_is_escaped_and_the_verdicts_are_at_the_top(tmp_path: Path) -> None:

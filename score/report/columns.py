@@ -31,6 +31,14 @@ def unit_of(frame: pl.DataFrame) -> Unit:
     return "kv_head" if "kv_head" in frame.columns and "head" not in frame.columns else "head"
 
 
+def require_columns(frame: pl.DataFrame, *columns: str) -> None:
+    """Raises InputError where a chart cannot be made of a frame: a column is missing, or it has no lines."""
+    if missing := [name for name in columns if name not in frame.columns]:
+        raise InputError(f"a chart: the frame has no {', '.join(missing)}; it has {', '.join(frame.columns)}")
+    if frame.is_empty():
+        raise InputError("a chart: the frame has no lines")
+
+
 def signals_of(frame: pl.DataFrame) -> list[str]:
     """The signals in `frame`: columns with a norm and a rank, or where there are none, all columns of numbers."""
     columns = frame.columns

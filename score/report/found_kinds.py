@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import altair as alt
 import polars as pl
 
 from ...data.bounded_json import parse_json
@@ -18,12 +17,10 @@ from ..evidence.head_lists import csv_columns
 from ..outputs import CONFIG_FILE, CONTROL_FILE
 from ..validated import FACTS_FILE
 from ..validation import SCHEMA as VALIDATION
-from .agreement_charts import compare_chart, stability_chart
-from .columns import Column, finite
+from .columns import finite
 from .drawing import rounded
-from .maps import Grid, map_chart
-from .validation_page import EFFECTS, METRICS, curve_chart, effect_chart
-from .weight_map import sweep_map
+from .evidence_charts import compare_chart, control_map, stability_chart, sweep_map
+from .validation_charts import EFFECTS, METRICS, effect_map, validation_chart
 
 MOST_OF_A_KIND = 3  # folders, signals, pairs
 MOST_SHOWN = 12  # lines of text from one folder
@@ -103,12 +100,12 @@ def _validation(folder: Path) -> tuple[list[str], Charts]:
             lines = table.filter(metric=metric)
             counts = not lines["above_chance"].eq(False).any()
             if counts and signal in lines["signal"]:
-                charts[f"{signal}: {METRICS[metric]}"] = curve_chart(lines, signal, units)
+                charts[f"{signal}: {METRICS[metric]}"] = validation_chart(table, units, signal, metric)
     if kind_of(folder / "effects.csv"):
         unit = _unit(_names(folder / "effects.csv"))
         effects = _table(folder / "effects.csv", {**_EFFECTS, unit: pl.Int64})
         found = [name for name in EFFECTS if name in effects["effect"]]
-        charts |= {f"each head alone: {EFFECTS[name].label}": effect_chart(effects, name) for name in found}
+        charts |= {f"each head alone: {EFFECTS[name].label}": effect_map(effects, name, fluid=True) for name in found}
     return [], charts
 
 
@@ -129,10 +126,7 @@ def _control(folder: Path) -> tuple[list[str], Charts]:
         above = frame.filter(pl.col(f"{name}_significant") & (pl.col(f"{name}_controlled") > 0))
         missing = frame.filter(pl.col("rank") <= top).height - above.filter(pl.col("rank") <= top).height
         lines.append(f"{name}: {len(above)} of {len(frame)} heads are above the control; {missing} of the top {top} are not")
-        shown = Column(f"{name}_controlled", f"{name} less that of the control", middle=0)
-        told = [Column(f"{name}_control", "control"), Column(f"{name}_q", "q")]
-        data = alt.InlineData(values=frame.select("layer", unit, shown.name, *(column.name for column in told)).to_dicts())
-        charts[shown.label] = map_chart(data, Grid.of(frame), shown, None, fluid=True, told=told)
+        charts[f"{name} less that of the control"] = control_map(frame, name, fluid=True)
     return lines, charts
 
 

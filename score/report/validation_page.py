@@ -1,7 +1,6 @@
 """Writes validation.html, one file that opens offline: verdicts, curves over the share of heads, maps of the effects, and how
 far signals agree with them; and the charts as files."""
 
-import functools
 import itertools
 import logging
 from collections.abc import Sequence
@@ -13,36 +12,16 @@ import polars as pl
 from altair.utils import schemapi
 
 from ...data.files import write_text
-from ..effects import GATE_GRADIENT
 from ..results import COMBINED
 from ..validated import REPORT_FILE, Validation
-from .columns import Column, finite
 from .drawing import write_drawn
 from .frame import fitted, framed, place, section
-from .maps import Grid, map_chart
-from .marks import INK
-from .parts import COLOURS, PLAIN, beside
+from .parts import beside
 from .sections import escaped
+from .validation_charts import EFFECTS, METRICS, effect_map, validation_chart
 
 logger = logging.getLogger("headscore")
 
-METRICS = {"kl": "KL from the intact model (nats)", "nll": "change of NLL (nats)", "acc": "change of accuracy"}
-EFFECTS = {
-    "kl": Column("mean", "KL without the head (nats)", "How far the next token's distribution moves without this head."),
-    "nll": Column(
-        "mean", "change of NLL without the head (nats)", "What taking this head out adds to the NLL of the answer.", 0
-    ),
-    GATE_GRADIENT: Column(
-        "mean",
-        "∂NLL/∂gate (nats)",
-        "The gradient of a gate on this head: to first order, taking it out adds minus this to the NLL.",
-        0,
-    ),
-}
-_INTERVAL = [Column("low", "low"), Column("high", "high")]
-_LINES = {"top": COLOURS[0], "bottom": COLOURS[1], "draws": PLAIN, "intact": INK}
-_DRAWN = ("top", "top_low", "top_high", "bottom", "draws", "draws_min", "draws_max")
-_TOLD = ("k", "share", "intact", *_DRAWN, "p", "p_holm")
 _FACTS = ("model", "data", "rows", "ablation", "answer", "draws", "noise_floor")
 
 
@@ -76,84 +55,23 @@ def charts(found: Validation) -> dict[str, alt.LayerChart]:
     """The charts of the page by the ids of their places."""
     units, curves = found.measured.facts["units"], {}
     for signal, metric in itertools.product(_signals(found), _metrics(found)):
-        of_metric = found.table.filter(metric=metric)
-        curves[_curve_id(found, signal, metric)] = curve_chart(of_metric, signal, units)
-    return curves | {_map_id(effect): effect_chart(found.effects, effect) for effect in _found_effects(found)}
+        curves[_curve_id(found, signal, metric)] = validation_chart(found.table, units, signal, metric)
+    return curves | {_map_id(name): effect_map(effects, name, fluid=True) for name, effects in _found_effects(found)}
 
 
 def drawings(found: Validation) -> dict[str, alt.VConcatChart | alt.ConcatChart]:
     """The charts that are written to files: `curves`, a row per signal and a column per metric, and `effects`, a map each."""
     units = found.measured.facts["units"]
-    tables = [found.table.filter(metric=metric) for metric in _metrics(found)]
     rows = [
-        alt.hconcat(*(curve_chart(table, signal, units) for table in tables), title=_called_signal(signal))
+        alt.hconcat(
+            *(validation_chart(found.table, units, signal, metric) for metric in _metrics(found)), title=_called_signal(signal)
+        )
         for signal in _signals(found)
     ]
     made: dict[str, Any] = {"curves": alt.vconcat(*rows)}
-    if names := _found_effects(found):
-        maps = [effect_chart(found.effects, name, fluid=False) for name in names]
+    if maps := [effect_map(effects, name) for name, effects in _found_effects(found)]:
         made["effects"] = beside(maps).resolve_scale(color="independent")
     return made
-
-
-def curve_chart(table: pl.DataFrame, signal: str, units: int) -> alt.LayerChart:
-    """The mean change of one metric against the share of heads that are taken out, by one signal's order.
-
-    Args:
-        table: the lines of `validation_table` of the metric; the scales have room for those of all signals.
-        signal: whose lines are drawn.
-        units: how many heads, or groups of them, the model has.
-    """
-    table = finite(table).with_columns(share=100 * pl.col("k") / units)
-    lines = table.filter(signal=signal)
-    title = [METRICS[lines["metric"][0]]]
-    if lines["above_chance"].eq(False).any():
-        title.append("(the intact model is not above chance)")
-    scale = alt.Scale(domain=_reach(table, *_DRAWN), nice=True)
-    y = functools.partial(alt.Y, type="quantitative", title=title, scale=scale)
-    base = alt.Chart().encode(
-        x=alt.X("share:Q", title="heads taken out (%)", scale=alt.Scale(domain=_reach(table, "share"), nice=True)),
-        tooltip=[alt.Tooltip(f"{name}:Q", format=".4~g") for name in _TOLD],
-    )
-    draws, top = (base.transform_filter(f"isValid(datum.{name})") for name in ("draws_min", "top_low"))
-    faint: dict[str, Any] = {"opacity": 0.25, "color": PLAIN}
-    # an area of one point cannot be seen, and a bar would have the axis begin below 0
-    band = draws.mark_area(**faint) if len(lines) > 1 else draws.mark_rule(strokeWidth=16, **faint)
-    line = base.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=45))
-    intact = alt.Chart(alt.InlineData(values=[{}])).mark_rule(strokeDash=[5, 4])
-    marks = [
-        band.encode(y=y("draws_min"), y2="draws_max:Q"),
-        _called(intact.encode(y=alt.YDatum(0, scale=scale, title=title)), "intact"),
-        *(_called(line.encode(y=y(name)), name) for name in ("draws", "bottom", "top")),
-        _called(top.mark_rule(strokeWidth=2).encode(y=y("top_low"), y2="top_high:Q"), "top"),
-    ]
-    values = alt.InlineData(values=lines.select(*_TOLD).to_dicts())
-    return alt.LayerChart(layer=marks, data=values, width=340, height=220)
-
-
-def _called(chart: alt.Chart, name: str) -> alt.Chart:
-    """A mark in the colour that the legend has for a name of `_LINES`."""
-    scale = alt.Scale(domain=list(_LINES), range=list(_LINES.values()))
-    legend = alt.Legend(title=None, orient="top", symbolType="stroke", symbolStrokeWidth=3)
-    return chart.transform_calculate(line=f"'{name}'").encode(color=alt.Color("line:N", scale=scale, legend=legend))
-
-
-def effect_chart(effects: Any, effect: str, fluid: bool = True) -> alt.LayerChart:
-    """A layer × head map of one effect of `effects_of`: of signed ones 0 is the middle, and orange is a head that is needed."""
-    column, lines = EFFECTS[effect], finite(effects.filter(effect=effect))
-    scale = None
-    if column.middle is not None:
-        most = max(map(abs, _reach(lines, "mean")))
-        scale = alt.Scale(scheme="blueorange", domain=[-most, most], domainMid=0, reverse=effect == GATE_GRADIENT)
-    grid, data = Grid.of(lines), alt.InlineData(values=lines.drop("effect").to_dicts())
-    return map_chart(data, grid, column, None, fluid=fluid, scale=scale, told=_INTERVAL)
-
-
-def _reach(table: pl.DataFrame, *names: str) -> list[float]:
-    """The smallest and the largest value of some columns, and 0; where all are 0, some range that a scale can have."""
-    values = [0.0, *table.select(names).unpivot()["value"].drop_nulls()]
-    low, high = min(values), max(values)
-    return [low, high] if low < high else [-1.0, 1.0]
 
 
 def _signals(found: Validation) -> list[str]:
@@ -164,8 +82,10 @@ def _metrics(found: Validation) -> list[str]:
     return [metric for metric in METRICS if metric in found.table["metric"]]
 
 
-def _found_effects(found: Validation) -> list[str]:
-    return [] if found.effects is None else [effect for effect in EFFECTS if effect in found.effects["effect"]]
+def _found_effects(found: Validation) -> list[tuple[str, pl.DataFrame]]:
+    """The effects that have a map, each with the frame of all."""
+    effects = found.effects
+    return [] if effects is None else [(effect, effects) for effect in EFFECTS if effect in effects["effect"]]
 
 
 def _called_signal(signal: str) -> str:
@@ -207,7 +127,7 @@ def _curves(found: Validation, level: float) -> str:
 
 
 def _effects(found: Validation, level: float) -> str:
-    if not (names := _found_effects(found)):
+    if not (names := [name for name, _ in _found_effects(found)]):
         return ""
     captions = {name: f'<p class="caption"><b>{escaped(name)}</b> {EFFECTS[name].description}</p>' for name in names}
     body = "".join(f"<div>{captions[name]}{place(_map_id(name))}</div>" for name in names)

@@ -1,16 +1,20 @@
-"""Charts of how rankings agree: the stability of one by the number of samples, and the ranks of heads in two of them."""
+"""Charts of evidence, a function each: a frame that a command found in, an Altair chart out."""
 
 import altair as alt
 import polars as pl
+from altair.utils import schemapi
 
 from ...data.errors import InputError
-from .columns import UNITS, finite, unit_of
+from .columns import UNITS, Column, finite, require_columns, unit_of
+from .maps import Grid, map_chart
 from .marks import INK, PICKED_ONLY, picked
 from .parts import COLOURS, PLAIN
 
+SWEEP_VALUES = {"spearman": "Spearman's ρ with the reference", "shared": "heads shared with the reference's top"}
 _SIZE = 300
 _ENOUGH = 0.9
 _CURVE = ("samples", "k", "overlap", "low", "high", "fitted", "chance")
+_WEIGHT = "weight_"
 
 
 def stability_chart(frame: pl.DataFrame) -> alt.LayerChart:
@@ -24,7 +28,7 @@ def stability_chart(frame: pl.DataFrame) -> alt.LayerChart:
 
     Raises InputError for a frame without lines, or one that lacks a column.
     """
-    _require(frame, *_CURVE)
+    require_columns(frame, *_CURVE)
     scale = alt.Scale(domain=[0, 1])
     title = f"share of the top {frame['k'][0]} in common"
     base = alt.Chart().encode(
@@ -58,7 +62,7 @@ def compare_chart(frame: pl.DataFrame, a: str = "A", b: str = "B", k: int = 20) 
     Raises InputError for a frame without lines, or one that lacks a column.
     """
     unit, ranks = unit_of(frame), [f"rank_{label}" for label in (a, b)]
-    _require(frame, "layer", unit, *ranks)
+    require_columns(frame, "layer", unit, *ranks)
     first, second = (pl.col(name) <= k for name in ranks)
     names = ["both", f"{a} alone", f"{b} alone", "neither"]
     top = pl.when(first & second).then(pl.lit(names[0])).when(first).then(pl.lit(names[1])).when(second).then(pl.lit(names[2]))
@@ -90,8 +94,62 @@ def compare_chart(frame: pl.DataFrame, a: str = "A", b: str = "B", k: int = 20) 
     return alt.LayerChart(layer=layers, data=alt.InlineData(values=shown.to_dicts()), width=_SIZE, height=_SIZE)
 
 
-def _require(frame: pl.DataFrame, *columns: str) -> None:
-    if missing := [name for name in columns if name not in frame.columns]:
-        raise InputError(f"a chart: the frame has no {', '.join(missing)}; it has {', '.join(frame.columns)}")
-    if frame.is_empty():
-        raise InputError("a chart: the frame has no lines")
+def control_map(frame: pl.DataFrame, signal: str = "task", fluid: bool = False) -> alt.LayerChart:
+    """A layer × head map of one signal less what it is in the control.
+
+    Args:
+        frame: `heads` of a `Control`, or control.csv.
+        signal: one that was weighted, and that the control says something of.
+        fluid: as wide as its place on a page.
+
+    How to read: orange heads are above the control, blue ones below it; a cell's tooltip has the control's value and q.
+
+    Raises InputError for a frame without lines, or one that lacks a column.
+    """
+    unit, names = unit_of(frame), [f"{signal}_{kind}" for kind in ("controlled", "control", "q")]
+    require_columns(frame, "layer", unit, *names)
+    shown = Column(names[0], f"{signal} less that of the control", middle=0)
+    told = [Column(names[1], "control"), Column(names[2], "q")]
+    data = alt.InlineData(values=finite(frame.select("layer", unit, *names)).to_dicts())
+    return map_chart(data, Grid.of(frame), shown, None, fluid=fluid, told=told)
+
+
+def sweep_map(settings: pl.DataFrame, value: str = "spearman", signals: tuple[str, str] | None = None) -> alt.Chart:
+    """The agreement of each setting of a sweep with its reference, over the weights of two signals.
+
+    Args:
+        settings: `Sweep.settings`.
+        value: `spearman` or `shared`.
+        signals: whose weights are across and up; the first two that have several if not given. Where several settings have the
+            same two weights, the best of them is shown.
+
+    Raises InputError where the frame is not of a sweep, or does not have two weights that change.
+    """
+    weights = [name.removeprefix(_WEIGHT) for name in settings.columns if name.startswith(_WEIGHT)]
+    varied = [name for name in weights if settings[f"{_WEIGHT}{name}"].n_unique() > 1]
+    if value not in SWEEP_VALUES or value not in settings.columns:
+        raise InputError(
+            f"sweep_map: value={value!r:.80} is not one of {', '.join(SWEEP_VALUES)}, or the frame is not of a sweep"
+        )
+    across, up = signals or (*varied[:2], *["", ""][len(varied[:2]) :])
+    if across not in weights or up not in weights or across == up:
+        raise InputError(f"sweep_map: needs the weights of two signals; those with several are {', '.join(varied) or 'none'}")
+    x, y = f"{_WEIGHT}{across}", f"{_WEIGHT}{up}"
+    best = settings.group_by(x, y).agg(pl.col(value).max()).sort(x, y)
+    steps = [best[name].n_unique() for name in (x, y)]
+    with schemapi.debug_mode(False):  # every line would be validated by itself
+        data = alt.InlineData(values=finite(best).to_dicts())
+    scale = alt.Scale(scheme="blueorange", domainMid=0) if value == "spearman" else alt.Scale(scheme="viridis")
+    axis = alt.Axis(labelOverlap=True, labelAngle=0, format="~g")
+    return (
+        alt.Chart(data, width=max(120, min(420, 20 * steps[0])), height=max(80, min(420, 20 * steps[1])))
+        .mark_rect()
+        .encode(
+            x=alt.X(f"{x}:O", title=f"weight of {across}", axis=axis),
+            y=alt.Y(f"{y}:O", title=f"weight of {up}", axis=axis, sort="descending"),
+            color=alt.Color(
+                f"{value}:Q", title=SWEEP_VALUES[value], scale=scale, legend=alt.Legend(orient="top", titleLimit=0)
+            ),
+            tooltip=[alt.Tooltip(f"{name}:Q", format=".4~g") for name in (x, y, value)],
+        )
+    )

@@ -1,4 +1,4 @@
-"""Charts of how rankings agree hold the numbers of their frames, and are drawn without a warning."""
+"""Charts of evidence hold the numbers of their frames, and are drawn without a warning."""
 
 import warnings
 from typing import Any
@@ -24,6 +24,10 @@ CURVE = pl.DataFrame(
 )
 HEADS = pl.DataFrame(
     {"layer": [0, 0, 1, 1], "head": [0, 1, 0, 1], "rank_A": [1, 2, 3, 4], "rank_B": [2, 4, 1, None], "rank_C": [4, 3, 2, 1]}
+)
+
+CONTROL = HEADS.select("layer", "head").with_columns(
+    task_controlled=pl.Series([0.2, -0.1, 0.0, None]), task_control=pl.Series([0.1, 0.2, 0.3, 0.4]), task_q=pl.lit(0.01)
 )
 
 
@@ -57,6 +61,12 @@ def test_heads_are_drawn_by_their_ranks_in_two_rankings() -> None:
     assert len(values_of(headscore.compare_chart(HEADS.rename({"head": "kv_head"}), "A", "C"))) == 4
 
 
+def test_a_map_shows_how_far_heads_are_above_the_control() -> None:
+    chart = headscore.control_map(CONTROL)
+    assert values_of(chart) == CONTROL.select("layer", "head", "task_controlled", "task_control", "task_q").to_dicts()
+    assert "task less that of the control" in drawn(chart)
+
+
 def test_frames_without_what_a_chart_needs_are_refused() -> None:
     with pytest.raises(InputError, match="the frame has no fitted"):
         headscore.stability_chart(CURVE.drop("fitted"))
@@ -64,3 +74,5 @@ def test_frames_without_what_a_chart_needs_are_refused() -> None:
         headscore.compare_chart(HEADS, "A", "D")
     with pytest.raises(InputError, match="the frame has no lines"):
         headscore.stability_chart(CURVE.clear())
+    with pytest.raises(InputError, match="the frame has no out_controlled, out_control, out_q"):
+        headscore.control_map(CONTROL, "out")
