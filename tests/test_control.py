@@ -271,7 +271,7 @@ def test_wrong_pairings_are_refused(plain: Path, shuffled: Path, tmp_path: Path)
     cases = {
         "another_model": (
             {"model": {"name": "made by hand", "fingerprint": "another"}},
-            "is of another model than .* a control is captured",
+            "is from another model than .* a control is captured",
         ),
         "other_rows": (
             {"settings": {"control": "null"}, "data": other_data},
