@@ -250,7 +250,7 @@ def test_bad_ways_to_spread_are_refused(cache: Path, monkeypatch: pytest.MonkeyP
         headscore.score(cache, workers=2, dask="tcp://127.0.0.1:1")
     for address in ("tcp://127.0.0.1:1", "nonsense://x"):
         monkeypatch.setattr("headscore.score.workers.SECONDS_TO_CONNECT", 1)
-        with pytest.raises(InputError, match=f"dask {address}: no Dask scheduler with workers is reached"):
+        with pytest.raises(InputError, match=f"dask {address}: no Dask scheduler with workers answers there"):
             headscore.score(cache, dask=address)
     with socket.socket() as silent:  # takes connections, but never answers
         silent.bind(("127.0.0.1", 0))
