@@ -82,7 +82,7 @@ class CaptureSettings(Checked):
         "auto", "Precision of the model; auto is bf16 or fp16 on a GPU, fp32 on the CPU."
     )
     device_map: Literal["auto"] | None = option(
-        None, "auto spreads a model that is too large for one GPU over all that this process sees."
+        None, "auto spreads a model that is too large for one GPU over all GPUs that this process sees."
     )
     on_nan: Literal["stop", "skip"] = option(
         "stop", "What happens at a sample with NaN or infinite values: stop the capture, or skip the sample and list it."
@@ -240,7 +240,7 @@ class ValidateSettings(Checked):
     dtype: Literal["auto", "fp32", "fp16", "bf16"] = option(
         "auto", "Precision of the model; auto is bf16 or fp16 on a GPU, fp32 on the CPU."
     )
-    device_map: Literal["auto"] | None = option(None, "auto spreads a model that is too large for one GPU over all.")
+    device_map: Literal["auto"] | None = option(None, "auto spreads a model that is too large for one GPU over all GPUs.")
     batch_tokens: int | None = option(
         None, "Tokens in a batch, padding included; if not given, what suits the device.", least=1
     )
@@ -265,8 +265,8 @@ class ValidateSettings(Checked):
         (), "Signal whose order is validated beside the combined score, turned around with - before it; repeat for several."
     )
     ablate: How = option("zero", "What replaces a head's z: zero, or its mean over the prompts.")
-    single: bool = option(False, "Take out every head alone, too: one run of all rows for each head of the model.")
-    gate_gradient: bool = option(False, "Find the gradient of the answer's nll by a gate on every head, too.")
+    single: bool = option(False, "Also take out every head alone: one run of all rows for each head of the model.")
+    gate_gradient: bool = option(False, "Also find the gradient of the answer's nll by a gate on every head.")
     fit_weights: bool = option(
         False, "With --single, find the weights whose ranking agrees best with the effects of single heads."
     )
