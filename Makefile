@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types stub clean
+.PHONY: demo test lint types stub picture clean
 
 demo: $(READY)
 	$(BIN)/headscore run
@@ -25,6 +25,10 @@ types: $(READY)
 # What type checkers see of the library's calls: after a change of an option or a call.
 stub: $(READY)
 	$(BIN)/python tests/stub.py && $(BIN)/ruff format __init__.pyi
+
+# The README's picture of a report, by a headless Chromium: after a change of the page.
+picture: $(READY)
+	$(BIN)/python tests/picture.py
 
 $(READY): pyproject.toml constraints.txt Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

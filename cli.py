@@ -197,7 +197,7 @@ def capture(config: Path | None, debug: bool, **options: Any) -> None:
         "out": _OUT_OR_NONE,
     },
     {
-        "report": Annotated[bool, typer.Option("--report", help="Make report.html and its charts too.")],
+        "report": Annotated[bool, typer.Option("--report", help="Also make report.html and its charts.")],
         "partial": PARTIAL,
         "overwrite": OVERWRITE,
         "quiet": QUIET,
@@ -234,13 +234,13 @@ def report(config: Path | None, debug: bool, quiet: bool, **options: Any) -> Non
 @with_options(
     (ValidateSettings,),
     {
-        "results": Annotated[Path, typer.Argument(help="Folder of results, of score or of validate.", **_RESULTS)],
+        "results": Annotated[Path, typer.Argument(help="Folder that score or validate wrote.", **_RESULTS)],
         "out": Annotated[
             Path, typer.Option("--out", "--output-dir", help="Folder of the validation.", **_OUT, show_default=False)
         ],
     },
     {
-        "report": Annotated[bool, typer.Option("--report", help="Make validation.html, a page with curves and maps, too.")],
+        "report": Annotated[bool, typer.Option("--report", help="Also make validation.html, a page with curves and maps.")],
         "overwrite": Annotated[
             bool, typer.Option("--overwrite", help="Forget outcomes of another model or other rows in --out.")
         ],
@@ -248,7 +248,7 @@ def report(config: Path | None, debug: bool, quiet: bool, **options: Any) -> Non
     {"report": False, "overwrite": False},
 )
 def validate(config: Path | None, debug: bool, **options: Any) -> None:
-    """See whether the model needs the heads that a ranking puts first, more than random heads of the same layers."""
+    """Test whether the model needs the heads that a ranking puts first more than random heads of the same layers."""
     from .pipeline import validate as library_validate
 
     with progress("validating", alone=this_rank().world == 1, what="rows") as show:
@@ -269,7 +269,7 @@ def validate(config: Path | None, debug: bool, **options: Any) -> None:
     {"out": None, "partial": False, "overwrite": False},
 )
 def control(config: Path | None, debug: bool, **options: Any) -> None:
-    """See which heads a task drives more than a control does: other prompts, or other text in the same ones."""
+    """Test which heads a task drives more than a control does: other prompts, or other text in the same prompts."""
     from .score.evidence.control import control as library_control
 
     found = library_control(**options)
@@ -296,7 +296,7 @@ def control(config: Path | None, debug: bool, **options: Any) -> None:
     {"out": None, "partial": False, "overwrite": False},
 )
 def compare(config: Path | None, debug: bool, **options: Any) -> None:
-    """See how far rankings agree: of caches, of results, of single heads taken out, or lists that others have made."""
+    """Say how far rankings agree: of caches, results, single heads taken out, or lists that others have made."""
     from .score.evidence.compare import compare as library_compare
 
     found = library_compare(**options)
@@ -314,7 +314,7 @@ def compare(config: Path | None, debug: bool, **options: Any) -> None:
     {"out": None, "partial": False, "overwrite": False},
 )
 def stability(config: Path | None, debug: bool, **options: Any) -> None:
-    """See how many samples the top of a ranking needs: what two captures of as many samples share."""
+    """Say how many samples the top of a ranking needs: how much two captures of as many samples share."""
     from .score.evidence.stability import stability as library_stability
 
     found = library_stability(**options)
@@ -332,7 +332,7 @@ def stability(config: Path | None, debug: bool, **options: Any) -> None:
     {"out": None, "overwrite": False, "partial": False},
 )
 def sweep(config: Path | None, debug: bool, **options: Any) -> None:
-    """See how far a ranking depends on its weights: rankings over a grid of them, beside one that is given."""
+    """Say how far a ranking depends on its weights: rank by every setting of a grid, and compare."""
     from .score.evidence.sweep import sweep as library_sweep
 
     found = library_sweep(**options)
@@ -343,7 +343,7 @@ def sweep(config: Path | None, debug: bool, **options: Any) -> None:
 @with_options(
     (ExportSettings,),
     {
-        "results": Annotated[Path, typer.Argument(help="Folder of results, of score, control or import.", **_RESULTS)],
+        "results": Annotated[Path, typer.Argument(help="Folder that score, control or import wrote.", **_RESULTS)],
         "out": Annotated[Path, typer.Option("--out", help="The file or folder that is written.", **_OUT, show_default=False)],
     },
     {"overwrite": Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier export left in --out.")]},
@@ -357,11 +357,11 @@ def export(debug: bool, **options: Any) -> None:
     print(printable(str(library_export(**options))))
 
 
-@app.command("import", cls=GroupedCommand, short_help="Make a folder of results of a list of heads that others have published.")
+@app.command("import", cls=GroupedCommand, short_help="Make a folder of results from a list that others have published.")
 @with_options(
     (ImportSettings,),
     {
-        "file": Annotated[Path, typer.Argument(help="The list; of duo also the folder that it is in.", **_FILE)],
+        "file": Annotated[Path, typer.Argument(help="The list; for duo also its folder.", **_FILE)],
         "out": Annotated[
             Path, typer.Option("--out", "--output-dir", help="Folder of the results.", **_OUT, show_default=False)
         ],
@@ -371,7 +371,7 @@ def export(debug: bool, **options: Any) -> None:
     configurable=False,
 )
 def import_list(debug: bool, **options: Any) -> None:
-    """Make a folder of results of a list of heads that others have published, for compare, validate and export."""
+    """Make a folder of results from a list of heads that others have published, for compare, validate and export."""
     from .score.export.importing import import_list as library_import
 
     found = library_import(**options)
@@ -406,7 +406,7 @@ def merge(
     out: Annotated[Path, typer.Option("--out", "--output-dir", help="Folder of the merged cache.", **_OUT, show_default=False)],
     debug: DEBUG = False,
 ) -> None:
-    """Put the shards of one capture that were made in different places into one cache."""
+    """Merge the shards of one capture that were made in different places into one cache."""
     from .data.merging import merge as library_merge
 
     library_merge(caches, out)

@@ -134,9 +134,9 @@ _COMMON: dict[str, Any] = {
     ],
     "debug": DEBUG,
 }
-PARTIAL = Annotated[bool, typer.Option("--partial", help="Score what is there of a capture that is not finished.")]
+PARTIAL = Annotated[bool, typer.Option("--partial", help="Score the shards that are there of an unfinished capture.")]
 OVERWRITE = Annotated[bool, typer.Option("--overwrite", help="Replace what another run left in --out.")]
-QUIET = Annotated[bool, typer.Option("--quiet", help="Print the heads alone, not how far to trust them.")]
+QUIET = Annotated[bool, typer.Option("--quiet", help="Print the heads alone, without the lines on how far to trust them.")]
 
 
 def with_options(

@@ -161,7 +161,7 @@ def _assignments(flag: str, value: Any, number: bool) -> dict[str, Any]:
         if not isinstance(name, str) or not (number or re.fullmatch(_NAME, name)):  # a weight may be of any span's mass
             raise InputError(f"{flag}: {shown(name):.80} is not a name; use letters, digits and _")
         if name in made:
-            raise InputError(f"{flag}: '{name}' stands twice")
+            raise InputError(f"{flag}: '{name}' appears twice")
         made[name] = _number(flag, name, given) if number else given
     return made
 

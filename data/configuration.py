@@ -41,7 +41,7 @@ def read_configuration(path: Path, names: Mapping[str, str]) -> dict[str, Any]:
         path: the file.
         names: those of the command's options, by every name that each goes by, with `_`.
 
-    Raises InputError for a file that cannot be read, an option that no command has, one that stands twice, and a bad value.
+    Raises InputError for a file that cannot be read, an option that no command has, one that appears twice, and a bad value.
     """
     values: dict[str, Any] = {}
     others: dict[str, str] = {}
@@ -52,13 +52,13 @@ def read_configuration(path: Path, names: Mapping[str, str]) -> dict[str, Any]:
         if name is None and other is None:
             raise InputError(f"--config {path}: unknown key '{key:.80}'; known are {', '.join(sorted(set(names.values())))}")
         if name in values or (name is None and other in others):
-            raise InputError(f"--config {path}: '{key}' stands twice")
+            raise InputError(f"--config {path}: '{key}' appears twice")
         if name is None:
             others[str(other)] = key
         else:
             values[name] = _value(path, name, value)
     if others:
-        logger.info("--config %s: passed over, as options of other commands: %s", path, ", ".join(others.values()))
+        logger.info("--config %s: ignored, as options of other commands: %s", path, ", ".join(others.values()))
     if "cache" in names.values() and values.get("cache") is None and (path.parent / CACHE_FOLDER / METADATA_FILE).exists():
         values["cache"] = path.parent / CACHE_FOLDER
     return {name: value for name, value in values.items() if value is not None}
@@ -83,7 +83,7 @@ def without_former(content: Mapping[Any, Any], path: Path) -> dict[Any, Any]:
     if given not in ("none", None):
         raise InputError(f"{path}: '{FORMER_COMPRESSION}: {given!s:.20}': caches are not compressed any more; remove the line")
     if FORMER_COMPRESSION in content:
-        logger.info("%s: passed over, as caches are not compressed any more: %s", path, FORMER_COMPRESSION)
+        logger.info("%s: ignored, as caches are not compressed any more: %s", path, FORMER_COMPRESSION)
     return {key: value for key, value in content.items() if key != FORMER_COMPRESSION}
 
 

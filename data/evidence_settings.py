@@ -14,7 +14,9 @@ class CompareSettings(Checked):
     """What rankings are compared by: the options of `headscore compare` beside those of `score`."""
 
     compare_by: str = option("combined", "Compare by this signal alone; - before it turns it around.")
-    effect: Effect | None = option(None, "Which cost of single heads a validation is ranked by; kl if it has that.")
+    effect: Effect | None = option(
+        None, "Which effect of single heads a validation is ranked by; if not given, the first that it has, kl before others."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,9 @@ class SweepSettings(Checked):
     against: Path | None = option(
         None, "A cache, results, a validation with single heads, or a list of heads to compare with; if not given, the ranking."
     )
-    effect: Effect | None = option(None, "Which cost of single heads a validation is ranked by; kl if it has that.")
+    effect: Effect | None = option(
+        None, "Which effect of single heads a validation is ranked by; if not given, the first that it has, kl before others."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +48,13 @@ class ControlSettings(Checked):
     """What signals are held against: the options of `headscore control` beside those of the ranking."""
 
     against: Path | None = option(
-        None, "Cache that is the control: of --control prompts of the same rows, or of another task, on the same model."
+        None, "Cache that is the control, of the same model: --control prompts of the same rows, or another task."
     )
     random_span: bool = option(
         False, "Take as the control a random stretch of text in the same prompt, as long as the task's span."
     )
-    fdr: float = option(0.05, "What share of the heads that are found may be found by chance.", least=1e-6, most=0.5)
+    fdr: float = option(
+        0.05, "False discovery rate: which share of the heads that are found may be found by chance.", least=1e-6, most=0.5
+    )
     two_sided: bool = option(False, "Find heads that are lower than the control, too, not only higher ones.")
     seed: int = option(42, "Seed of the random stretches.", least=0, most=2**32 - 1)

@@ -19,8 +19,8 @@ class ChoiceSettings(Checked):
     signal: str | None = option(
         None, "Order by this signal alone; - before it turns it around. The combined score if not given."
     )
-    top_k: int | None = option(None, "How many heads are chosen, the first of all.", least=1)
-    top_k_per_layer: int | None = option(None, "How many heads of each layer are chosen.", least=1)
+    top_k: int | None = option(None, "Choose this many heads, the first of all.", least=1)
+    top_k_per_layer: int | None = option(None, "Choose this many heads of each layer.", least=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -32,9 +32,9 @@ class ChoiceSettings(Checked):
 class ExportSettings(ChoiceSettings):
     """What a ranking is written as: the options of `headscore export`."""
 
-    format: ExportFormat = option("csv", "What is written; each is described in docs/use-your-ranking.md.")
+    format: ExportFormat = option("csv", "The format; docs/use-your-ranking.md describes each.")
     by: Unit | None = option(None, "kv_head makes a ranking of groups out of one of heads; if not given, it stays what it is.")
-    group: GroupBy = option("mean", "What a group's score is of those of its heads: their mean, or the largest.")
+    group: GroupBy = option("mean", "How a group's score is made from those of its heads: their mean, or the max.")
     sink_size: int = option(128, "Of duo: how many first tokens the other KV heads keep.", least=0, most=1 << 20)
     recent_size: int = option(256, "Of duo: how many last tokens the other KV heads keep.", least=1, most=1 << 20)
     model: str | None = option(
@@ -49,4 +49,4 @@ class ExportSettings(ChoiceSettings):
 class ImportSettings(Checked):
     """What a list of heads is: the options of `headscore import`."""
 
-    format: ImportFormat | None = option(None, "Whose format the list is in.", aliases=("--as",))
+    format: ImportFormat | None = option(None, "Which format the list is in.", aliases=("--as",))

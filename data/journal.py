@@ -38,7 +38,7 @@ class Journal:
         if lines:
             first = self._read(lines[0], 1)
             if not isinstance(first, dict) or first.get("format") != _FORMAT:
-                raise InputError(f"{path}: is no journal of headscore's; use another --out")
+                raise InputError(f"{path}: is not a journal of headscore; use another --out")
             if different := _difference(first.get("subject"), dict(subject)):
                 if not overwrite:
                     raise InputError(f"{path}: {different}; use another --out, or --overwrite")
@@ -73,7 +73,7 @@ class Journal:
         text = line[9:].rstrip(b"\n")
         try:
             if line[:9] != b"%08x " % zlib.crc32(text):
-                raise ValueError("its checksum does not fit")
+                raise ValueError("its checksum does not match")
             return parse_json(text)
         except ValueError as error:
             raise InputError(f"{self._path}: line {number} is damaged: {one_line(error)[:80]}; remove the file") from error

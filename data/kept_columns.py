@@ -31,7 +31,7 @@ def kept_values(columns: Iterable[str], rows: Sequence[Row], numbers: Sequence[i
     text; a larger whole number, a decimal, a date or a time becomes the text of it.
 
     Args:
-        columns: paths as in a template, such as `question.type`. Their order says nothing, nor does one that stands twice.
+        columns: paths as in a template, such as `question.type`. Their order says nothing, nor does one that appears twice.
         rows: all rows of the file.
         numbers: of the rows whose values are wanted.
         source: the file, for messages.
@@ -44,7 +44,7 @@ def kept_values(columns: Iterable[str], rows: Sequence[Row], numbers: Sequence[i
     for column in columns:
         if not is_known(column, rows):
             what = "path" if "." in column else "column"
-            raise InputError(f"--keep {column}: is no {what} of {source}; it has {some(known_paths(rows), MAX_PATHS)}")
+            raise InputError(f"--keep {column}: is not a {what} of {source}; it has {some(known_paths(rows), MAX_PATHS)}")
     drawn = [(number, f"{source}: row {number}", rows[number]) for number in numbers]
     return {column: {number: _value(row, column, where) for number, where, row in drawn} for column in columns}
 

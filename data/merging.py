@@ -54,7 +54,7 @@ def merge(caches: Sequence[str | Path], out: str | Path) -> Cache:
         first = opened[0]
         for cache in opened:
             if different := differences(first.metadata, cache.metadata):
-                raise InputError(f"{cache.path}: is of another capture than {first.path}: {'; '.join(different)}")
+                raise InputError(f"{cache.path}: belongs to another capture than {first.path}: {'; '.join(different)}")
             for path in cache.shards:
                 _add(found, cache, path)
         write_metadata(out, first.metadata, keep_existing=True)

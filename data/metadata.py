@@ -61,7 +61,7 @@ def check_metadata(metadata: Any, where: str, *, of_shard: bool = False) -> None
     if unusable := _unusable_optional(metadata):
         raise InputError(f"{where}: its metadata has no usable '{unusable}'; capture it again")
     if (compression := metadata["settings"].get("compression", "none")) != "none":  # caches before 0.2 name it
-        raise InputError(f"{where}: is compressed ({compression!r:.20}), which is read no more; capture it again")
+        raise InputError(f"{where}: is compressed ({compression!r:.20}), which is no longer read; capture it again")
     try:
         json.dumps(metadata, ensure_ascii=False).encode()
     except ValueError as error:  # half a surrogate pair, which no file and no terminal takes

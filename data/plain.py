@@ -50,7 +50,7 @@ class PlainFile(io.FileIO):
             opened = os.fstat(self.fileno())
         except OSError as error:
             if error.errno in _NOT_THERE:
-                raise InputError(f"{path}: is not there") from error
+                raise InputError(f"{path}: does not exist") from error
             raise unreadable(path, error) from error
         link_followed = not (follow_links or _FOLLOW_NO_LINK or os.path.samestat(opened, found))
         if link_followed or not stat.S_ISREG(opened.st_mode):
@@ -189,5 +189,5 @@ def unreadable(path: Path, error: OSError) -> UnreadableFileError:
     """The error to raise about a file that the system refuses."""
     return UnreadableFileError(
         f"{path}: cannot be read: {error.strerror or one_line(error)[:160]}; it may be whole, so it is left as it is: "
-        "mend what is in the way (permissions, disk, mount) or remove the file"
+        "fix what is in the way (permissions, disk, mount) or remove the file"
     )

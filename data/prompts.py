@@ -119,7 +119,7 @@ def _require_values(template: Template, paths: Sequence[str], rows: Sequence[Row
         if not is_known(path, rows):
             what = "path" if "." in path else "column"
             raise InputError(
-                f"template {template.name}: {{{path}}} is no {what} of {source}; it has {some(known_paths(rows), MAX_PATHS)}"
+                f"template {template.name}: {{{path}}} is not a {what} of {source}; it has {some(known_paths(rows), MAX_PATHS)}"
             )
 
 

@@ -189,7 +189,7 @@ def _read_csv(path: Path, content: bytes) -> list[Row]:
         if columns is None:
             raise InputError(f"{path}: is empty")
         if len(set(columns)) < len(columns):
-            raise InputError(f"{path}: column '{next(c for c in columns if columns.count(c) > 1)}' stands twice")
+            raise InputError(f"{path}: column '{next(c for c in columns if columns.count(c) > 1)}' appears twice")
         rows = []
         for values in reader:
             if values and len(values) != len(columns):

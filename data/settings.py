@@ -53,13 +53,13 @@ class CaptureSettings(Checked):
         "Hub id, local folder or .gguf file; 'smollm2-135m' is the default model.",
         aliases=("--model-path",),
     )
-    revision: str | None = option(None, "Branch, tag or commit of a --model of the hub; if not given, its main branch.")
+    revision: str | None = option(None, "Branch, tag or commit of a --model on the hub; if not given, its main branch.")
     adapter: str | None = option(None, "PEFT adapter to merge into the model: hub id or local folder.")
     data: str = option(
         SAMPLE_DATA, "JSON, JSONL, Parquet or CSV file; 'samples' is the shipped file.", aliases=("--data-path",)
     )
     template: str | None = option(
-        None, "arc, alpaca, plain, or a text file with {column} placeholders; if not given, what the rows' style says."
+        None, "arc, alpaca, plain, or a text file with {column} placeholders; if not given, that of the rows' style."
     )
     chat: bool = option(False, "Give each prompt as a user's message, in the chat template of the model's tokenizer.")
     system: str | None = option(None, "System prompt, with --chat.")
@@ -68,38 +68,38 @@ class CaptureSettings(Checked):
         False, "Keep special tokens that the tokenizer adds at a prompt's end, such as EOS; the last token is then one of them."
     )
     control: ControlKind | None = option(
-        None, "Capture control prompts: null puts a neutral question in each one's place, shuffle puts its words in disorder."
+        None, "Capture control prompts: null replaces each question by a neutral one, shuffle shuffles its words."
     )
     max_samples: int = option(1024, "Rows to draw at random, without replacement; the whole file if it has fewer.", least=1)
     max_length: int = option(512, "Longest prompt in tokens; longer ones are skipped and listed.", least=1, most=MAX_TOKENS)
     max_skipped: float = option(0.01, "Largest share of skipped rows before the capture stops.", least=0.0, most=1.0)
     seed: int = option(42, "Seed of the row sample.", least=0, most=2**32 - 1)
     queries: QueryMode = option(
-        "last_token", "Query positions whose attention is kept; all_tokens adds the mean over all of them."
+        "last_token", "Which query positions' attention is stored; all_tokens adds the mean over all positions."
     )
     device: str = option("auto", "auto, cpu, cuda or cuda:N; auto takes the GPU where there is one.")
     dtype: Literal["auto", "fp32", "fp16", "bf16"] = option(
         "auto", "Precision of the model; auto is bf16 or fp16 on a GPU, fp32 on the CPU."
     )
     device_map: Literal["auto"] | None = option(
-        None, "auto spreads a model that is too large for one GPU over all that this process sees."
+        None, "auto spreads a model that is too large for one GPU over all GPUs that this process sees."
     )
     on_nan: Literal["stop", "skip"] = option(
-        "stop", "What a sample with NaN or infinite values does: stop the capture, or be skipped and listed."
+        "stop", "What happens at a sample with NaN or infinite values: stop the capture, or skip the sample and list it."
     )
     batch_tokens: int | None = option(
         None,
-        "Tokens in a batch, padding included; if not given 768 on the CPU, on a GPU what fits into its free memory.",
+        "Tokens in a batch, padding included; if not given, 768 on the CPU, and on a GPU what fits into its free memory.",
         least=1,
     )
-    batch_size: int | None = option(None, "Most samples in a batch.", least=1)
-    share_prefixes: bool = option(True, "Run what prompts have in common at their start once; off, each prompt is run whole.")
-    spot_checks: bool = option(
-        True, "Run some samples of every shard again, alone, and stop where what is stored of them differs."
+    batch_size: int | None = option(None, "Maximum number of samples in a batch.", least=1)
+    share_prefixes: bool = option(
+        True, "Run what prompts have in common at their start only once; without it, each prompt is run whole."
     )
+    spot_checks: bool = option(True, "Run some samples of every shard again, alone, and stop if the stored values differ.")
     shard_size: int = option(256, "Samples in one shard file.", least=1)
     keep: tuple[str, ...] = option(
-        (), "Column of the data file, or path into one, whose value is kept of each sample; repeat for several."
+        (), "Column of the data file, or path into one, whose value is stored for each sample; repeat for several."
     )
     trust_remote_code: bool = option(False, "Run code that comes with the model; only for sources you trust.")
     model_kwargs: str | None = option(
@@ -120,7 +120,7 @@ class CaptureSettings(Checked):
             raise InputError(f"--model-kwargs: {taken[0]} is {_OWN_ARGUMENTS[taken[0]]}")
 
     def model_arguments(self) -> dict[str, Any]:
-        """`--model-kwargs` as a dict; InputError where it is no JSON object."""
+        """`--model-kwargs` as a dict; InputError where it is not a JSON object."""
         try:
             arguments = parse_json(self.model_kwargs or "{}")
         except ValueError as error:
@@ -137,13 +137,13 @@ class ScoreSettings(Checked):
     score_query_mode: QueryMode = option(
         "last_token", "Score the last token's attention, or the mean over all query positions."
     )
-    head_output: HeadOutput = option("z", "Strength of a head: norm of z, or of its result W_O z.")
+    head_output: HeadOutput = option("z", "Strength of a head: norm of its output z, or of its result W_O z.")
     task_span: tuple[str, ...] = option(("question",), "Span that counts as the task's tokens; repeat for several.")
     measure: Mapping[str, Any] = option(
         (), "NAME='SQL over the token table': one more sum over each pattern row, such as 'recent = position >= tokens - 10'."
     )
     signal: Mapping[str, Any] = option(
-        (), "NAME='SQL over the measures': one more signal; without a --weight it does not count for the combined score."
+        (), "NAME='SQL over the measures': one more signal; it counts for the combined score only with a --weight."
     )
     signals: Path | None = option(None, "Python file whose functions are further signals; it is run.")
     weight: Mapping[str, float] = option(
@@ -196,19 +196,22 @@ class BootstrapSettings(Checked):
     """How a ranking's stability is found: further options of `headscore score`, with their defaults."""
 
     bootstrap: int | None = option(
-        None, "Draws of the samples by which each head's stability is told; none if not given.", least=100, most=1_000_000
+        None,
+        "How often the samples are drawn anew, to see how stable each head's place is; if not given, not at all.",
+        least=100,
+        most=1_000_000,
     )
     strata: str | None = option(
-        None, "With --bootstrap, column that the capture kept: as many samples are drawn of each of its values as there are."
+        None, "With --bootstrap, a column that capture --keep stored: each of its values keeps its number of samples."
     )
     cluster: str | None = option(
-        None, "With --bootstrap, column that the capture kept: samples of the same value are drawn together."
+        None, "With --bootstrap, a column that capture --keep stored: samples with the same value are drawn together."
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.bootstrap is None and (self.strata or self.cluster):
-            raise InputError("--strata and --cluster: are of the bootstrap; give --bootstrap, too")
+            raise InputError("--strata and --cluster: belong to the bootstrap; give --bootstrap, too")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +220,7 @@ class WorkSettings(Checked):
 
     workers: int = option(1, "Processes of this machine that read the shards.", least=1, most=1024)
     dask: str | None = option(None, "Address of a Dask scheduler whose workers read the shards, such as tcp://host:8786.")
-    fresh: bool = option(False, "Read every shard again; neither use nor keep what derived/ holds of earlier runs.")
+    fresh: bool = option(False, "Read every shard again; neither use nor store what derived/ holds of earlier runs.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -230,18 +233,18 @@ class ValidateSettings(Checked):
     """How a ranking is held against what the model loses without its heads: the options of `headscore validate`."""
 
     model: str | None = option(None, "The model; if not given, the one that the cache names.", aliases=("--model-path",))
-    revision: str | None = option(None, "Branch, tag or commit of a --model of the hub.")
+    revision: str | None = option(None, "Branch, tag or commit of a --model on the hub.")
     adapter: str | None = option(None, "PEFT adapter to merge into --model: hub id or local folder.")
     allow_other_model: bool = option(False, "Validate the ranking on another model than the one that was captured.")
     device: str = option("auto", "auto, cpu, cuda or cuda:N; auto takes the GPU where there is one.")
     dtype: Literal["auto", "fp32", "fp16", "bf16"] = option(
         "auto", "Precision of the model; auto is bf16 or fp16 on a GPU, fp32 on the CPU."
     )
-    device_map: Literal["auto"] | None = option(None, "auto spreads a model that is too large for one GPU over all.")
+    device_map: Literal["auto"] | None = option(None, "auto spreads a model that is too large for one GPU over all GPUs.")
     batch_tokens: int | None = option(
         None, "Tokens in a batch, padding included; if not given, what suits the device.", least=1
     )
-    batch_size: int | None = option(None, "Most sequences in a batch.", least=1)
+    batch_size: int | None = option(None, "Maximum number of sequences in a batch.", least=1)
     trust_remote_code: bool = option(False, "Run code that comes with the model; only for sources you trust.")
     model_kwargs: str | None = option(None, "JSON object of further arguments of from_pretrained.", is_json=True)
     data: str | None = option(
@@ -251,25 +254,31 @@ class ValidateSettings(Checked):
     )
     max_samples: int = option(200, "Rows to draw at random among those that were not captured.", least=1)
     seed: int = option(42, "Seed of the rows, of the random heads and of the bootstrap.", least=0, most=2**32 - 1)
-    answer: AnswerKind = option("label", "What a choice of ARC rows is answered by: its label or its text.")
+    answer: AnswerKind = option("label", "How a choice of ARC rows is answered: by its label or by its text.")
     k: tuple[str, ...] = option(
-        ("1%", "5%", "10%", "20%", "30%"), "How many heads to take out, or which share of all as in 5%; repeat for several."
+        ("1%", "5%", "10%", "20%", "30%"), "How many heads to take out, or a share of all, as in 5%; repeat for several."
     )
-    draws: int = option(20, "Random sets of as many heads in each layer as the first k have there.", least=0, most=10_000)
+    draws: int = option(
+        20, "Number of random sets, each with as many heads in each layer as the first k have there.", least=0, most=10_000
+    )
     signal: tuple[str, ...] = option(
         (), "Signal whose order is validated beside the combined score, turned around with - before it; repeat for several."
     )
-    ablate: How = option("zero", "What stands in the place of a head: zero, or the mean of its z over the prompts.")
-    single: bool = option(False, "Take out every head alone, too: one run of all rows for each head of the model.")
-    gate_gradient: bool = option(False, "Find the gradient of the answer's nll by a gate on every head, too.")
-    fit_weights: bool = option(False, "With --single, find the weights whose ranking agrees best with what single heads do.")
-    bootstrap: int = option(2000, "Draws of the rows that the intervals are made of.", least=100, most=1_000_000)
-    level: float = option(0.95, "What share of such intervals is to hold the truth.", least=0.5, most=0.999)
+    ablate: How = option("zero", "What replaces a head's z: zero, or its mean over the prompts.")
+    single: bool = option(False, "Also take out every head alone: one run of all rows for each head of the model.")
+    gate_gradient: bool = option(False, "Also find the gradient of the answer's nll by a gate on every head.")
+    fit_weights: bool = option(
+        False, "With --single, find the weights whose ranking agrees best with the effects of single heads."
+    )
+    bootstrap: int = option(2000, "How often the rows are drawn anew for the intervals.", least=100, most=1_000_000)
+    level: float = option(
+        0.95, "Level of the intervals: which share of such intervals should contain the true value.", least=0.5, most=0.999
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.model is None and (self.revision or self.adapter):
-            raise InputError("--revision and --adapter are of a --model; give it, too")
+            raise InputError("--revision and --adapter: belong to a --model; give it, too")
         if self.fit_weights and not self.single:
             raise InputError("--fit-weights: needs the effects of single heads; give --single")
 

@@ -7,7 +7,7 @@ from typing import Any
 def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text, NaN and Infinity included.
 
-    Raises ValueError, a JSONDecodeError where it knows the place, for what is no JSON, an object in which a name stands twice,
+    Raises ValueError, a JSONDecodeError where it knows the place, for what is no JSON, an object in which a name appears twice,
     a whole number of more digits than Python takes, and for what is nested too deeply.
     """
     try:
@@ -20,5 +20,5 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the name {next(n for n in names if names.count(n) > 1)!r:.80} stands twice in one object")
+        raise ValueError(f"the name {next(n for n in names if names.count(n) > 1)!r:.80} appears twice in one object")
     return made

@@ -1,6 +1,6 @@
 """Reads the YAML of strangers, in time and memory that its bytes bound.
 
-There are no aliases, which make a small file stand for a large value, and no key stands twice: PyYAML keeps the last of two.
+There are no aliases, which make a small file stand for a large value, and no key appears twice: PyYAML keeps the last of two.
 """
 
 from pathlib import Path
@@ -23,12 +23,13 @@ def read_yaml(path: Path, *, follow_links: bool = False) -> Any:
         path: of a regular file.
         follow_links: whether a symbolic link may stand for it.
 
-    Raises InputError for what is no such file, is larger than MAX_YAML_BYTES or no YAML, and for aliases, keys that stand twice
-    in one mapping or are no text, and nesting beyond MAX_YAML_DEPTH; UnreadableFileError where the system refuses to read it.
+    Raises InputError for what is no such file, is larger than MAX_YAML_BYTES or no YAML, and for aliases, keys that appear
+    twice in one mapping or are no text, and nesting beyond MAX_YAML_DEPTH; UnreadableFileError where the system
+    refuses to read it.
     """
     content = read_plain(path, MAX_YAML_BYTES, follow_links=follow_links)
     if content is None:
-        raise InputError(f"{path}: is not there")
+        raise InputError(f"{path}: does not exist")
     # PyYAML raises what it stumbles over in a value, such as a date.
     with foreign_faults_told(f"{path}: cannot be read as YAML", _described, hold_stderr=False):
         return _StrictLoader(content.decode("utf-8-sig")).get_single_data()
@@ -62,7 +63,7 @@ class _StrictLoader(yaml.SafeLoader):
             if key.tag != "tag:yaml.org,2002:str":
                 raise _fault("a key is no text; put it in quotes", key)
             if key.value in keys:
-                raise _fault(f"the key {key.value!r:.80} stands twice", key)
+                raise _fault(f"the key {key.value!r:.80} appears twice", key)
             keys.add(key.value)
         return super().construct_mapping(node, deep)
 

@@ -110,7 +110,7 @@ class Structures:
             managed = record[0] == 0 and any(place in block and place + length <= block.stop for block in blocks)
             is_large = record[0] == 0x10 and _number(record, 1, 7) in large
             if not (managed or is_large) or record[8] & _SHARED:
-                raise StructureError("it names an attribute that is not there")
+                raise StructureError("it names an attribute that does not exist")
 
     def _blocks(self, root: int, rows: int) -> list[range]:
         """The places in a heap, after their own headers, that its blocks hold."""

@@ -52,9 +52,9 @@ def _span(value: Any, length: int, where: str) -> Span:
     if span.name in ALWAYS_SPANS:
         raise InputError(f"{where}: '{span.name}' is the name of a built-in span; choose another")
     if not span.name.strip() or not span.name.isprintable() or len(span.name) > MAX_NAME:
-        raise InputError(f"{where}: {span.name!a:.80} is no name of 1 to {MAX_NAME} printable characters")
+        raise InputError(f"{where}: {span.name!a:.80} is not a name of 1 to {MAX_NAME} printable characters")
     if not 0 <= span.start <= span.end <= length:
-        raise InputError(f"{where}: {span.start} to {span.end} is no range of the text, which has {length} characters")
+        raise InputError(f"{where}: {span.start} to {span.end} is not a range of the text, which has {length} characters")
     return span
 
 

@@ -57,5 +57,5 @@ def _require_free(path: Path, mark: str, overwrite: bool) -> bool:
     if not os.path.lexists(path / mark):
         raise InputError(f"--out {path}: is a folder that headscore export did not write; use another --out")
     if not overwrite:
-        raise InputError(f"--out {path}: is there already; use another --out, or --overwrite")
+        raise InputError(f"--out {path}: already exists; use another --out, or --overwrite")
     return True

@@ -116,7 +116,7 @@ def choose_columns(
     schema = columns.schema()
     for name, expression in own.items():
         if name in taken:
-            raise InputError(f"--measure {name}: there is a measure of this name already")
+            raise InputError(f"--measure {name}: there already is a measure of this name")
         if len(names_of(expression, schema, f"--measure {name}")) != 1:
             raise InputError(f"--measure {name}: gives several columns; give one")
         require_line_by_line(expression, schema, f"--measure {name}", "token")

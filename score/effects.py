@@ -73,7 +73,7 @@ def unit_of(name: str, frame: Any) -> str:
     for unit in ("head", "kv_head"):
         if unit in columns:
             return unit
-    raise InputError(f"{name}: is no table with a column head, or kv_head")
+    raise InputError(f"{name}: is not a table with a column head, or kv_head")
 
 
 def _intact_loss(intact: pl.DataFrame, grid: Grid) -> Float:

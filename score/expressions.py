@@ -60,7 +60,7 @@ def _from_sql(text: str, where: str) -> pl.Expr:
     try:
         expression = pl.sql_expr(text)
     except (pl.exceptions.PolarsError, ValueError) as error:
-        raise InputError(f"{where}: is no SQL expression: {one_line(error)[:160]}") from error
+        raise InputError(f"{where}: is not an SQL expression: {one_line(error)[:160]}") from error
     if expression.meta != expression.meta.undo_aliases():
         raise InputError(f"{where}: '{text:.60}' gives its result another name; is an operator missing?")
     return expression

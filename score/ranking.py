@@ -133,7 +133,7 @@ def _require_rankable(frame: pl.DataFrame, keys: Sequence[str], weights: Weights
             raise InputError(f"rank: the signal '{name}' is undefined or not finite for some heads")
     for name in own.values():
         if name in (*keys, *weights) or not frame[name].dtype.is_float() or not _is_finite(frame[name]):
-            raise InputError(f"rank: '{name}' is no column of weights; give finite floats, in a column of their own")
+            raise InputError(f"rank: '{name}' is not a column of weights; give finite floats, in a column of their own")
         if frame.select(pl.col(name).n_unique().over(pl.struct(*keys[:-2], pl.lit(0))).max()).item() > 1:
             raise InputError(f"rank: '{name}' has several weights in one ranking; it must be the same for all of its heads")
     if not any(weights.values()):

@@ -172,7 +172,7 @@ def choose_measures(cache: Cache, settings: ScoreSettings) -> Recipe:
     for name in columns.own:
         if name in built_in_signals() or name in without_own.schema:
             what = "signal" if name in built_in_signals() else "measure"
-            raise InputError(f"--measure {name}: there is a {what} of this name already")
+            raise InputError(f"--measure {name}: there already is a {what} of this name")
     return recipe
 
 
@@ -181,7 +181,7 @@ def with_signals(recipe: Recipe, settings: ScoreSettings) -> Recipe:
     found = _built_in(recipe)
     for where, name, expression in own_signals(settings, list(found)):
         if name in found:
-            raise InputError(f"{where}: there is a signal of this name already")
+            raise InputError(f"{where}: there already is a signal of this name")
         signal = checked_signal(recipe, where, name, expression)
         others = {*RESULT_COLUMNS, *(column for other in found for column in _result_columns(other))}
         if clash := others.intersection(_result_columns(name)):
@@ -218,7 +218,7 @@ def _built_in(recipe: Recipe) -> dict[str, Signal]:
 def checked_signal(recipe: Recipe, where: str, name: str, expression: pl.Expr) -> Signal:
     """A signal of the user's that was tried out. Raises InputError where it cannot be one, or is named like a measure."""
     if name in recipe.schema:
-        raise InputError(f"{where}: there is a measure of this name already")
+        raise InputError(f"{where}: there already is a measure of this name")
     if len(names_of(expression, recipe.schema, where)) != 1:
         raise InputError(f"{where}: gives several columns; give one")
     require_line_by_line(expression, recipe.schema, where, "sample")

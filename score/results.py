@@ -96,7 +96,9 @@ class Results:
         own = set(self.heads.select("layer", self.unit).iter_rows())
         what = "head" if self.unit == "head" else "group of heads"
         if strange := sorted(own - every):
-            raise InputError(f"{self.folder}: lists {what} {strange[0][1]} of layer {strange[0][0]}, which the model has not")
+            raise InputError(
+                f"{self.folder}: lists {what} {strange[0][1]} of layer {strange[0][0]}, which the model does not have"
+            )
         rest = sorted(every - own)
         random.Random(len(every)).shuffle(rest)
         if not rest:

@@ -30,7 +30,7 @@ def own_signals(settings: ScoreSettings, known: Sequence[str]) -> Iterator[tuple
     given = {name: value for name, value in settings.signal.items() if value is not None}
     for name in [name for name in settings.signal if name not in given and name not in known]:
         meant = did_you_mean(name, known)
-        raise InputError(f"--signal {name}: is no built-in signal; {meant}give NAME='SQL', or one of {', '.join(known)}")
+        raise InputError(f"--signal {name}: is not a built-in signal; {meant}give NAME='SQL', or one of {', '.join(known)}")
     for name, expression in read_expressions(given, "--signal").items():
         yield f"--signal {name}", name, expression
     if settings.signals is not None:

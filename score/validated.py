@@ -263,7 +263,7 @@ def read_effects(folder: Path) -> pl.DataFrame:
 
 def _needed(name: str, folder: Path, table: pl.DataFrame | None) -> pl.DataFrame | None:
     if table is None and name in TABLES[:3]:
-        raise InputError(f"{folder / name}.parquet: is not there; run headscore validate again")
+        raise InputError(f"{folder / name}.parquet: does not exist; run headscore validate again")
     return table
 
 

@@ -44,7 +44,7 @@ def _given(executor: Any) -> Iterator[Executor]:
     try:
         yield executor
     except BrokenExecutor as error:
-        raise RunError(f"executor: a worker ended before its time: {one_line(error)[:160]}") from error
+        raise RunError(f"executor: a worker ended unexpectedly: {one_line(error)[:160]}") from error
 
 
 @contextlib.contextmanager
@@ -62,7 +62,7 @@ def _processes(count: int) -> Iterator[Executor]:
                 raise
     except BrokenProcessPool as error:
         raise RunError(
-            "--workers: a process ended before its time: out of memory (then use fewer), or a script that calls "
+            "--workers: a process ended unexpectedly: out of memory (then use fewer), or a script that calls "
             "headscore.score outside of `if __name__ == '__main__':`"
         ) from error
 
@@ -107,5 +107,5 @@ def _connected(client: Any, address: str) -> Any:
     except queue.Empty:
         answer = TimeoutError("no answer")
     if isinstance(answer, Exception):
-        raise InputError(f"--dask {address}: no Dask scheduler with workers is reached there: {one_line(answer)[:160]}")
+        raise InputError(f"--dask {address}: no Dask scheduler with workers answers there: {one_line(answer)[:160]}")
     return answer

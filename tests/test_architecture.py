@@ -142,7 +142,7 @@ def test_settings_are_the_same_in_run_as_in_its_parts() -> None:
         ({"weight": {"lift": float("inf")}}, "weight lift: inf is not a finite number"),
         ({"weight": {"lift": True}}, "weight lift: True is not a finite number"),
         ({"weight": ["lift"]}, "weight: expected NAME=VALUE, got 'lift'"),
-        ({"weight": ["lift=1", "lift=2"]}, "weight: 'lift' stands twice"),
+        ({"weight": ["lift=1", "lift=2"]}, "weight: 'lift' appears twice"),
         ({"weight": 3}, "weight: expected NAME=VALUE, got 3"),
         ({"weight": {"ent": 2.0}, "lambda_ent": 1.0}, "weight ent=2: lambda_ent says 1; give one"),
         ({"weight": {"out": 0.0}, "lambda_ent": 0, "lambda_task": 0}, "weight: every weight is 0"),

@@ -112,7 +112,7 @@ def test_rows_that_are_alike_within_clusters_are_worth_fewer(tmp_path: Path) -> 
         ({"strata": "passage", "cluster": "subject"}, "cluster: 'a' has samples in more than one of strata"),
         ({"bootstrap": 20}, "bootstrap: 20 is not between 100 and 1000000"),
         ({"bootstrap": 900_000}, "bootstrap: 900000 replicates of 3 signals do not fit in memory; at most 699050 do"),
-        ({"bootstrap": None, "strata": "subject"}, "strata and cluster: are of the bootstrap; give bootstrap, too"),
+        ({"bootstrap": None, "strata": "subject"}, "strata and cluster: belong to the bootstrap; give bootstrap, too"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(made: Path, options: dict[str, Any], message: str) -> None:

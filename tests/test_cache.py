@@ -498,5 +498,5 @@ def test_a_cache_with_gzip_is_to_be_captured_again(tmp_path: Path) -> None:
     cache = write_cache(tmp_path, **BY_HAND)
     older(cache, "gzip")
     for path in (cache, shard_path(cache, 0)):
-        with pytest.raises(InputError, match=r"is compressed \('gzip'\), which is read no more; capture it again"):
+        with pytest.raises(InputError, match=r"is compressed \('gzip'\), which is no longer read; capture it again"):
             headscore.score(path)

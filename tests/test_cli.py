@@ -332,8 +332,8 @@ def test_the_config_of_a_run_serves_score_and_capture(
     caplog.clear()
     status, out, err = run_cli("score", "--config", Path("r", "config.yaml"), "--out", "s", "--lambda-task", 3)
     assert status == 0 and "12 heads, 5 samples" in out, err
-    passed_over = [line for line in caplog.messages if "passed over" in line]
-    assert len(passed_over) == 1 and "model, revision, adapter, data" in passed_over[0]
+    ignored = [line for line in caplog.messages if "ignored" in line]
+    assert len(ignored) == 1 and "model, revision, adapter, data" in ignored[0]
     made = yaml.safe_load((tmp_path / "s" / "config.yaml").read_text())
     assert (made["lambda_ent"], made["lambda_task"]) == (2.0, 3.0)
     status, _, err = run_cli("capture", "--config", tmp_path / "r" / "config.yaml", "--out", tmp_path / "c")
@@ -529,7 +529,7 @@ BAD_CAPTURES: dict[str, tuple[Callable[[Path], list[object]], str]] = {
         bad_data("d.jsonl", [row(), row(question="")]),
         "1 of 2 rows would be skipped and --max-skipped",
     ),
-    "template without a column": (template("{question} {mood}"), "{mood} is no column of"),
+    "template without a column": (template("{question} {mood}"), "{mood} is not a column of"),
     "template without placeholder": (template("hello"), "has no {column} placeholder"),
     "template with stray braces": (template("{question"), "t.txt"),
     "template missing": (lambda _: ["--template", "nowhere.txt"], "--template nowhere.txt: cannot be read"),
@@ -539,7 +539,7 @@ BAD_CAPTURES: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "span out of range": (
         bad_data("d.jsonl", [{"text": "a", "spans": [{"name": "question", "start": 0, "end": 2}]}]),
-        "d.jsonl: row 0: spans[0]: 0 to 2 is no range of the text",
+        "d.jsonl: row 0: spans[0]: 0 to 2 is not a range of the text",
     ),
     "no chat template": (lambda _: ["--chat"], "--chat: the tokenizer of"),
     "system without chat": (lambda _: ["--system", "Be brief."], "--system: is for chat models; give --chat too"),
@@ -573,11 +573,11 @@ BAD_CAPTURES: dict[str, tuple[Callable[[Path], list[object]], str]] = {
         "row 0: holds half",
     ),
     "NaN for a question": (bad_data("d.jsonl", [row(), row(question=float("nan"))]), "row 1: 'question' must be text, got NaN"),
-    "CSV column twice": (bad_data("d.csv", "question,question\na,b\n"), "column 'question' stands twice"),
+    "CSV column twice": (bad_data("d.csv", "question,question\na,b\n"), "column 'question' appears twice"),
     "CSV line too short": (bad_data("d.csv", "question,choices\na\n"), "line 2 has 1 fields, the header 2"),
     "reserved placeholder": (template("{question} {special}"), "{special} is the name of a built-in span"),
     "path too long": (lambda _: ["--data", "x" * 5000], "File name too long"),
-    "config key twice": (config("max-samples: 3\nmax_samples: 4"), "'max_samples' stands twice"),
+    "config key twice": (config("max-samples: 3\nmax_samples: 4"), "'max_samples' appears twice"),
     "config boolean for a number": (config("max_samples: true"), "--max-samples: expected int, got True"),
     "unknown dtype": (lambda _: ["--dtype", "fp8"], "'fp8' is not one of"),
     "unknown device": (lambda _: ["--device", "toaster"], "unknown device 'toaster'"),
@@ -589,7 +589,7 @@ BAD_CAPTURES: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     "config of the wrong type": (config("max_samples: many"), "c.yaml: --max-samples: expected int, got 'many'"),
     "config not YAML": (config("a: [1"), "cannot be read as YAML"),
     "config not a mapping": (config("- 1"), "expected 'option: value' lines"),
-    "config missing": (lambda _: ["--config", "nowhere.yaml"], "--config nowhere.yaml: is not there"),
+    "config missing": (lambda _: ["--config", "nowhere.yaml"], "--config nowhere.yaml: does not exist"),
     "zero samples": (lambda _: ["--max-samples", 0], "--max-samples: 0 is not a number of at least 1"),
     "negative seed": (lambda _: ["--seed", -1], "--seed: -1 is not between"),
     "max-skipped above one": (lambda _: ["--max-skipped", 1.5], "--max-skipped: 1.5 is not between 0.0 and 1.0"),
@@ -692,7 +692,7 @@ BAD_SCORES: dict[str, tuple[list[object], str]] = {
     "unknown config key": (["{cache}", "--config", "{tmp}/results/config.yaml", "--config", "{tmp}/bad.yaml"], "bad.yaml"),
     "no cache given": ([], "cache"),
     "weight without a number": (["{cache}", "--weight", "ent"], "--weight: expected NAME=VALUE, got 'ent'"),
-    "a weight twice": (["{cache}", "--weight", "ent=1", "--weight", "ent=2"], "--weight: 'ent' stands twice"),
+    "a weight twice": (["{cache}", "--weight", "ent=1", "--weight", "ent=2"], "--weight: 'ent' appears twice"),
     "two weights of a signal": (
         ["{cache}", "--weight", "ent=1", "--lambda-ent", 2],
         "--weight ent=1: --lambda-ent says 2; give one",
@@ -729,7 +729,7 @@ BAD_SCORES: dict[str, tuple[list[object], str]] = {
     ),
     "no built-in signal": (
         ["{cache}", "--signal", "snik"],
-        "--signal snik: is no built-in signal; did you mean 'sink'? give NAME='SQL', or one of out,",
+        "--signal snik: is not a built-in signal; did you mean 'sink'? give NAME='SQL', or one of out,",
     ),
     "report without a folder": (["{cache}", "--report", "--no-out"], "--report: needs a folder for it; give --out"),
 }

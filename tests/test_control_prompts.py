@@ -197,6 +197,6 @@ def test_ordinary_and_control_captures_are_not_mixed(llama: Path, shuffled: Path
         headscore.capture(shuffled, model=str(llama), **GIVEN | {"control": "null"})
     with pytest.raises(headscore.InputError, match="control was shuffle, now not given"):
         headscore.capture(shuffled, model=str(llama), **GIVEN | {"control": None})
-    with pytest.raises(headscore.InputError, match=r"is of another capture than .*: control was not given, now shuffle"):
+    with pytest.raises(headscore.InputError, match=r"belongs to another capture than .*: control was not given, now shuffle"):
         headscore.merge([plain, shuffled], tmp_path / "both")
     assert (plain / "cache.json").read_bytes() == before

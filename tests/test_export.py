@@ -230,7 +230,7 @@ def test_a_cards_texts_cannot_be_anything_but_texts(results: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("format", "options", "message"),
     [
-        ("duo", {"top_k": 3}, "is of all heads, of which its reader takes a share; leave out top_k"),
+        ("duo", {"top_k": 3}, "writes all heads, of which its reader takes a share; leave out top_k"),
         ("retrieval_head", {"top_k_per_layer": 1}, "leave out top_k_per_layer"),
         ("retrieval_head", {"by": "kv_head"}, "lists query heads, and this is a ranking of groups of them; leave out by"),
         ("lofit", {"by": "kv_head"}, "lists query heads"),
@@ -254,20 +254,20 @@ def test_what_a_format_cannot_say_is_refused(
 
 @pytest.mark.parametrize("format", sorted(CHOOSING))
 def test_formats_of_chosen_heads_ask_which(results: Path, tmp_path: Path, format: str) -> None:
-    with pytest.raises(InputError, match="is of chosen heads; give top_k or top_k_per_layer"):
+    with pytest.raises(InputError, match="writes chosen heads; give top_k or top_k_per_layer"):
         headscore.export(results, tmp_path / f"x{SUFFIXES.get(format, '')}", format=format)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("format", SUFFIXES.keys() - {"retrieval_head"})
 def test_a_wrong_suffix_is_refused(results: Path, tmp_path: Path, format: str) -> None:
-    with pytest.raises(InputError, match=rf"a {format} file is to end in \."):
-        headscore.export(results, tmp_path / "x.txt", format=format, **({"top_k": 1} if format in CHOOSING else {}))
+    with pytest.raises(InputError, match=rf"a {format} file must end in \."):
+        headscore.export(results, tmp_path / "x.wrong", format=format, **({"top_k": 1} if format in CHOOSING else {}))
 
 
 def test_shira_says_which_numbers_of_heads_there_may_be(results: Path, tmp_path: Path) -> None:
     copy = changed(results, tmp_path, lambda c: c["record"]["dims"].update(hidden_size=96))
-    with pytest.raises(InputError, match="is no whole number for k = 2 heads in a layer; no k of this model gives one"):
+    with pytest.raises(InputError, match="is not a whole number for k = 2 heads in a layer; no k of this model gives one"):
         headscore.export(changed(results, tmp_path / "a", lambda c: c["record"]["dims"].update(hidden_size=24)), tmp_path / "s",
                          format="shira", top_k_per_layer=2)  # fmt: skip
     headscore.export(copy, tmp_path / "t", format="shira", top_k_per_layer=2)  # 2 · 8 · 96 / 128 = 12
@@ -292,7 +292,7 @@ def test_an_older_ranking_is_to_be_scored_again_only_where_its_shape_is_needed(r
 
     copy = changed(results, tmp_path, older)
     for format in ("shira", "peft"):
-        with pytest.raises(InputError, match="older than what tells the shape of the model; run headscore score on its cache"):
+        with pytest.raises(InputError, match="too old to tell the shape of the model; run headscore score on its cache"):
             export(copy, tmp_path, format)
     for format in set(FORMATS) - {"shira", "peft"}:
         export(copy, tmp_path / format, format)
@@ -381,7 +381,7 @@ def test_paths_that_follow_no_pattern_are_listed() -> None:
 def test_what_is_there_is_replaced_only_if_asked_and_only_if_ours(results: Path, tmp_path: Path, format: str) -> None:
     path = export(results, tmp_path, format)
     before = contents(tmp_path)
-    with pytest.raises(InputError, match=r"is there already; use another out, or overwrite=True$"):
+    with pytest.raises(InputError, match=r"already exists; use another out, or overwrite=True$"):
         export(results, tmp_path, format)
     assert contents(tmp_path) == before
     export(results, tmp_path, format, overwrite=True)

@@ -330,7 +330,7 @@ def test_line_by_line_passes_what_is_computed_from_one_line(parts: list[str]) ->
         (pl.col("entropy").map_elements(lambda x: int(str(x)[:0]), return_dtype=pl.Int64), r"cannot be computed: invalid lit"),
         (pl.col("entropy").map_batches(lambda values: None), r"cannot be computed|gives"),
         (3, r"expected SQL text or a polars expression, got 3"),
-        (None, r"is no built-in signal; give NAME='SQL', or one of out, ent, task"),
+        (None, r"is not a built-in signal; give NAME='SQL', or one of out, ent, task"),
     ],
 )  # fmt: skip
 def test_a_signal_that_cannot_be_used_is_told_in_one_line(small: Path, signal: Any, said: str) -> None:
@@ -348,13 +348,13 @@ TAKEN = (
 @pytest.mark.parametrize("name", TAKEN)
 @pytest.mark.parametrize("option", ["signal", "measure"])
 def test_a_name_that_is_taken_is_refused(small: Path, name: str, option: str) -> None:
-    with pytest.raises(InputError, match=f"^{option} {name}: there is a (signal|measure) of this name already") as error:
+    with pytest.raises(InputError, match=f"^{option} {name}: there already is a (signal|measure) of this name") as error:
         headscore.score(small, **{option: {name: "tokens * 2"}})
     one_line(error)
 
 
 def test_a_signal_has_no_name_of_a_measure_of_ones_own(small: Path) -> None:
-    with pytest.raises(InputError, match=r"signal mine: there is a measure of this name already"):
+    with pytest.raises(InputError, match=r"signal mine: there already is a measure of this name"):
         headscore.score(small, signal={"mine": "sink"}, measure={"mine": "position"})
 
 
@@ -515,7 +515,7 @@ def test_a_signal_of_a_file_is_held_to_the_same(small: Path, tmp_path: Path, bod
         headscore.score(small, signals=tmp_path / "mine.py")
     one_line(error)
     (tmp_path / "mine.py").write_text("import polars as pl\ndef lift():\n    return pl.col('sink')\n")
-    with pytest.raises(InputError, match="lift: there is a signal of this name already"):
+    with pytest.raises(InputError, match="lift: there already is a signal of this name"):
         headscore.score(small, signals=tmp_path / "mine.py")
 
 

@@ -168,7 +168,7 @@ EXTREMES: dict[str, tuple[Callable[[], bytes], str | tuple[int, int, int]]] = {
     "a megabyte without a space": (lambda: json.dumps([question("a" * 1_000_000), question("why?")]).encode(), (2, 1, 1)),
     "a megabyte of emoji": (lambda: json.dumps([question("👩‍👧" * 80_000), question("why?")]).encode(), (2, 1, 1)),
     "a thousand columns": (lambda: json.dumps([{f"c{i}": i for i in range(1000)}]).encode(), "are of no known style"),
-    "a column twice": (lambda: b'[{"question": "a", "question": "b"}]', "stands twice in one object"),
+    "a column twice": (lambda: b'[{"question": "a", "question": "b"}]', "appears twice in one object"),
     "a megabyte of marks": (
         lambda: json.dumps(
             [instruction("Answer1: " * 120_000), instruction("\nAnswer1:" * 120_000), instruction("why?")]

@@ -228,7 +228,7 @@ ONES = intact([1, 1])
         (lambda: effects_of(single([[1, 2], [1, math.nan]]), None, ONES), "'nll' of some row is there for some heads"),
         (lambda: effects_of(single([[1, 2], [1, math.inf]]), None, ONES), "'nll' is inf in layer 0, head 1, row 1"),
         (lambda: effects_of(GOOD.head(7), None, ONES), "layer 1, head 1 has 1 of the 2 rows"),
-        (lambda: effects_of(GOOD.drop("head"), None, ONES), "single: is no table with a column head"),
+        (lambda: effects_of(GOOD.drop("head"), None, ONES), "single: is not a table with a column head"),
         (lambda: agreement(effects_of(GOOD, None, ONES), HEADS, ["x"]), "heads: has no column x"),
         (lambda: agreement(effects_of(GOOD, None, ONES), HEADS.head(3), ["out"]), "heads: its 3 heads are not the 4"),
     ],

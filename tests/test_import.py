@@ -115,13 +115,13 @@ def test_the_command_line(run_cli: Cli, results: Path, tmp_path: Path) -> None: 
 @pytest.mark.parametrize(
     ("format", "content", "message"),
     [
-        ("duo", b"1\t2\n3\n", "no matrix of layers and KV heads: the lines are not of the same length"),
-        ("duo", b"1\tx\n", "no matrix"),
+        ("duo", b"1\t2\n3\n", "not a matrix of layers and KV heads: the lines are not of the same length"),
+        ("duo", b"1\tx\n", "not a matrix"),
         ("duo", b"1\tnan\n", "the score of layer 0, head 1 is not a finite number"),
-        ("duo", b"\xff\xfe", "no matrix"),
+        ("duo", b"\xff\xfe", "not a matrix"),
         ("duo", b"", "lists 0 heads"),
-        ("duo", b"1\n" * 2000, "no matrix"),
-        ("duo", b"1 " * 70_000, "no matrix"),
+        ("duo", b"1\n" * 2000, "not a matrix"),
+        ("duo", b"1 " * 70_000, "not a matrix"),
         ("retrieval_head", b"[1]", "expected an object"),
         ("retrieval_head", b'{"0-0": []}', "0-0 has no list of numbers"),
         ("retrieval_head", b'{"0-0": [true]}', "no list of numbers"),
@@ -129,26 +129,26 @@ def test_the_command_line(run_cli: Cli, results: Path, tmp_path: Path) -> None: 
         ("retrieval_head", b'{"0-0": [1e999]}', "not a finite number"),
         ("retrieval_head", b'{"0-0-0": [1]}', "'0-0-0' is no 'layer-head'"),
         ("retrieval_head", b'{"-1-0": [1]}', "is no 'layer-head'"),
-        ("retrieval_head", b'{"0-0": [1], "00-0": [1]}', "layer 0, head 0 stands twice"),
-        ("retrieval_head", b'{"9999999-0": [1]}', "is of no model"),
+        ("retrieval_head", b'{"0-0": [1], "00-0": [1]}', "layer 0, head 0 appears twice"),
+        ("retrieval_head", b'{"9999999-0": [1]}', "exists in no model"),
         ("retrieval_head", b"{" * 100, "nested more than 32 deep"),
-        ("retrieval_head", b'{"0-0": [1' + b"0" * 5000 + b"]}", "no object"),
+        ("retrieval_head", b'{"0-0": [1' + b"0" * 5000 + b"]}", "not an object"),
         ("qrhead", b"attn_head_set: full_heads\n", "it stands for all heads"),
         ("qrhead", b"a: b\n", "it has no attn_head_set"),
         ("qrhead", b"attn_head_set: [1, 2]\n", "it has no attn_head_set"),
         ("qrhead", b"attn_head_set: 1-2,x\n", "is no 'layer-head'"),
-        ("qrhead", b"attn_head_set: 1-2,1-2\n", "layer 1, head 2 stands twice"),
+        ("qrhead", b"attn_head_set: 1-2,1-2\n", "layer 1, head 2 appears twice"),
         ("qrhead", b"attn_head_set: &a 1-2\nb: *a\n", "an alias"),
         ("qrhead", b"attn_head_set: !!python/object:os.system 1-2\n", "cannot be read as YAML"),
         ("qrhead", b'[["1-2"]]', "expected pairs"),
-        ("qrhead", b"[1", "no head set"),
+        ("qrhead", b"[1", "not a head set"),
         ("lofit", b"no array", "is no array of NumPy"),
         ("lofit", npy(np.zeros((2, 3), np.int64)), "expected whole numbers"),
         ("lofit", npy(np.zeros((2, 2))), "expected whole numbers"),
         ("lofit", npy(np.array([["a", "b"]], object)), "expected whole numbers"),
         ("lofit", npy(np.zeros((0, 2), np.int64)), "expected whole numbers"),
-        ("lofit", npy(np.zeros((2, 2), np.int64)), "layer 0, head 0 stands twice"),
-        ("lofit", npy(np.array([[0, -1]])), "is of no model"),
+        ("lofit", npy(np.zeros((2, 2), np.int64)), "layer 0, head 0 appears twice"),
+        ("lofit", npy(np.array([[0, -1]])), "exists in no model"),
         ("lofit", npy(np.array([[0, 1]]))[:-1], "does not have as many numbers as its header says"),
         ("lofit", npy(np.array([[0, 1]])).replace(b"(1, 2)", b"(9**9, 2)"), "is no array of NumPy"),
         ("lofit", npy(np.array([[0, 1]])).replace(b"(1, 2), }    ", b"(1000000, 2)}"), "whole numbers"),
@@ -163,7 +163,7 @@ def test_what_is_no_such_list_is_refused_in_one_line(tmp_path: Path, format: str
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is not there"):
+    with pytest.raises(InputError, match="does not exist"):
         imported(tmp_path / "x", "duo", tmp_path)
     with pytest.raises(InputError, match=r"is not a regular file|a folder"):
         imported(tmp_path, "lofit", tmp_path)
@@ -237,7 +237,7 @@ def test_a_list_of_another_models_heads_is_refused(ranked: tuple[Path, Path], tm
     (tmp_path / "l.npy").write_bytes(npy(np.array([[0, 0], [7, 1]])))
     folder = imported(tmp_path / "l.npy", "lofit", tmp_path).folder
     options = {**FEW, "model": str(ranked[0])}
-    with pytest.raises(InputError, match="lists head 1 of layer 7, which the model has not"):
+    with pytest.raises(InputError, match="lists head 1 of layer 7, which the model does not have"):
         headscore.validate(folder, tmp_path / "v", **options)
     (tmp_path / "m.npy").write_bytes(npy(np.array([[0, 0], [1, 1]])))
     headscore.import_list(tmp_path / "m.npy", tmp_path / "m", format="lofit")

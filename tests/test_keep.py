@@ -207,7 +207,7 @@ def test_the_cache_says_what_it_keeps_and_another_choice_is_another_capture(
         assert "kept" not in file.attrs
     with pytest.raises(InputError, match=r"holds another capture: keep was nothing, now topic; use another"):
         capture(tmp_path / "none", llama, data, keep="topic")
-    with pytest.raises(InputError, match=r"is of another capture than .*: keep was choices.*, now nothing"):
+    with pytest.raises(InputError, match=r"belongs to another capture than .*: keep was choices.*, now nothing"):
         headscore.merge([copy, tmp_path / "none"], tmp_path / "m")
     shutil.copy(shard_path(tmp_path / "none", 1), shard_path(copy, 1))
     with pytest.raises(InputError, match=r"00001\.h5: belongs to another capture \(other settings keep\)"):
@@ -251,9 +251,9 @@ def test_the_command_line_takes_it_again_and_again(run_cli: Cli, llama: Path, da
 @pytest.mark.parametrize(
     ("keep", "message"),
     [
-        ("topi", "keep topi: is no column of {data}; it has question, choices, answerKey, meta, topic, "),
-        ("meta.lvl", "keep meta.lvl: is no path of {data}; it has "),
-        ("choices.text.9", "keep choices.text.9: is no path of "),
+        ("topi", "keep topi: is not a column of {data}; it has question, choices, answerKey, meta, topic, "),
+        ("meta.lvl", "keep meta.lvl: is not a path of {data}; it has "),
+        ("choices.text.9", "keep choices.text.9: is not a path of "),
         ([""], "keep: expected one or more names"),
         ([3], "keep: expected one or more names"),
     ],

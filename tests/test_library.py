@@ -248,7 +248,7 @@ def test_type_checkers_know_the_options_of_an_installed_wheel(installed: Path, t
         ("give --template FILE for others", "give template=FILE for others"),
         ("lower --max-skipped 0.5, then", "lower max_skipped=0.5, then"),
         ("give --weight lift=2.5, or", "give weight={'lift': 2.5}, or"),
-        ("--weight lift=2: stands twice", "weight lift=2: stands twice"),
+        ("--weight lift=2: appears twice", "weight lift=2: appears twice"),
         ("make one with `headscore capture --out X`", "make one with `headscore capture --out X`"),
         ("pip install --no-deps x --top", "pip install --no-deps x --top"),
         (

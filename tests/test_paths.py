@@ -209,12 +209,12 @@ def test_numbers_and_booleans_are_their_text_wherever_they_stand(value: Any, tex
 def test_a_path_to_nothing_names_columns_and_paths() -> None:
     message = refused("{question.stm}", NESTED)
     assert message == (
-        "template t: {question.stm} is no path of rows.jsonl; it has question, key, question.stem, question.choices, "
+        "template t: {question.stm} is not a path of rows.jsonl; it has question, key, question.stem, question.choices, "
         "question.choices.0.text, question.choices.0.label"
     )
-    assert "{stem} is no column of rows.jsonl; it has question, key, question.stem" in refused("{stem}", NESTED)
-    assert "{question.choices.2} is no path of" in refused("{question.choices.2}", NESTED)
-    assert "{key.text} is no path of" in refused("{key.text}", NESTED), "a text has no inside"
+    assert "{stem} is not a column of rows.jsonl; it has question, key, question.stem" in refused("{stem}", NESTED)
+    assert "{question.choices.2} is not a path of" in refused("{question.choices.2}", NESTED)
+    assert "{key.text} is not a path of" in refused("{key.text}", NESTED), "a text has no inside"
     with pytest.raises(InputError, match=r"columns question, key, question.stem, .* are of no known style"):
         PromptMaker(SOURCE, [NESTED])
 

@@ -216,18 +216,18 @@ def test_spans_are_exact_whatever_the_values_hold(question: str, context: str) -
         ({"text": "x", "spans": [{"name": "a", "start": 0, "end": math.nan}]}, "'end' must be an integer, got nan"),
         ({"text": None, "spans": []}, "row 0: has no 'text'"),
         ({"text": 5, "spans": []}, "row 0: 'text' must be text, got int 5"),
-        (text_row("abc", (0, 1), (2, 4)), "row 0: spans[1]: 2 to 4 is no range of the text, which has 3 characters"),
-        (text_row("abc", (-1, 1)), "row 0: spans[0]: -1 to 1 is no range"),
-        (text_row("abc", (2, 1)), "row 0: spans[0]: 2 to 1 is no range"),
+        (text_row("abc", (0, 1), (2, 4)), "row 0: spans[1]: 2 to 4 is not a range of the text, which has 3 characters"),
+        (text_row("abc", (-1, 1)), "row 0: spans[0]: -1 to 1 is not a range"),
+        (text_row("abc", (2, 1)), "row 0: spans[0]: 2 to 1 is not a range"),
         (text_row("abc", (0, 1.0)), "row 0: spans[0]: 'end' must be an integer, got 1.0"),
         (text_row("abc", (True, 1)), "row 0: spans[0]: 'start' must be an integer, got True"),
         (text_row("abc", (0, 1), name=7), "row 0: spans[0]: 'name' must be text, got 7"),
         (text_row("abc", (0, 1), name="template"), "'template' is the name of a built-in span"),
         (text_row("abc", (0, 1), name="special"), "'special' is the name of a built-in span"),
-        (text_row("abc", (0, 1), name=" "), "' ' is no name"),
-        (text_row("abc", (0, 1), name="a\nb"), "is no name"),
-        (text_row("abc", (0, 1), name="\ud800"), "'\\ud800' is no name"),
-        (text_row("abc", (0, 1), name="n" * 65), "is no name of 1 to 64"),
+        (text_row("abc", (0, 1), name=" "), "' ' is not a name"),
+        (text_row("abc", (0, 1), name="a\nb"), "is not a name"),
+        (text_row("abc", (0, 1), name="\ud800"), "'\\ud800' is not a name"),
+        (text_row("abc", (0, 1), name="n" * 65), "is not a name of 1 to 64"),
         ({"text": "abc", "spans": ["question"]}, "row 0: spans[0]: must be an object with name, start and end, got 'question'"),
         ({"text": "abc", "spans": [{"name": "a", "start": 0}]}, "row 0: spans[0]: must be an object"),
         ({"text": "abc", "spans": [{"name": "a", "start": 0, "end": 1, "x": 2}]}, "row 0: spans[0]: must be an object"),
@@ -256,7 +256,7 @@ def test_braces_that_are_no_placeholders_are_refused(text: str) -> None:
 
 
 def test_template_against_columns() -> None:
-    with pytest.raises(InputError, match=r"\{missing\} is no column of rows.jsonl; it has question"):
+    with pytest.raises(InputError, match=r"\{missing\} is not a column of rows.jsonl; it has question"):
         PromptMaker(SOURCE, [{"question": "?"}], Template("t", "{missing}"))
     names = [f"c{i}" for i in range(MAX_SPANS)]
     with pytest.raises(InputError, match="spans"):

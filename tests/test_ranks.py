@@ -200,7 +200,7 @@ def test_a_capture_goes_on_in_a_merged_cache(llama: Path, cache: Path, parts: li
 def test_what_does_not_belong_together_is_not_merged(llama: Path, cache: Path, parts: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "m"
     again(llama, tmp_path / "other", seed=9)
-    with pytest.raises(InputError, match=r"other: is of another capture than .*/a: settings seed was 7, now 9"):
+    with pytest.raises(InputError, match=r"other: belongs to another capture than .*/a: settings seed was 7, now 9"):
         headscore.merge([parts[0], tmp_path / "other"], out)
     changed = rewritten(shard_path(cache, 0), tmp_path / "c" / "00000.h5")
     with pytest.raises(InputError, match=r"is shard 0 as is .*00000\.h5, but with other values"):

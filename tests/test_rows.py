@@ -63,7 +63,7 @@ def test_line_separators_inside_json_text_do_not_end_a_row(tmp_path: Path) -> No
         ("a.json", b'[{"a": 1}, {"a"', "line 1, column 16"),
         ("a.jsonl", b'{"a": 1}\n{"a": ', "line 2, column 7"),
         ("a.jsonl", b'{"a": 1}\n[1]', "row 1: expected a JSON object"),
-        ("a.jsonl", b'{"a": 1, "a": 2}', "'a' stands twice"),
+        ("a.jsonl", b'{"a": 1, "a": 2}', "'a' appears twice"),
         ("a.jsonl", b'{"a": "\xff"}', "not UTF-8 text at byte 7"),
         ("a.json", b'{"a": ' * 100_000, "line 1"),
         ("a.txt", b"x", "unknown kind of file '.txt'"),

@@ -179,10 +179,10 @@ def test_a_config_yaml_that_names_no_compression_still_works(llama: Path, tmp_pa
     config = out / "config.yaml"
     config.write_text("compression: none\n" + config.read_text())
     told = command("run", "--model", llama, "--max-samples", 4, "--no-report", "--out", out, expect=0)
-    assert "passed over, as caches are not compressed any more: compression" in told
+    assert "ignored, as caches are not compressed any more: compression" in told
     config.write_text("compression: none\n" + config.read_text())
     told = command("capture", "--config", config, "--out", out / "cache", expect=0)
-    assert "passed over, as caches are not compressed any more: compression" in told
+    assert "ignored, as caches are not compressed any more: compression" in told
     config.write_text(config.read_text().replace("compression: none", "compression: gzip"))
     for arguments in (["run", "--model", llama, "--out", out], ["capture", "--config", config, "--out", out / "cache"]):
         assert "'compression: gzip': caches are not compressed any more; remove the line" in command(*arguments)

@@ -232,7 +232,7 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
         with socket.socket(socket.AF_UNIX) as listening:
             if name == "socket":
                 listening.bind(str(tmp_path / "socket"))
-            with pytest.raises(InputError, match=r"is a link|is a folder|is not a regular file|is not there"):
+            with pytest.raises(InputError, match=r"is a link|is a folder|is not a regular file|does not exist"):
                 PlainFile(tmp_path / name)
     handles = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").exists() else 0
     for _ in range(3):

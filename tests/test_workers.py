@@ -120,7 +120,7 @@ def test_an_executor_that_breaks_is_told_in_one_line(cache: Path) -> None:
 
         map = Executor.map
 
-    with pytest.raises(RunError, match=r"^executor: a worker ended before its time: a child died$"):
+    with pytest.raises(RunError, match=r"^executor: a worker ended unexpectedly: a child died$"):
         headscore.score(cache, executor=Breaking(), fresh=True)
 
 
@@ -232,7 +232,7 @@ def test_a_killed_process_ends_the_others_and_is_told_in_one_line(tmp_path: Path
     script = tmp_path / "dies.py"
     script.write_text(DIES)
     done = subprocess.run([sys.executable, str(script), str(items)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1 and done.stderr.startswith("workers: a process ended before its time")
+    assert done.returncode == 1 and done.stderr.startswith("workers: a process ended unexpectedly")
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -250,12 +250,12 @@ def test_bad_ways_to_spread_are_refused(cache: Path, monkeypatch: pytest.MonkeyP
         headscore.score(cache, workers=2, dask="tcp://127.0.0.1:1")
     for address in ("tcp://127.0.0.1:1", "nonsense://x"):
         monkeypatch.setattr("headscore.score.workers.SECONDS_TO_CONNECT", 1)
-        with pytest.raises(InputError, match=f"dask {address}: no Dask scheduler with workers is reached"):
+        with pytest.raises(InputError, match=f"dask {address}: no Dask scheduler with workers answers there"):
             headscore.score(cache, dask=address)
     with socket.socket() as silent:  # takes connections, but never answers
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        with pytest.raises(InputError, match="no Dask scheduler with workers is reached there"):
+        with pytest.raises(InputError, match="no Dask scheduler with workers answers there"):
             headscore.score(cache, dask=f"tcp://127.0.0.1:{silent.getsockname()[1]}")
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(InputError, match=r"needs dask.distributed: pip install 'headscore\[cluster\]'"):
@@ -268,7 +268,7 @@ def test_a_script_without_a_guard_is_told_so(cache: Path, tmp_path: Path) -> Non
     quiet = {**os.environ, "PYTHONWARNINGS": "ignore:resource_tracker"}  # which Python may put after the error
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, env=quiet)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("headscore.data.errors.RunError: workers: a process ended before its time")
+    assert done.stderr.splitlines()[-1].startswith("headscore.data.errors.RunError: workers: a process ended unexpectedly")
 
 
 def test_worker_processes_import_no_torch() -> None:
@@ -391,5 +391,5 @@ def test_missing_shards_are_told_as_ranges(cache: Path, tmp_path: Path) -> None:
 
 def test_a_worker_that_dies_is_told_in_one_line(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("headscore.score.workers._prepare_process", sys.exit)
-    with pytest.raises(RunError, match="a process ended before its time: out of memory"):
+    with pytest.raises(RunError, match="a process ended unexpectedly: out of memory"):
         headscore.score(cache, workers=2, fresh=True)

@@ -9,14 +9,14 @@ from .sides import RANDOM_SPAN, Comparison
 
 _ATTENTION = {  # what the heads attend to less, by the kind of the control
     "null": "to a neutral one in its place",
-    "shuffle": "to the same words in disorder",
+    "shuffle": "to the same words shuffled",
     SAME_ROWS: "in the other prompts of the same rows",
     OTHER_TASK: "in the prompts of the other task",
     RANDOM_SPAN: "to random text of the same length",
 }
 _OTHERS = _ATTENTION | {  # the same of signals that are not attention to the task
     "null": "with a neutral question in its place",
-    "shuffle": "with the same words in disorder",
+    "shuffle": "with the same words shuffled",
     RANDOM_SPAN: "where random text of the same length counts as the task's",
 }
 

@@ -38,15 +38,15 @@ def read_head_list(path: Path, column: str | None = None) -> pl.DataFrame:
             score].
         column: that is the score.
 
-    Raises InputError where the file is missing, too large, or is no such list: a head stands twice, a layer or head is no whole
-    number, a score is not finite.
+    Raises InputError where the file is missing, too large, or is no such list: a head appears twice, a layer or head is no
+    whole number, a score is not finite.
     """
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise InputError(f"{path}: unknown kind of file '{path.suffix:.20}'; expected {', '.join(KINDS)}")
     content = read_plain(path, _MAX_BYTES, follow_links=True)
     if content is None:
-        raise InputError(f"{path}: is not there")
+        raise InputError(f"{path}: does not exist")
     columns = reader(path, content)
     unit = next((name for name in UNITS if name in columns), None)
     if "layer" not in columns or unit is None:
@@ -59,7 +59,7 @@ def read_head_list(path: Path, column: str | None = None) -> pl.DataFrame:
     frame = frame.cast({"layer": pl.Int32, unit: pl.Int32})
     if (twice := frame.select("layer", unit).is_duplicated()).any():
         layer, head = frame.filter(twice).select("layer", unit).row(0)
-        raise InputError(f"{path}: layer {layer}, {unit} {head} stands twice")
+        raise InputError(f"{path}: layer {layer}, {unit} {head} appears twice")
     ranks = [_number(path, RANK_COLUMN, value) for value in columns.get(RANK_COLUMN, range(lines))]
     return (
         frame.with_columns(_rank=pl.Series(ranks))
@@ -121,7 +121,7 @@ def csv_columns(path: Path, content: bytes) -> Columns:
         raise InputError(f"{path}: not CSV in UTF-8: {one_line(error)[:120]}") from error
     names = [name.strip() for name in lines[0]] if lines else []
     if len(set(names)) < len(names):
-        raise InputError(f"{path}: a column stands twice")
+        raise InputError(f"{path}: a column appears twice")
     return {name: [line[place] for line in lines[1:]] for place, name in enumerate(names)}
 
 

@@ -65,8 +65,8 @@ def _require_same_model(cache: Cache, other: Cache) -> None:
     if shapes[0] == shapes[1] and all(one["model"].get(key) == two["model"].get(key) for key in _SAME_MODEL):
         return
     raise InputError(
-        f"--against {other.path}: is of another model than {cache.path} ({_named(two)}, {_named(one)}); a control is captured "
-        "with the same model, adapter and --dtype"
+        f"--against {other.path}: is from another model than {cache.path} ({_named(two)}, {_named(one)}); a control is "
+        "captured with the same model, adapter and --dtype"
     )
 
 

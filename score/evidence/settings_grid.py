@@ -71,7 +71,7 @@ def read_grid(texts: Sequence[str], signals: Sequence[str], given: Mapping[str, 
         else:
             meant = did_you_mean(name, [*signals, *CHOICES])
             raise InputError(
-                f"--grid {text}: {name} is no signal, nor fusion, norm_mode or within; {meant}see headscore signals"
+                f"--grid {text}: {name} is neither a signal nor fusion, norm_mode or within; {meant}see headscore signals"
             )
     count = math.prod(len(axis) for axis in (*weights.values(), *choices.values()))
     if count > MAX_SETTINGS:

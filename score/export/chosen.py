@@ -81,7 +81,7 @@ class Chosen:
         """The model's shape; InputError where the ranking does not tell it, or tells another than its heads have."""
         shape, folder = self.results.shape, self.results.folder
         if shape is None:
-            known = "is an imported list, which does not tell" if self.results.imported else "is older than what tells"
+            known = "is an imported list, which does not tell" if self.results.imported else "is too old to tell"
             again = "export a ranking of headscore score" if self.results.imported else "run headscore score on its cache again"
             raise InputError(f"--format {self.format}: {folder} {known} the shape of the model; {again}")
         units = shape.heads if self.results.unit == "head" else shape.kv_heads
@@ -103,13 +103,13 @@ class Chosen:
     def require_top(self) -> None:
         """Raises InputError where no heads were chosen."""
         if self.settings.top_k is None and self.settings.top_k_per_layer is None:
-            raise InputError(f"--format {self.format}: is of chosen heads; give --top-k or --top-k-per-layer")
+            raise InputError(f"--format {self.format}: writes chosen heads; give --top-k or --top-k-per-layer")
 
     def require_all(self) -> None:
         """Raises InputError where heads were chosen, of a format that is of all of them."""
         if self.settings.top_k is not None or self.settings.top_k_per_layer is not None:
             option = "--top-k" if self.settings.top_k is not None else "--top-k-per-layer"
-            raise InputError(f"--format {self.format}: is of all heads, of which its reader takes a share; leave out {option}")
+            raise InputError(f"--format {self.format}: writes all heads, of which its reader takes a share; leave out {option}")
 
     def require_query_heads(self) -> None:
         """Raises InputError where groups are ranked, of a format that lists heads."""
@@ -120,7 +120,7 @@ class Chosen:
     def require_suffix(self, *suffixes: str) -> None:
         """Raises InputError where the path ends in none of these, by which the format's readers go."""
         if self.path.suffix.lower() not in suffixes:
-            raise InputError(f"--out {self.path}: a {self.format} file is to end in {' or '.join(suffixes)}")
+            raise InputError(f"--out {self.path}: a {self.format} file must end in {' or '.join(suffixes)}")
 
     def matrix(self) -> tuple[int, int]:
         """L and how many units each layer has, of formats that are matrices of them.

@@ -34,6 +34,6 @@ def require_paths(chosen: Chosen) -> None:
     """Raises InputError where a ranking does not tell the paths of the model's modules."""
     if not chosen.shape.paths:
         raise InputError(
-            f"--format {chosen.format}: the cache of {chosen.results.folder} is older than what tells the paths of the model's "
-            "modules; capture it again"
+            f"--format {chosen.format}: the cache of {chosen.results.folder} does not have the paths of the model's modules, "
+            "as it was made by an older headscore; capture it again"
         )

@@ -39,7 +39,7 @@ def read_list(path: Path, format: ImportFormat) -> tuple[Unit, list[Scored], byt
     place = path / TSV if format == "duo" and kind_of(path, follow_links=True) == stat.S_IFDIR else path
     content = read_plain(place, _MAX_BYTES, follow_links=True)
     if content is None:
-        raise InputError(f"{place}: is not there")
+        raise InputError(f"{place}: does not exist")
     unit, reader = _READERS[format]
     lines = reader(place, content)
     if not 0 < len(lines) <= MAX_HEADS:
@@ -47,11 +47,11 @@ def read_list(path: Path, format: ImportFormat) -> tuple[Unit, list[Scored], byt
     seen = set()
     for layer, head, score in lines:
         if not 0 <= layer < MAX_LAYERS or not 0 <= head < MAX_HEADS:
-            raise InputError(f"{place}: layer {layer!s:.20}, head {head!s:.20} is of no model")
+            raise InputError(f"{place}: layer {layer!s:.20}, head {head!s:.20} exists in no model")
         if not np.isfinite(score):
             raise InputError(f"{place}: the score of layer {layer}, head {head} is not a finite number")
         if (layer, head) in seen:
-            raise InputError(f"{place}: layer {layer}, head {head} stands twice")
+            raise InputError(f"{place}: layer {layer}, head {head} appears twice")
         seen.add((layer, head))
     return unit, lines, content
 
@@ -64,7 +64,7 @@ def _duo(path: Path, content: bytes) -> list[Scored]:
             raise ValueError("the lines are not of the same length, or too many")
         return [(layer, head, float(value)) for layer, row in enumerate(rows) for head, value in enumerate(row)]
     except ValueError as error:
-        raise InputError(f"{path}: is no matrix of layers and KV heads: {one_line(error)[:120]}") from error
+        raise InputError(f"{path}: is not a matrix of layers and KV heads: {one_line(error)[:120]}") from error
 
 
 def _retrieval_head(path: Path, content: bytes) -> list[Scored]:
@@ -75,7 +75,7 @@ def _retrieval_head(path: Path, content: bytes) -> list[Scored]:
             raise ValueError("expected an object")
         return [(*_layer_head(key), _mean(key, values)) for key, values in found.items()]
     except (ValueError, OverflowError) as error:
-        raise InputError(f"{path}: is no object of '{_KEY}' and lists of scores: {one_line(error)[:120]}") from error
+        raise InputError(f"{path}: is not an object of '{_KEY}' and lists of scores: {one_line(error)[:120]}") from error
 
 
 def _mean(key: str, values: Any) -> float:
@@ -100,7 +100,7 @@ def _qrhead(path: Path, content: bytes) -> list[Scored]:
             raise ValueError("it has no attn_head_set")
         return _numbered([_layer_head(each.strip()) for each in heads.split(",")])
     except (ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: is no head set of QRHead: {one_line(error)[:120]}") from error
+        raise InputError(f"{path}: is not a head set of QRHead: {one_line(error)[:120]}") from error
 
 
 def _lofit(path: Path, content: bytes) -> list[Scored]:

@@ -67,7 +67,7 @@ def _r(chosen: Chosen, counts: dict[int, int], width: int, model_width: int) -> 
     if (k * width * model_width) % both:
         step = both // math.gcd(width * model_width, both)
         known = f"k may be a multiple of {step}" if step <= chosen.shape.heads else "no k of this model gives one"
-        raise InputError(f"--format shira: {_RULE} is no whole number for k = {k} heads in a layer; {known}")
+        raise InputError(f"--format shira: {_RULE} is not a whole number for k = {k} heads in a layer; {known}")
     return k * width * model_width // both
 
 

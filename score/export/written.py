@@ -61,7 +61,7 @@ def require_writable(path: Path) -> None:
     """Raises InputError for a path that no export can have, before any work is done."""
     require_text("--out", path)
     if not path.name or path.name in (os.curdir, os.pardir):
-        raise InputError(f"--out {path}: is no name of a file or folder; give it one")
+        raise InputError(f"--out {path}: is not the name of a file or folder; give one")
     require_outside_caches(path)
 
 
@@ -98,7 +98,7 @@ def _write_file(path: Path, content: bytes, provenance: Mapping[str, Any] | None
         if kind not in (0, stat.S_IFREG):
             raise InputError(f"--out {each}: is not a regular file; use another --out")
         if kind and not overwrite:
-            raise InputError(f"--out {each}: is there already; use another --out, or --overwrite")
+            raise InputError(f"--out {each}: already exists; use another --out, or --overwrite")
     if provenance is not None:
         write_bytes(beside, json_bytes({**provenance, "file": path.name, "sha256": hashlib.sha256(content).hexdigest()}))
     write_bytes(path, content)

@@ -64,7 +64,7 @@ def _table(path: Path, schema: Mapping[str, Any]) -> pl.DataFrame:
     """The columns of a CSV file that `schema` has, all of which must be there; what is empty is null."""
     content = read_plain(path, _MAX_BYTES)
     if content is None:
-        raise InputError(f"{path}: is not there")
+        raise InputError(f"{path}: does not exist")
     columns = csv_columns(path, content)
     if missing := [name for name in schema if name not in columns]:
         raise InputError(f"{path}: has no column {missing[0]}")

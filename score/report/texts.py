@@ -7,7 +7,7 @@ READING = {
     "combined": (
         "Combined score of every head",
         "A cell is a head; brighter means that the task drives it more. White dots are the top k, which the margin counts by "
-        "layer; white lines part the heads that share a key-value head.",
+        "layer; white lines separate the groups of heads that share a key-value head.",
     ),
     "top_heads": (
         "The top heads, signal by signal",
