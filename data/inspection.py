@@ -147,9 +147,9 @@ def _checked(facts: dict[str, Any]) -> str:
     check = facts["self_check"] if isinstance(facts["self_check"], dict) else {}
     tokens, longest = check.get("checked_tokens"), check.get("longest_tokens")
     if tokens is None:
-        return "beside the model's own eager attention, up to a length that the cache does not say"
+        return "against the model's own eager attention, up to a length that the cache does not say"
     short = "" if tokens == longest else f" of the {longest} that the longest prompt has; beyond that unchecked"
-    return f"beside the model's own eager attention, up to {tokens} tokens{short}"
+    return f"against the model's own eager attention, up to {tokens} tokens{short}"
 
 
 def _spot_checked(facts: dict[str, Any]) -> str:

@@ -41,7 +41,7 @@ def task() -> pl.Expr:
 
 
 def sink() -> pl.Expr:
-    """Attention to the first token, a₀, where heads rest that have nothing to do.
+    """Attention to the first token, a₀, where many heads rest when nothing else concerns them.
 
     Range 0 to 1; a row of one token has 1. Weight it below 0 to prefer heads that do not rest. Source: Xiao et al. (2024).
     """
@@ -49,7 +49,7 @@ def sink() -> pl.Expr:
 
 
 def focus() -> pl.Expr:
-    """Focus of the attention beside what is possible at the prompt's length: −H / ln T.
+    """Focus of the attention relative to what is possible at the prompt's length: −H / ln T.
 
     Range −1 (uniform) to 0 (one token alone); undefined for a prompt of one token, where ln T = 0.
     """
@@ -57,7 +57,7 @@ def focus() -> pl.Expr:
 
 
 def ent_free() -> pl.Expr:
-    """Focus of the attention that does not rest on the first token: −H of the row without it, renormalised.
+    """Focus of the attention without the first token: −H of the row without it, renormalised.
 
     Range −ln(T−1) to 0; undefined where all of the attention is on the first token. `all_tokens`: of the mean row.
     """
@@ -65,7 +65,7 @@ def ent_free() -> pl.Expr:
 
 
 def task_free() -> pl.Expr:
-    """Attention to the task's tokens, of what does not rest on the first token: Σ aⱼ over j > 0 in the span ÷ Σ aⱼ over j > 0.
+    """Attention to the task's tokens as a share of all but the first token's: Σ aⱼ over j > 0 in the span ÷ Σ aⱼ over j > 0.
 
     Range 0 to 1; undefined where all of the attention is on the first token.
     """
@@ -81,7 +81,7 @@ def largest() -> pl.Expr:
 
 
 def effective() -> pl.Expr:
-    """Minus the number of tokens that the head in effect attends to: −exp(H).
+    """Minus the effective number of tokens that the head attends to: −exp(H).
 
     Range −T (uniform) to −1 (one token alone). Source: the perplexity of a distribution, Jelinek et al. (1977).
     """
@@ -89,7 +89,7 @@ def effective() -> pl.Expr:
 
 
 def near() -> pl.Expr:
-    """Nearness of what is attended to: minus the mean distance Σⱼ aⱼ (T−1−j) from the last token, in tokens.
+    """Nearness of the attention: minus the mean distance Σⱼ aⱼ (T−1−j) from the last token, in tokens.
 
     Range −(T−1) (all on the first token) to 0 (all on the last one); of rows that sum to less than 1, the sum as it is.
     """
@@ -105,7 +105,7 @@ def lift() -> pl.Expr:
 
 
 def excess() -> pl.Expr:
-    """Attention to the task's tokens beyond what a uniform row gives them: the mass of the span less its share of the tokens.
+    """Attention to the task's tokens beyond what a uniform row gives them: the mass of the span minus its share of the tokens.
 
     Range −1 to 1; 0 is what uniform attention gives, and what a sample without such tokens has.
     """

@@ -70,7 +70,7 @@ def test_settings_in_which_nothing_weighs_are_left_out(cache: Path) -> None:
     [
         ("ent", "expected NAME=FROM:TO:COUNT"),
         ("ent=", "expected NAME=FROM:TO:COUNT"),
-        ("ents=0,1", "ents is no signal"),
+        ("ents=0,1", "ents is neither a signal"),
         ("ent=0:1", "expected numbers"),
         ("ent=a,b", "expected numbers"),
         ("ent=0:1:0", "how many weights"),

@@ -36,9 +36,7 @@ def control_lines(
     first = sorted(signals, key=lambda name: name != "task")
     lines = [*found.cautions, *(_signal(heads, name, before, found, chosen) for name in first), _tests(found, chosen)]
     if kept := [name for name in before.weights if name not in signals]:
-        lines.append(
-            f"{', '.join(kept)}: no matter what text counts as the task's, so the controlled ranking has them as they are"
-        )
+        lines.append(f"{', '.join(kept)}: the same whatever text counts as the task's, so unchanged in the controlled ranking")
     top = before.top_k
     stay = heads.filter((pl.col("rank") <= top) & (pl.col("rank_controlled") <= top)).height
     return [*lines, f"ranked by the controlled signals, {stay} of the top {top} are among the top {top} again"]

@@ -241,7 +241,7 @@ def _told(curve: pl.DataFrame, n: int, needed: int | None) -> list[str]:
     if needed is None:
         lines.append(
             f"two captures that share {ENOUGH:g} of their top {k} would need more than {last['samples']} samples each; how "
-            "many more cannot be seen from halves"
+            "many more cannot be known from halves of this cache"
         )
     elif needed == curve["samples"][0]:
         lines.append(f"{needed} samples, the fewest that were tried, give {ENOUGH:g} overlap or more between two captures")

@@ -201,7 +201,7 @@ def _told(
 ) -> list[str]:
     always, ever = (int((heads["times"] >= least).sum()) for least in (len(lines), 1))
     told = [
-        f"{len(lines)} settings: {always} heads are in the top {k} of all of them, {ever} of {len(heads)} in that of some",
+        f"{len(lines)} settings: {always} of {len(heads)} heads are in the top {k} of all settings, {ever} in that of some",
     ]
     least = lines.sort("shared", maintain_order=True).row(0, named=True)
     name = printable(reference.name)
