@@ -232,7 +232,13 @@ def is_out_of_memory(error: Exception) -> bool:
     On the CPU torch raises a plain RuntimeError then, and so do the libraries of a GPU that is shared with others.
     """
     told = isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
-    return isinstance(error, torch.OutOfMemoryError) or told
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or told
+
+
+def has_stopped_device(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is a fault of a GPU, after which that process cannot use it any more."""
+    told = isinstance(error, RuntimeError) and "CUDA error" in str(error) and not is_out_of_memory(error)
+    return error is not None and (told or has_stopped_device(error.__cause__))
 
 
 def first_not_finite(model: PreTrainedModel) -> str | None:

@@ -55,7 +55,8 @@ def captured(
     require_space(out, own, kept, settings, config)
 
     quantised = bool(getattr(config, "quantization_config", None) or source.arguments.get("quantization_config"))
-    model = models.load_model(source, dtype, device, settings.device_map, quantised=quantised)
+    with computing_on(device):  # what a model's code makes as it loads may go to the current device
+        model = models.load_model(source, dtype, device, settings.device_map, quantised=quantised)
     encoded = [prompt for shard in shards for prompt in shard.prompts]
     models.require_same_vocabulary(source, model, max(int(prompt.ids.max()) for prompt in encoded))
     logger.info("%s: %s on %s", settings.model, dtype, "several devices" if settings.device_map else device)

@@ -22,7 +22,7 @@ from .check_prompts import CheckPrompts, check_prompts
 from .check_result import SelfCheck, common
 from .comparison import Comparison, checked_dtype, tolerance
 from .lengths import ALL_APART, LengthRules, length_rules
-from .models import first_not_finite, path_in_whole
+from .models import first_not_finite, has_stopped_device, path_in_whole
 from .prefixes import Group
 from .projections import projection_paths
 from .recorded import Recorded, wider_dtype
@@ -229,6 +229,8 @@ def _can_share(
         except NoMemoryError:
             raise
         except (RunError, InputError) as error:  # whatever comes of a model that cannot
+            if has_stopped_device(error):
+                raise
             reason = one_line(error.__cause__ or error)[:200]
             logger.warning("what prompts share is run again for each of them, as %s cannot go on from it: %s", kind, reason)
             return False
