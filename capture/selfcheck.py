@@ -205,10 +205,11 @@ def _check_whole(
     """Hold each prompt, run alone and beside the other of its pair, against what is expected of it."""
     for prompt in prompts.prompts:
         compare(prompt, _record(model, recorder, [prompt])[0], prompts.expected(prompt))
+    longest = max(len(prompt.ids) for prompt in prompts.prompts)
     for pair in prompts.pairs:
         groups = _by_way(pair, rules)
         try:
-            for prompt, recorded in zip(pair, _record(model, recorder, pair, groups), strict=True):
+            for prompt, recorded in zip(pair, _record(model, recorder, pair, groups, rules, longest), strict=True):
                 compare(prompt, recorded, prompts.expected(prompt))
         except CannotRecordError as error:
             raise (MixedLengthsError(error.message) if len(groups) < len(pair) else error) from error
@@ -245,16 +246,25 @@ def _by_way(samples: Sequence[Tokens], rules: LengthRules) -> list[Group]:
 
 
 def _record(
-    model: PreTrainedModel, recorder: Recorder, samples: Sequence[Tokens], groups: Sequence[Group] | None = None
+    model: PreTrainedModel,
+    recorder: Recorder,
+    samples: Sequence[Tokens],
+    groups: Sequence[Group] | None = None,
+    rules: LengthRules = ALL_APART,
+    longest: int = 0,
 ) -> list[tuple[Recorded, int]]:
-    """For each sample what was recorded of its batch, and its position in it; by default all of them make one batch."""
+    """For each sample what was recorded of its batch, and its position in it; by default all of them make one batch.
+
+    rules, longest: as of a `Runner`.
+    """
     tokens = max(len(sample.ids) for sample in samples)
-    padded = len(samples) * tokens
-    runner = Runner(model, recorder, padded, overhead=padded)  # at that price of another batch there is only one
+    padded = len(samples) * max(tokens, longest)
+    # At that price of another batch there is only one.
+    runner = Runner(model, recorder, padded, overhead=padded, rules=rules, longest=longest)
     found: dict[int, tuple[Recorded, int]] = {}
     try:
         with torch.inference_mode(), recorder.listening(model):
-            work = Work(0, samples, groups or [Group(0, [[i] for i in range(len(samples))])])
+            work = Work(samples, groups or [Group(0, [[i] for i in range(len(samples))])])
             for _, batch, recorded in runner.run([work]):
                 found |= {i: (recorded, position) for position, same in enumerate(batch.index) for i in same}
     except ModelError as error:

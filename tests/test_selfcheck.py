@@ -337,7 +337,7 @@ def test_prompts_from_both_sides_of_every_limit_are_checked(
 def test_no_group_mixes_ways(prompts: list[tuple[int, int]], switches: set[int], alone: int | None, share: bool) -> None:
     rules = LengthRules(tuple(sorted(switches)), alone)
     ids = [np.full(length, kind, np.int32) for kind, length in prompts]
-    groups = prompt_groups(ids, share, rules)
+    groups = prompt_groups(ids, share, 0, rules)
     assert sorted(i for group in groups for same in group.members for i in same) == list(range(len(ids)))
     for group in groups:
         ways = {rules.way(len(ids[same[0]])) for same in group.members}
