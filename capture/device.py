@@ -1,6 +1,7 @@
 """What is different between devices, and how torch computes on one while a capture runs."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ class DeviceProfile:
         together: tokens of the shards that are run together, so that their batches fill; one shard at a time if 0.
         block_bytes: of one temporary of `all_tokens`, which is worked on block by block: what stays in a cache, or keeps a
             device busy for longer than it takes to launch it.
+        compile_from: tokens of a capture for which compiling that work, half a minute, is likely to pay.
     """
 
     enough_tokens: int
@@ -29,12 +31,19 @@ class DeviceProfile:
     pad_to: int
     together: int
     block_bytes: int
+    compile_from: float = math.inf
 
 
 PROFILES = {
     "cpu": DeviceProfile(enough_tokens=768, batch_overhead=60, ahead=0, pad_to=1, together=0, block_bytes=4 << 20),
     "cuda": DeviceProfile(
-        enough_tokens=32_768, batch_overhead=2000, ahead=1, pad_to=8, together=262_144, block_bytes=512 << 20
+        enough_tokens=32_768,
+        batch_overhead=2000,
+        ahead=1,
+        pad_to=8,
+        together=262_144,
+        block_bytes=512 << 20,
+        compile_from=30_000_000,
     ),
 }
 _OTHERS = DeviceProfile(enough_tokens=32_768, batch_overhead=1000, ahead=0, pad_to=1, together=0, block_bytes=64 << 20)

@@ -18,7 +18,7 @@ from .batches import batch_counts, padded
 from .device import computing_on, profile_of
 from .lengths import NO_RULES, LengthRules
 from .model_state import ModelState
-from .models import is_out_of_memory
+from .out_of_memory import is_out_of_memory
 from .questions import Question
 from .readings import Item, Outcomes, Read, ReadOff, divergences, head_at
 

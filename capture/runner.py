@@ -17,7 +17,7 @@ from .batches import Batch, batch_counts, longest_first, pad
 from .device import profile_of, sent_to
 from .lengths import ALL_APART, LengthRules
 from .memory import fitting_tokens
-from .models import is_out_of_memory
+from .out_of_memory import is_out_of_memory
 from .prefixes import PREFIX_COST, Group, Ids, Prefix
 from .recorded import Recorded, Recording
 from .recorder import Recorder

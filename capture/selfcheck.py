@@ -21,8 +21,10 @@ from .attention import CannotRecordError, UnsupportedModelError
 from .check_prompts import CheckPrompts, check_prompts
 from .check_result import SelfCheck, common
 from .comparison import Comparison, checked_dtype, tolerance
+from .device import profile_of
 from .lengths import ALL_APART, LengthRules, length_rules
-from .models import first_not_finite, has_stopped_device, path_in_whole
+from .models import first_not_finite, path_in_whole
+from .out_of_memory import has_stopped_device
 from .prefixes import Group
 from .projections import projection_paths
 from .recorded import Recorded, wider_dtype
@@ -54,9 +56,10 @@ def checked_recorder(
     serves, RefusedModelError for one that nothing could serve, and else as `self_check`.
     """
     rules = length_rules(model.config)
+    compiled = sum(len(sample.ids) for sample in samples) >= profile_of(model.device).compile_from
     failures: list[CannotRecordError | InputError] = []
     for eager in (False, True):
-        recorder = Recorder(settings.queries == "all_tokens", eager=eager)
+        recorder = Recorder(settings.queries == "all_tokens", eager=eager, compiled=compiled)
         try:
             check = self_check(model, recorder, samples, dtype, settings, rules)
         except RefusedModelError:
@@ -71,7 +74,7 @@ def checked_recorder(
         return recorder, check
     for eager, failure in zip((False, True), failures, strict=True):
         if isinstance(failure, MixedLengthsError):
-            recorder = Recorder(settings.queries == "all_tokens", eager=eager)
+            recorder = Recorder(settings.queries == "all_tokens", eager=eager, compiled=compiled)
             check = self_check(model, recorder, samples, dtype, settings, dataclasses.replace(ALL_APART, limits=rules.limits))
             _warn(failure, "prompts of different lengths are run apart, and each whole, which is slower")
             return recorder, check
