@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -52,10 +53,14 @@ def prompt_groups(prompts: Sequence[Ids], share: bool, overhead: int, rules: Len
     for members in sorted(same.values(), key=lambda numbers: prompts[numbers[0]].tolist()):
         ways.setdefault(rules.way(len(prompts[members[0]])), []).append(members)
     groups: list[Group] = []
-    for way, members in ways.items():
-        apart, whole = _Tree(prompts, members, overhead, lambda prefix, way=way: rules.way(prefix) == way).best(share)
+    for way, of_way in ways.items():
+        apart, whole = _Tree(prompts, of_way, overhead, partial(_is_way, rules, way)).best(share)
         groups += [*apart, *([Group(0, sorted(whole))] if whole else [])]
     return sorted(groups, key=lambda group: -max(len(prompts[numbers[0]]) for numbers in group.members))
+
+
+def _is_way(rules: LengthRules, way: int, tokens: int) -> bool:
+    return rules.way(tokens) == way
 
 
 _Found = tuple[float, list[Group], list[list[int]]]  # what is saved, the groups, and the prompts that are in none of them

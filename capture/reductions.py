@@ -115,7 +115,7 @@ def all_token_patterns(
         )
         attention[..., :end] += found[0]
         entropy += found[1]
-        if z is not None:
+        if z is not None and found[2] is not None:
             z[:, start:stop] = found[2].transpose(1, 2)
     return attention, entropy / BITS, z
 

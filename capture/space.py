@@ -65,7 +65,7 @@ def require_space(
 
 
 def _require_memory(sizes: Sequence[int], tokens: int, together: int, rows: int) -> None:
-    """Raises InputError where memory does not hold shards of such sizes and at most so many rows: those in hand three times, and a file."""
+    """Raises InputError where memory does not hold shards of such sizes: those in hand three times, and a file."""
     largest = max(sizes, default=0)
     in_hand = max(largest, sum(sizes) * min(together, tokens) // max(1, tokens))
     needed, free = 3 * in_hand + largest, free_bytes(torch.device("cpu"))
