@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types stub picture clean
+.PHONY: demo test lint types gpu-check stub picture clean
 
 demo: $(READY)
 	$(BIN)/headscore run
@@ -21,6 +21,10 @@ types: $(READY)
 	mkdir -p $(VENV)/types && ln -sfn "$(CURDIR)" $(VENV)/types/headscore
 	cd $(VENV)/types && ../bin/mypy --config-file "$(CURDIR)/pyproject.toml" -p headscore.data -p headscore.capture -p headscore.score \
 		-m headscore -m headscore.cli -m headscore.options -m headscore.pipeline -m headscore.exporting -m headscore.terminal -m headscore.terminal_scores
+
+# On a machine with a GPU: the tests that need one and a short benchmark; the last line is JSON, to be sent to us.
+gpu-check: $(READY)
+	$(BIN)/python benchmarks/gpu_check.py
 
 # What type checkers see of the library's calls: after a change of an option or a call.
 stub: $(READY)

@@ -26,6 +26,9 @@ Examples:
     python benchmarks/bench_capture.py --lengths 100 512 1024 2048 --samples 8
     python benchmarks/bench_capture.py --random-weights llama-3.2-1b --device cuda --dtype bf16 --lengths 128 --samples 2048
 
+Before and after a change: once with PYTHONPATH at the parent folder of each checkout, in turn; with --ways plain shared a
+machine that drifts shows in `plain`.
+
 The last line is JSON.
 """
 
@@ -47,6 +50,7 @@ from shapes import PRESETS
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from headscore.capture import models
+from headscore.capture.device import computing_on
 from headscore.capture.metadata import data_metadata, with_model
 from headscore.capture.recorder import Recorder
 from headscore.capture.samples import EncodedShard, Marker, ShardSamples, SkipLimit, encode_shards, read_prompts
@@ -117,7 +121,8 @@ class Prompts:
         self._metadata: dict[str, Metadata] = {}
         for queries in {OURS[way] for way in arguments.ways if way in OURS}:
             settings = self._settings(queries, True)
-            self._recorders[queries], self._check = checked_recorder(self._base, samples, arguments.dtype, settings)
+            with computing_on(self._base.device):
+                self._recorders[queries], self._check = checked_recorder(self._base, samples, arguments.dtype, settings)
             first = marker(shards[0]).samples
             metadata = data_metadata(settings, arguments.dtype, self._tokenizer, self._read, len(shards), first)
             self._metadata[queries] = with_model(metadata, self._source, self._base, self._check)
@@ -132,7 +137,8 @@ class Prompts:
             write_metadata(cache.path, cache.metadata, keep_existing=False)
             limit, recorder = SkipLimit(settings, self._arguments.samples, 0), self._recorders[queries]
             check = replace(self._check, shared_prefixes=share)
-            capture_shards(cache, dict(enumerate(shards)), marker, self._base, recorder, settings, limit, None, check)
+            with computing_on(self._base.device):
+                capture_shards(cache, dict(enumerate(shards)), marker, self._base, recorder, settings, limit, None, check)
 
     def _settings(self, queries: str, share: bool, spot_checks: bool = True) -> CaptureSettings:
         names = ("data", "template", "max_length") if self._arguments.data else ()

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from ..data.errors import InputError
 from ..data.settings import How
+from .device import computing_on
 from .models import decoder_of
 from .recorder import Recorder
 
@@ -48,7 +49,7 @@ def attention_layers(model: PreTrainedModel) -> dict[int, AttentionLayer]:
     for eager in (False, True):
         recorder = Recorder(False, eager=eager)
         try:
-            with torch.inference_mode(), recorder.listening(decoder):
+            with torch.inference_mode(), computing_on(decoder.device), recorder.listening(decoder):
                 recorder.start(torch.tensor([_PROBE_TOKENS], device=decoder.device))
                 tokens = torch.zeros((1, _PROBE_TOKENS), dtype=torch.long, device=decoder.device)
                 recorder.run(decoder, input_ids=tokens, use_cache=False)
@@ -160,7 +161,7 @@ def mean_outputs(model: PreTrainedModel, prompts: Iterable[Sequence[int]]) -> di
     """
     means = MeanOutputs(attention_layers(model))
     decoder = decoder_of(model)
-    with means:
+    with means, computing_on(decoder.device):
         for ids in prompts:
             tokens = torch.as_tensor(ids, dtype=torch.long, device=decoder.device)[None]
             means.lengths = torch.tensor([tokens.shape[1]])

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, masking_utils
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
@@ -23,6 +23,8 @@ from .projections import output_projection
 from .reductions import LEAST_LOGIT, Softmax
 
 NAME = "headscore_recording"
+# Looks whether a row of a batch holds several sequences, which none does here, and waits for a GPU to know.
+_PACKED = "find_packed_sequence_indices"
 
 # The arguments that models hand to attention functions and that are understood here. Any other one ends the recording.
 UNDERSTOOD = ("scaling", "softcap", "sinks", "s_aux", "position_bias", "dropout", "is_causal", "sliding_window")
@@ -102,6 +104,9 @@ def recording(model: PreTrainedModel, listener: Listener) -> Iterator[None]:
         return output, None
 
     previous = model.config._attn_implementation
+    packed = getattr(masking_utils, _PACKED, None)
+    if packed:
+        setattr(masking_utils, _PACKED, lambda position_ids: None)
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
     try:
@@ -109,6 +114,8 @@ def recording(model: PreTrainedModel, listener: Listener) -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation(previous)
+        if packed:
+            setattr(masking_utils, _PACKED, packed)
         for interface in (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS):
             interface._global_mapping.pop(NAME, None)
         for hook in hooks:

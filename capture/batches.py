@@ -51,18 +51,18 @@ def _hops(counts: Sequence[int]) -> Iterator[int]:
         first += counts[first]
 
 
-def pad(samples: Sequence[Tokens], index: list[list[int]], skip: int = 0) -> Batch:
+def pad(samples: Sequence[Tokens], index: list[list[int]], skip: int = 0, tokens: int = 0) -> Batch:
     """The batch of the samples in `index` without their first `skip` tokens; padded as `padded` says."""
-    return Batch(index, *padded([samples[same[0]].ids[skip:] for same in index]))
+    return Batch(index, *padded([samples[same[0]].ids[skip:] for same in index], tokens))
 
 
-def padded(sequences: Sequence[Ids]) -> tuple[Tensor, Tensor]:
-    """The ids [B,T] of several sequences, padded on the right, and their lengths [B].
+def padded(sequences: Sequence[Ids], tokens: int = 0) -> tuple[Tensor, Tensor]:
+    """The ids [B,T] of several sequences, padded on the right to at least so many tokens, and their lengths [B].
 
     Padding is token 0: causal attention never lets a real token see it.
     """
     lengths = torch.tensor([len(sequence) for sequence in sequences])
-    ids = torch.zeros((len(sequences), int(lengths.max())), dtype=torch.long)
+    ids = torch.zeros((len(sequences), max(tokens, int(lengths.max()))), dtype=torch.long)
     for row, sequence in enumerate(sequences):
         ids[row, : len(sequence)] = torch.from_numpy(sequence)
     return ids, lengths

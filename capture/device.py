@@ -1,10 +1,12 @@
 """What is different between devices, and how torch computes on one while a capture runs."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
@@ -16,21 +18,35 @@ class DeviceProfile:
         enough_tokens: of a batch; a larger one is no faster, token by token.
         batch_overhead: what a batch takes however small it is, as the tokens that take as long.
         ahead: batches that are launched before what they gave is waited for.
+        pad_to: batches are padded to a multiple of so many tokens, which the kernels of a device like.
+        together: tokens of the shards that are run together, so that their batches fill; one shard at a time if 0.
         block_bytes: of one temporary of `all_tokens`, which is worked on block by block: what stays in a cache, or keeps a
             device busy for longer than it takes to launch it.
+        compile_from: tokens of a capture for which compiling that work, half a minute, is likely to pay.
     """
 
     enough_tokens: int
     batch_overhead: int
     ahead: int
+    pad_to: int
+    together: int
     block_bytes: int
+    compile_from: float = math.inf
 
 
 PROFILES = {
-    "cpu": DeviceProfile(enough_tokens=768, batch_overhead=60, ahead=0, block_bytes=4 << 20),
-    "cuda": DeviceProfile(enough_tokens=32_768, batch_overhead=2000, ahead=1, block_bytes=512 << 20),
+    "cpu": DeviceProfile(enough_tokens=768, batch_overhead=60, ahead=0, pad_to=1, together=0, block_bytes=4 << 20),
+    "cuda": DeviceProfile(
+        enough_tokens=32_768,
+        batch_overhead=2000,
+        ahead=1,
+        pad_to=8,
+        together=262_144,
+        block_bytes=512 << 20,
+        compile_from=30_000_000,
+    ),
 }
-_OTHERS = DeviceProfile(enough_tokens=32_768, batch_overhead=1000, ahead=0, block_bytes=64 << 20)
+_OTHERS = DeviceProfile(enough_tokens=32_768, batch_overhead=1000, ahead=0, pad_to=1, together=0, block_bytes=64 << 20)
 
 # Without cuDNN's, which builds a plan for each new shape, and nearly every batch has one: tens of milliseconds each time.
 _ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -39,6 +55,13 @@ _ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBac
 def profile_of(device: torch.device) -> DeviceProfile:
     """The profile of a kind of device."""
     return PROFILES.get(device.type, _OTHERS)
+
+
+def sent_to(device: torch.device, values: Tensor) -> Tensor:
+    """A tensor of the host on a device; to a GPU it is on its way when this returns, which waits for nothing."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
 
 
 @contextlib.contextmanager

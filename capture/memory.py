@@ -7,6 +7,7 @@ import psutil
 import torch
 
 from .device import profile_of
+from .ranks import this_rank
 
 logger = logging.getLogger("headscore")
 
@@ -43,8 +44,13 @@ def _peaks(run: Callable[[int], object], count: int, gpus: Collection[torch.devi
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that can still be allocated: what the device has free, and on a GPU what torch holds but does not use."""
+    """Bytes that this process can still allocate: what the device has free, and on a GPU what torch holds but does not use.
+
+    Processes of one launcher that share the device have the same part of what is free.
+    """
+    beside = this_rank().beside
     if device.type != "cuda":
-        return psutil.virtual_memory().available
+        return psutil.virtual_memory().available // beside
     free, _ = torch.cuda.mem_get_info(device)
+    free //= max(1, -(-beside // max(1, torch.cuda.device_count())))
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -23,6 +23,7 @@ from ..data.swelling import require_short_insertions
 from .adapters import merged
 from .gguf import without_progress_bars
 from .hub import refusal
+from .out_of_memory import is_out_of_memory
 from .ranks import Rank
 from .sources import Source
 
@@ -32,15 +33,6 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 TOKENIZER = "tokenizer.json"
 MAX_TOKEN_ID = 1 << 22  # to write a vocabulary down takes time and memory for each number up to the highest
 _PATH = "_headscore_path"  # attribute of a decoder
-_OUT_OF_MEMORY = (  # what says so in a RuntimeError of torch
-    "can't allocate memory",
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUBLAS_STATUS_NOT_INITIALIZED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
-    "CUSOLVER_STATUS_ALLOC_FAILED",
-)
 _FINGERPRINT_VALUES = 4096  # taken from each parameter at most
 _NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version", "dtype", "architectures")  # parts of a configuration
 
@@ -224,15 +216,6 @@ def require_same_vocabulary(source: Source, model: PreTrainedModel, highest_id: 
         raise InputError(
             f"--model {source.name}: its tokenizer makes token {highest_id}, but the model knows {rows}: they do not match"
         )
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error means that memory ran out.
-
-    On the CPU torch raises a plain RuntimeError then, and so do the libraries of a GPU that is shared with others.
-    """
-    told = isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
-    return isinstance(error, torch.OutOfMemoryError) or told
 
 
 def first_not_finite(model: PreTrainedModel) -> str | None:

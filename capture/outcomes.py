@@ -15,10 +15,10 @@ from transformers import PreTrainedModel
 from ..data.errors import HeadscoreError, RunError, one_line
 from .ablation import AttentionLayer, HeadGates, MeanOutputs, Means, gates_without
 from .batches import batch_counts, padded
-from .device import profile_of
+from .device import computing_on, profile_of
 from .lengths import NO_RULES, LengthRules
 from .model_state import ModelState
-from .models import is_out_of_memory
+from .out_of_memory import is_out_of_memory
 from .questions import Question
 from .readings import Item, Outcomes, Read, ReadOff, divergences, head_at
 
@@ -178,17 +178,21 @@ class Evaluator:
         ways: dict[int, list[Item]] = defaultdict(list)
         for item in items:
             ways[self._rules.way(self._length(item))].append(item)
-        for members in ways.values():
-            left = sorted(members, key=lambda item: (-self._length(item), item.question, item.sequence, item.set))
-            while left:
-                lengths = [self._length(item) for item in left]
-                for count in batch_counts(lengths, self._batch_tokens, self._batch_size, self._overhead):
-                    try:
-                        run(left[:count])
-                    except torch.OutOfMemoryError as error:
-                        self._halve(lengths[-len(left)], count, error)
-                        break
-                    del left[:count]
+        with computing_on(self.model.device):
+            for members in ways.values():
+                self._in_halving_batches(members, run)
+
+    def _in_halving_batches(self, items: Sequence[Item], run: Callable[[Sequence[Item]], None]) -> None:
+        left = sorted(items, key=lambda item: (-self._length(item), item.question, item.sequence, item.set))
+        while left:
+            lengths = [self._length(item) for item in left]
+            for count in batch_counts(lengths, self._batch_tokens, self._batch_size, self._overhead):
+                try:
+                    run(left[:count])
+                except torch.OutOfMemoryError as error:
+                    self._halve(lengths[-len(left)], count, error)
+                    break
+                del left[:count]
 
     def _halve(self, tokens: int, count: int, error: Exception) -> None:
         if count == 1:

@@ -11,11 +11,11 @@ from ..data.files import remove_leftovers
 from ..data.settings import CaptureSettings
 from . import models
 from .chat import in_chat
-from .device import computing_on
+from .device import computing_on, profile_of
 from .metadata import data_metadata, with_model
 from .ranks import this_rank
 from .resume import finished_shards, require_same_capture, start_cache
-from .samples import Marker, Prompts, SkipLimit, encode_shards, first_samples, without_special_tokens
+from .samples import Marker, Prompts, SkipLimit, encode_shard, encode_share, first_samples, without_special_tokens
 from .selfcheck import checked_recorder
 from .shards import Progress, capture_shards
 from .sources import resolve
@@ -34,6 +34,11 @@ def captured(
     started, rank = time.monotonic(), this_rank()
     remove_leftovers(out / SHARDS_FOLDER)
     device = models.resolve_device(settings.device, rank)
+    if settings.device_map and rank.beside > 1:
+        logger.warning(
+            "--device-map: each of the %d processes of this machine spreads its model over all GPUs that it sees; "
+            "start one, or give each GPUs of its own (CUDA_VISIBLE_DEVICES)", rank.beside,
+        )  # fmt: skip
     dtype = models.resolve_dtype(settings.dtype, device)
     source = resolve(
         settings.model, settings.trust_remote_code, settings.model_arguments(), settings.revision, settings.adapter
@@ -42,28 +47,30 @@ def captured(
     tokenizer = models.load_tokenizer(source)
     if settings.chat:
         prompts = in_chat(prompts, tokenizer, settings)
-    shards = encode_shards(prompts, tokenizer, settings)
-    prompts = without_special_tokens(prompts, shards, tokenizer)
+    share = encode_share(prompts, tokenizer, settings, rank)
+    own, count, encoded = share.own, share.shards, share.encoded
+    prompts = without_special_tokens(prompts, encoded, tokenizer)
     marker = Marker(tokenizer, prompts.maker.span_names)
-    own = {number: shards[number] for number in rank.share(len(shards))}
     if not own:
-        logger.info("%s: has %d shards, none of them for this process", out, len(shards))
+        logger.info("%s: has %d shards, none of them for this process", out, count)
         return _frame([])
-    first = first_samples(prompts, shards, marker, settings)
-    metadata = data_metadata(settings, dtype, tokenizer, prompts, len(shards), first)
+    in_order = (own.get(number) or encode_shard(prompts, number, tokenizer, settings) for number in range(count))
+    first = first_samples(prompts, in_order, share.skipped, marker, settings)
+    checked = encoded or first
+    metadata = data_metadata(settings, dtype, tokenizer, prompts, count, first)
     kept = require_same_capture(out, metadata, overwrite, own)
-    require_space(out, own, kept, settings, config)
+    require_space(out, own, kept, settings, config, profile_of(device).together)
 
     quantised = bool(getattr(config, "quantization_config", None) or source.arguments.get("quantization_config"))
-    model = models.load_model(source, dtype, device, settings.device_map, quantised=quantised)
-    encoded = [prompt for shard in shards for prompt in shard.prompts]
-    models.require_same_vocabulary(source, model, max(int(prompt.ids.max()) for prompt in encoded))
+    with computing_on(device):  # what a model's code makes as it loads may go to the current device
+        model = models.load_model(source, dtype, device, settings.device_map, quantised=quantised)
+    models.require_same_vocabulary(source, model, max(int(prompt.ids.max()) for prompt in checked))
     logger.info("%s: %s on %s", settings.model, dtype, "several devices" if settings.device_map else device)
     with computing_on(device):
-        recorder, check = checked_recorder(model, encoded, dtype, settings)
+        recorder, check = checked_recorder(model, checked, dtype, settings)
         check.log()
         cache = start_cache(out, with_model(metadata, source, model, check), overwrite, rank)
-        limit = SkipLimit(settings, len(prompts.drawn), sum(len(shard.skipped) for shard in shards))
+        limit = SkipLimit(settings, len(prompts.drawn), len(share.skipped))
         made = capture_shards(cache, own, marker, model, recorder, settings, limit, progress, check)
 
     finished = finished_shards(cache)
@@ -74,7 +81,7 @@ def captured(
     logger.info("%d of %d shards made in %.1f s", made, len(own), seconds)
     finished.require(out, own)
     if finished.missing:
-        logger.info("%s: %d of %d shards are still to be made by other processes", out, len(finished.missing), len(shards))
+        logger.info("%s: %d of %d shards are still to be made by other processes", out, len(finished.missing), count)
     elif write_skipped(out, skipped) or rank.index == 0:  # of several processes, the last one (or two that end together)
         logger.info(
             "%s: complete: %d samples, %d skipped; next: headscore score %s --out RESULTS", out, len(lines), len(skipped), out

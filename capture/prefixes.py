@@ -1,8 +1,9 @@
 """Finds the token prefixes that prompts share, so that each is run once: prompts made by one template begin alike."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from .lengths import NO_RULES, LengthRules
 
 Ids = npt.NDArray[np.int32]
 
-LEAST_PREFIX = 8  # tokens; what is shorter is not worth a run of its own
+LEAST_PREFIX = 8  # tokens; what is shorter is not worth the mask that attention to it needs
+PREFIX_COST = 1 / 8  # what a token of a shared prefix takes of a batch, compared with one that is run
 MOST_NESTED = 100  # prefixes within prefixes that are looked at
 
 
@@ -30,12 +32,19 @@ class Group:
     members: list[list[int]]
 
 
-def prompt_groups(prompts: Sequence[Ids], share: bool, rules: LengthRules = NO_RULES) -> list[Group]:
-    """Divide prompts into groups so that running each group's prefix once saves the most tokens.
+def prompt_groups(prompts: Sequence[Ids], share: bool, overhead: int, rules: LengthRules = NO_RULES) -> list[Group]:
+    """Divide prompts into groups so that running each group's prefix once saves the most.
 
-    What shares nothing worth it, or with `share=False` everything, is in groups with a prefix of 0. All of a group is computed
-    in the same way by the model's `rules`: its prompts together, and its prefix alone. The group with the longest prompt comes
-    first. No prompts give no groups.
+    A group costs its prefix and two passes more: that of the prefix, and a batch that is not full. Prompts for which none pays,
+    or with `share=False` all, are in groups with a prefix of 0.
+
+    Args:
+        prompts: the token ids of each, int32 [T].
+        share: whether prefixes may be run apart.
+        overhead: what a pass costs beside its tokens, in tokens.
+        rules: of the model. All of a group is computed in the same way by them: its prompts together, and its prefix alone.
+
+    Returns the groups, the one with the longest prompt first; no prompts give none.
     """
     same: dict[bytes, list[int]] = {}
     for number, prompt in enumerate(prompts):
@@ -43,36 +52,66 @@ def prompt_groups(prompts: Sequence[Ids], share: bool, rules: LengthRules = NO_R
     ways: dict[int, list[list[int]]] = {}
     for members in sorted(same.values(), key=lambda numbers: prompts[numbers[0]].tolist()):
         ways.setdefault(rules.way(len(prompts[members[0]])), []).append(members)
-    groups = [group for way, members in ways.items() for group in _groups_of(prompts, members, share, way, rules)]
+    groups: list[Group] = []
+    for way, of_way in ways.items():
+        apart, whole = _Tree(prompts, of_way, overhead, partial(_is_way, rules, way)).best(share)
+        groups += [*apart, *([Group(0, sorted(whole))] if whole else [])]
     return sorted(groups, key=lambda group: -max(len(prompts[numbers[0]]) for numbers in group.members))
 
 
-def _groups_of(prompts: Sequence[Ids], members: list[list[int]], share: bool, way: int, rules: LengthRules) -> Iterator[Group]:
-    """The groups of sorted prompts that may be run together."""
-    shared = [_shared(prompts[one[0]], prompts[other[0]]) for one, other in itertools.pairwise(members)]
-    found = _best(members, shared, MOST_NESTED)[1] if share else [Group(0, members)]
-    kept = [group for group in found if group.prefix >= LEAST_PREFIX and rules.way(group.prefix) == way]
-    yield from kept
-    rest = sorted(numbers for group in found if group not in kept for numbers in group.members)
-    if rest:
-        yield Group(0, rest)
+def _is_way(rules: LengthRules, way: int, tokens: int) -> bool:
+    return rules.way(tokens) == way
 
 
-def _best(members: list[list[int]], shared: list[int], depth: int) -> tuple[int, list[Group]]:
-    """The tokens saved and the groups of sorted prompts, `shared[k]` being what number k and k + 1 of them share."""
-    if len(members) < 2:
-        return 0, [Group(0, members)]
-    least = min(shared)
-    together = (least * (len(members) - 1), [Group(least, members)])
-    if max(shared) == least or not depth:
-        return together
-    ends = [k + 1 for k, tokens in enumerate(shared) if tokens == least]
-    parts = [
-        _best(members[start:stop], shared[start : stop - 1], depth - 1)
-        for start, stop in zip([0, *ends], [*ends, len(members)], strict=True)
-    ]
-    saved = sum(part[0] for part in parts)
-    return (saved, [group for part in parts for group in part[1]]) if saved > together[0] else together
+_Found = tuple[float, list[Group], list[list[int]]]  # what is saved, the groups, and the prompts that are in none of them
+
+
+class _Tree:
+    """Sorted prompts as a tree: any stretch of them shares what the least of its neighbours share.
+
+    Args:
+        prompts: as of `prompt_groups`, and so is `overhead`. members: those of the tree, sorted.
+        allowed: whether a prefix of so many tokens may be run apart.
+    """
+
+    def __init__(self, prompts: Sequence[Ids], members: list[list[int]], overhead: int, allowed: Callable[[int], bool]):
+        self._members, self._overhead, self._allowed = members, overhead, allowed
+        self._shared = [_shared(prompts[one[0]], prompts[other[0]]) for one, other in itertools.pairwise(members)]
+        self._known: dict[tuple[int, int, int], _Found] = {}
+
+    def best(self, share: bool) -> tuple[list[Group], list[list[int]]]:
+        """The groups that save the most, and the prompts that are in none."""
+        return self._best(0, len(self._members), 0, MOST_NESTED)[1:] if share else ([], self._members)
+
+    def _best(self, start: int, stop: int, outer: int, depth: int) -> _Found:
+        """Of the prompts from `start` to `stop`, those in no group being in one with a prefix of `outer` tokens."""
+        shared = self._shared[start : stop - 1]
+        if not shared or not depth or self._saved(stop - start, max(shared), outer) <= 0:
+            return 0, [], self._members[start:stop]
+        key = start, stop, outer
+        if key not in self._known:
+            least = min(shared)
+            found = self._of_parts(start, stop, outer, depth)
+            if least >= LEAST_PREFIX and self._allowed(least) and self._saved(stop - start, least, outer) > 0:
+                saved, groups, members = self._of_parts(start, stop, least, depth)
+                saved += self._saved(stop - start, least, outer)
+                if saved > found[0]:
+                    found = saved, [*groups, Group(least, members)], []
+            self._known[key] = found
+        return self._known[key]
+
+    def _of_parts(self, start: int, stop: int, outer: int, depth: int) -> _Found:
+        """The best of each part, where the prompts part."""
+        least = min(self._shared[start : stop - 1])
+        ends = [k + 1 for k in range(start, stop - 1) if self._shared[k] == least]
+        edges = itertools.pairwise([start, *ends, stop])
+        found = [self._best(begin, end, outer, depth - 1) for begin, end in edges]
+        saved, groups, members = zip(*found, strict=True)
+        return sum(saved), list(itertools.chain(*groups)), list(itertools.chain(*members))
+
+    def _saved(self, count: int, prefix: int, outer: int) -> float:
+        """The tokens that so many prompts save with a group of their own, in place of one with a prefix of `outer` tokens."""
+        return (prefix - outer) * count * (1 - PREFIX_COST) - prefix - 2 * self._overhead
 
 
 def _shared(one: Ids, other: Ids) -> int:

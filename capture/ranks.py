@@ -6,23 +6,31 @@ from dataclasses import dataclass
 
 from ..data.errors import InputError
 
-# Each launcher's variables for the process's number, the number of processes, and its number on this machine. srun sets
+# Each launcher's variables for the process's number, the number of processes, its number on this machine, and how many there
+# are on it. srun tells none such in a simple way, and its tasks have GPUs of their own as a rule. It sets
 # SLURM_NTASKS too, but so does sbatch for a script that runs once.
 _LAUNCHERS = {
-    "torchrun or accelerate launch": ("RANK", "WORLD_SIZE", ("LOCAL_RANK",)),
-    "Open MPI's mpirun": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", ("OMPI_COMM_WORLD_LOCAL_RANK",)),
-    "MPICH's or Intel's mpirun": ("PMI_RANK", "PMI_SIZE", ("MPI_LOCALRANKID", "SLURM_LOCALID")),  # srun may speak PMI too
-    "srun": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", ("SLURM_LOCALID",)),
+    "torchrun or accelerate launch": ("RANK", "WORLD_SIZE", ("LOCAL_RANK",), "LOCAL_WORLD_SIZE"),
+    "Open MPI's mpirun": (
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+        ("OMPI_COMM_WORLD_LOCAL_RANK",),
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+    ),
+    # srun may speak PMI too.
+    "MPICH's or Intel's mpirun": ("PMI_RANK", "PMI_SIZE", ("MPI_LOCALRANKID", "SLURM_LOCALID"), "MPI_LOCALNRANKS"),
+    "srun": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", ("SLURM_LOCALID",), ""),
 }
 
 
 @dataclass(frozen=True)
 class Rank:
-    """Process `index` (0-based) of `world`; `local` is its number among those on the same machine."""
+    """Process `index` (0-based) of `world`; `local` is its number among the `beside` on the same machine, 1 if not known."""
 
     index: int = 0
     world: int = 1
     local: int = 0
+    beside: int = 1
 
     def share(self, count: int) -> range:
         """Which of the numbers 0 to count − 1 are this process's: every `world`-th one."""
@@ -39,12 +47,13 @@ def this_rank(environment: Mapping[str, str] = os.environ) -> Rank:
     Where launchers are nested (srun starting torchrun) the innermost counts. Raises InputError, naming the variable, for values
     that are no rank.
     """
-    for launcher, (index, world, locals_) in _LAUNCHERS.items():
+    for launcher, (index, world, locals_, beside) in _LAUNCHERS.items():
         if index in environment and world in environment:
             size = _number(environment, world, launcher, 1, None)
             found = _number(environment, index, launcher, 0, size)
             local = next((name for name in locals_ if name in environment), index)
-            return Rank(found, size, _number(environment, local, launcher, 0, None))
+            there = _number(environment, beside, launcher, 1, None) if beside in environment else 1
+            return Rank(found, size, _number(environment, local, launcher, 0, None), there)
     return Rank()
 
 

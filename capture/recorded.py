@@ -46,7 +46,7 @@ class Recording:
         finite = torch.isfinite(largest).all(0)
         arrays = {name: _to_host(v) for name, v in found.items()}
         on_host = _to_host(finite)
-        event = torch.cuda.Event() if finite.device.type == "cuda" else None
+        event = torch.cuda.Event(blocking=True) if finite.device.type == "cuda" else None
         if event:
             event.record(torch.cuda.current_stream(finite.device))
         return cls(arrays, on_host, layers, event)

@@ -34,7 +34,8 @@ class Recorder:
     """The listener that reduces each layer at once.
 
     all_tokens: whether the mean pattern and entropy over all query positions are wanted too. eager: whether patterns come from
-    the model's own eager attention, in place of the recording function. results: whether ‖W_O z‖ is wanted; it becomes False
+    the model's own eager attention, in place of the recording function. compiled: whether torch compiles what is done with a
+    block of all_tokens. results: whether ‖W_O z‖ is wanted; it becomes False
     where a layer has no output projection. exact: where it is a dict, each layer is held against an exact float32 attention
     over the same inputs, and it gets the largest difference by array. After each forward pass `take()` gives what was recorded,
     and `layers` the model's numbers of the L layers. By those, `modules` has their attention modules, `projections` the modules
@@ -42,8 +43,9 @@ class Recorder:
     z. One object serves one model. Its first pass tells it how many layers there are; later ones may be ended by AllRecorded.
     """
 
-    def __init__(self, all_tokens: bool, *, eager: bool = False):
+    def __init__(self, all_tokens: bool, *, eager: bool = False, compiled: bool = False):
         self.eager = eager
+        self._compiled = compiled
         self.results = True
         self.exact: dict[str, float] | None = None
         self.all_tokens = all_tokens
@@ -123,7 +125,9 @@ class Recorder:
         if self.all_tokens or not softmax.plain:
             # On a CPU it costs less from the patterns that are made anyway; a GPU's SDPA takes next to no time.
             value = call.value if query.device.type == "cpu" or not softmax.plain else None
-            attention, entropy, output = reductions.all_token_patterns(query, key, value, lengths, softmax)
+            attention, entropy, output = reductions.all_token_patterns(
+                query, key, value, lengths, softmax, *([True] if self._compiled else [])
+            )
             sums = {"all_tokens/attention": attention, "all_tokens/entropy": entropy} if self.all_tokens else {}
         last = None if self._will_be_prefix else reductions.last_token_patterns(query, key, lengths, softmax)
         self._patterns = last, sums

@@ -4,14 +4,21 @@ Shapes by letter: B batch, T tokens, H heads, G kv heads, D head dim, M model di
 sample's real tokens are its first `lengths[b]`. All results are float32 whatever the model's dtype.
 """
 
+import logging
 import math
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..data.errors import one_line
 from .device import profile_of
+from .out_of_memory import is_out_of_memory
+
+logger = logging.getLogger("headscore")
 
 LEAST_LOGIT = torch.finfo(torch.float32).min  # the logit of what is not attended; its exponential is 0
 BITS = math.log2(math.e)  # bits in a nat
@@ -61,7 +68,7 @@ def last_token_patterns(query: Tensor, key: Tensor, lengths: Tensor, softmax: So
 
 
 def all_token_patterns(
-    query: Tensor, key: Tensor, value: Tensor | None, lengths: Tensor, softmax: Softmax
+    query: Tensor, key: Tensor, value: Tensor | None, lengths: Tensor, softmax: Softmax, compiled: bool = False
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The patterns and the row entropies, summed over all real query positions, computed in blocks of queries.
 
@@ -70,10 +77,10 @@ def all_token_patterns(
     by what it leaves to the keys), and with a value z [B,T,H,D'], which from the same patterns costs less than attention of its
     own. Memory is bounded by `block_bytes` per temporary whatever T, once one query row of the batch fits. With l the base-2
     logits less their largest, S = Σ 2ˡ with the sink and W without, H = (W log₂ S − Σ l 2ˡ) / S bits, which needs one
-    exponential and no logarithm per weight, and loses nothing to cancellation.
+    exponential and no logarithm per weight, and loses nothing to cancellation. compiled: have torch compile the blocks.
     """
     batch, heads, tokens, _ = query.shape
-    groups, keys = key.shape[1:3]
+    keys = key.shape[2]
     past = keys - tokens
     attention = query.new_zeros((batch, heads, keys), dtype=torch.float32)
     entropy = query.new_zeros((batch, heads), dtype=torch.float32)
@@ -88,36 +95,98 @@ def all_token_patterns(
     scale = softmax.scaling * BITS if softmax.softcap is None else softmax.scaling / softmax.softcap
     block = min(tokens, max(1, profile_of(query.device).block_bytes // (4 * batch * heads * keys)))
     # Memory that is used anew for each block stays in the caches of a CPU, and is not asked of the system again and again.
-    logits_memory, weights_memory = query.new_empty((2, batch * heads * block * keys), dtype=torch.float32)
+    memory = query.new_empty((2, batch * heads * block * keys), dtype=torch.float32) if query.device.type == "cpu" else None
     for start in range(0, tokens, block):
         stop = min(start + block, tokens)
         end = past + stop  # keys after the block are seen by none of it
-        shape = (batch, heads, stop - start, end)
-        logits, weights = (memory[: math.prod(shape)].view(shape) for memory in (logits_memory, weights_memory))
         counted = real[:, None, start:stop]
         rows = query[:, :, start:stop].float().mul(scale).masked_fill_(~counted[..., None], 0)
-        torch.bmm(rows.reshape(batch * groups, -1, rows.shape[-1]), key[..., :end], out=logits.view(batch * groups, -1, end))
-        if softmax.softcap is not None:
-            logits.tanh_().mul_(softmax.softcap * BITS)
-        if softmax.mask is not None:
-            _mask(logits, softmax.mask[:, :, start:stop, :end], BITS)
-        # Of the others only keys within the block may come later than a query.
-        logits[..., past + start :].masked_fill_(positions[start:stop] > positions[start:stop, None], LEAST_LOGIT)
-        largest = logits.amax(-1, keepdim=True)
-        if sinks is not None:
-            largest = torch.maximum(largest, sinks[:, :, start:stop])
-        logits -= largest
-        torch.exp2(logits, out=weights)
-        in_keys = sums = weights.sum(-1)
-        if sinks is not None:
-            sums = in_keys + torch.exp2(sinks[:, :, start:stop] - largest).squeeze(-1)
-        attention[..., :end] += torch.matmul((counted / sums).unsqueeze(2), weights).squeeze(2)
-        if z is not None and value is not None:
-            unscaled = torch.bmm(weights.view(batch * groups, -1, end), value[:, :end]).view(*shape[:3], -1)
-            torch.div(unscaled, sums[..., None], out=z[:, start:stop].transpose(1, 2))
-        spread = in_keys * sums.log2() - logits.mul_(weights).sum(-1)
-        entropy += (spread / sums * counted).sum(-1)
+        later = positions[start:stop] > positions[start:stop, None]  # of the others only keys within the block may come later
+        found = (_compiled_block if compiled else _block)(
+            rows,
+            key[..., :end],
+            None if value is None else value[:, :end],
+            counted,
+            later,
+            None if softmax.mask is None else softmax.mask[:, :, start:stop, :end],
+            None if sinks is None else sinks[:, :, start:stop],
+            softmax.softcap,
+            memory,
+        )
+        attention[..., :end] += found[0]
+        entropy += found[1]
+        if z is not None and found[2] is not None:
+            z[:, start:stop] = found[2].transpose(1, 2)
     return attention, entropy / BITS, z
+
+
+def _block(
+    rows: Tensor,
+    key: Tensor,
+    value: Tensor | None,
+    counted: Tensor,
+    later: Tensor,
+    mask: Tensor | None,
+    sinks: Tensor | None,
+    softcap: float | None,
+    memory: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What a block of R queries adds: the attention to each of K keys [B,H,K], entropies in bits [B,H], z [B,H,R,D'].
+
+    Args:
+        rows: [B,H,R,D], scaled. key: [B·G,D,K]; value: [B·G,K,D'].
+        counted: [B,1,R], which are real queries. later: [R,R], which of the last R keys come after a query.
+        mask: as of `Softmax`, of these queries and keys; sinks: [B,H,R,1]; softcap: as of `Softmax`.
+        memory: [2,…] for the temporaries; it is made where there is none.
+    """
+    batch, heads, queries, _ = rows.shape
+    groups, keys = len(key), key.shape[-1]
+    grouped = rows.reshape(groups, -1, rows.shape[-1])
+    if memory is None:
+        logits, weights = torch.bmm(grouped, key).view(batch, heads, queries, keys), None
+    else:
+        logits, weights = memory[:, : batch * heads * queries * keys].view(2, batch, heads, queries, keys)
+        torch.bmm(grouped, key, out=logits.view(groups, -1, keys))
+    if softcap is not None:
+        logits.tanh_().mul_(softcap * BITS)
+    if mask is not None:
+        _mask(logits, mask, BITS)
+    logits[..., keys - queries :].masked_fill_(later, LEAST_LOGIT)
+    largest = logits.amax(-1, keepdim=True)
+    if sinks is not None:
+        largest = torch.maximum(largest, sinks)
+    logits -= largest
+    weights = torch.exp2(logits, out=weights)
+    in_keys = sums = weights.sum(-1)
+    if sinks is not None:
+        sums = in_keys + torch.exp2(sinks - largest).squeeze(-1)
+    attention = torch.matmul((counted / sums).unsqueeze(2), weights).squeeze(2)
+    z = None
+    if value is not None:
+        z = torch.bmm(weights.view(groups, -1, keys), value).view(batch, heads, queries, -1) / sums[..., None]
+    spread = in_keys * sums.log2() - logits.mul_(weights).sum(-1)
+    return attention, (spread / sums * counted).sum(-1), z
+
+
+_faults: list[str] = []  # why blocks are not compiled, once that has failed
+
+
+def _compiled_block(*inputs: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    """`_block`, compiled where that can be done: what is in between is then not written to memory."""
+    if not _faults:
+        try:
+            return _compile()(*inputs)
+        except Exception as error:  # whatever a compiler raises
+            if is_out_of_memory(error):
+                raise
+            _faults.append(one_line(error)[:200])
+            logger.warning("all_tokens goes on without torch.compile, which fails: %s", _faults[0])
+    return _block(*inputs)
+
+
+@lru_cache
+def _compile() -> Any:
+    return torch.compile(_block, dynamic=True)
 
 
 def last_of(patterns: Tensor, lengths: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from .attention import CannotRecordError
 from .eager import eager, eager_options
 from .memory import free_bytes
 from .model_state import unchanged
-from .models import is_out_of_memory
+from .out_of_memory import is_out_of_memory
 from .projections import head_results, projection_error
 from .recorder import Recorder
 
@@ -50,19 +50,20 @@ class Reference:
         shows no patterns or the model fails, and MemoryError where memory runs out.
         """
         numbers = {module: layer for layer, module in self._modules.items()}
-        found: LayerValues = {}
+        found: dict[int, dict[str, Tensor]] = {}  # brought to the host at the end, as each layer would wait for a GPU
 
         def observe(module: nn.Module, projection: nn.Module | None, patterns: Tensor, z: Tensor | None) -> None:
             layer = numbers[module]
             values = self._of_patterns(layer, patterns[0])
             if z is not None and projection is not None:
                 values |= self._of_output(layer, projection, z.view(len(ids), patterns.shape[1], -1))
-            found[layer] = {name: value.cpu().numpy() for name, value in values.items()}
+            found[layer] = values
 
         try:
             with torch.inference_mode(), unchanged(self._model), eager(self._model, observe, self._modules.values()):
                 tokens = torch.from_numpy(ids.astype(np.int64))[None].to(self._model.device)
                 self._model(input_ids=tokens, use_cache=False, **eager_options(self._model))
+            on_host = {layer: {name: v.cpu().numpy() for name, v in values.items()} for layer, values in found.items()}
         except Exception as error:  # whatever an architecture's code raises
             if is_out_of_memory(error):
                 raise MemoryError from error
@@ -71,11 +72,11 @@ class Reference:
             ) from error
         if missing := self._modules.keys() - found.keys():
             raise CannotRecordError(f"layer {min(missing)}: eager attention gives no patterns to compare with")
-        return found
+        return on_host
 
     def _of_patterns(self, layer: int, patterns: Tensor) -> dict[str, Tensor]:
         """The reductions of patterns [H,T,T]; head by head, as the patterns themselves take most of the memory."""
-        values = {"last_token/attention": patterns[:, -1].float()}
+        values = {"last_token/attention": patterns[:, -1].to(torch.float32, copy=True)}  # a view would keep the patterns
         if self._thorough:
             self.later[layer] = max(self.later[layer], *(float(head.triu(1).sum(-1).max()) for head in patterns))
         if self._all_tokens:

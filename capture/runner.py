@@ -8,21 +8,21 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from ..data.errors import HeadscoreError, RunError, one_line
 from ..data.tokens import Tokens
 from .batches import Batch, batch_counts, longest_first, pad
-from .device import profile_of
+from .device import profile_of, sent_to
+from .lengths import ALL_APART, LengthRules
 from .memory import fitting_tokens
-from .models import is_out_of_memory
-from .prefixes import Group, Ids, Prefix
+from .out_of_memory import is_out_of_memory
+from .prefixes import PREFIX_COST, Group, Ids, Prefix
 from .recorded import Recorded, Recording
 from .recorder import Recorder
 
 logger = logging.getLogger("headscore")
-
-PREFIX_COST = 1 / 8  # what a token of a shared prefix takes of a batch, compared with one that is run
 
 
 class ModelError(RunError):
@@ -35,9 +35,8 @@ class NoMemoryError(RunError):
 
 @dataclass(frozen=True)
 class Work:
-    """The samples of a shard and how they are grouped by their prefixes."""
+    """Samples that are run together, of one shard or several, and how they are grouped by their prefixes."""
 
-    number: int
     samples: Sequence[Tokens]
     groups: Sequence[Group]
 
@@ -54,7 +53,8 @@ class Runner:
     """Runs a model whose attention `recorder` hears; remembers the batch size that its memory allows.
 
     batch_tokens: padded tokens in a batch. batch_size: most samples in a batch. overhead: what a batch costs beside its
-    tokens, in tokens; the device's if not given.
+    tokens, in tokens; the device's if not given. rules: which lengths may share a pass. longest: prompts of so many tokens can
+    be run, so that shorter ones may be padded up to them by the device's `pad_to`, where the rules allow it too.
     """
 
     def __init__(
@@ -64,16 +64,20 @@ class Runner:
         batch_tokens: int,
         batch_size: int | None = None,
         overhead: int | None = None,
+        *,
+        rules: LengthRules = ALL_APART,
+        longest: int = 0,
     ):
         self._model = model
         self._recorder = recorder
         self._batch_tokens = batch_tokens
         self._batch_size = batch_size
-        self._ahead = profile_of(model.device).ahead
-        self._overhead = profile_of(model.device).batch_overhead if overhead is None else overhead
+        self._profile = profile_of(model.device)
+        self._overhead = self._profile.batch_overhead if overhead is None else overhead
+        self._rules, self._longest = rules, longest
 
-    def run(self, work: Iterable[Work]) -> Iterator[tuple[int, Batch, Recorded]]:
-        """What is recorded of all samples, batch by batch, each with the number of its shard; the longest of a group first.
+    def run(self, work: Iterable[Work]) -> Iterator[tuple[Work, Batch, Recorded]]:
+        """What is recorded of all samples, batch by batch, each with what it is of; the longest of a group first.
 
         Where memory runs out a batch's tokens are halved, down to one sample, for later batches too. A sample whose values are
         not finite comes once more, alone, as the padding beside it may have been the cause. On a GPU the next batch is launched
@@ -83,7 +87,7 @@ class Runner:
         launched: deque[_Launched] = deque()
         for each in self._launches(work):
             launched.append(each)
-            if len(launched) > self._ahead:
+            if len(launched) > self._profile.ahead:
                 yield from self._finished(launched.popleft())
         while launched:
             yield from self._finished(launched.popleft())
@@ -92,7 +96,7 @@ class Runner:
         """Choose the tokens of a batch by the memory that is free beside the model."""
 
         def run(count: int) -> None:
-            launched = self._launch(Work(0, [longest], []), None, [[0]] * count)
+            launched = self._launch(Work([longest], []), None, [[0]] * count)
             if not launched:
                 raise torch.OutOfMemoryError
             launched.recording.finish()
@@ -101,15 +105,16 @@ class Runner:
         self._batch_tokens = fitting_tokens(run, len(longest.ids), devices)
 
     def _launches(self, work: Iterable[Work]) -> Iterator["_Launched"]:
-        for shard in work:
-            for group in shard.groups:
-                prefix = self._prefix(shard.samples[group.members[0][0]].ids[: group.prefix]) if group.prefix else None
-                lengths = [len(shard.samples[same[0]].ids) - group.prefix for same in group.members]
+        for part in work:
+            for group in part.groups:
+                prefix = self._prefix(part.samples[group.members[0][0]].ids[: group.prefix]) if group.prefix else None
+                lengths = [len(part.samples[same[0]].ids) - group.prefix for same in group.members]
                 left = [group.members[i] for i in longest_first(lengths)]
                 while left:
-                    costs = [len(shard.samples[i].ids) - group.prefix + int(group.prefix * PREFIX_COST) for i, *_ in left]
+                    tokens = [self._padded(len(part.samples[i].ids) - group.prefix, group.prefix) for i, *_ in left]
+                    costs = [count + int(group.prefix * PREFIX_COST) for count in tokens]
                     for count in batch_counts(costs, self._batch_tokens, self._batch_size, self._overhead):
-                        launched = self._launch(shard, prefix, left[:count])
+                        launched = self._launch(part, prefix, left[:count])
                         if not launched:
                             self._batch_tokens = costs[-len(left)] * count // 2
                             logger.warning("out of memory with %d samples; going on with smaller batches", count)
@@ -117,33 +122,43 @@ class Runner:
                         del left[:count]
                         yield launched
 
-    def _finished(self, launched: "_Launched") -> Iterator[tuple[int, Batch, Recorded]]:
+    def _finished(self, launched: "_Launched") -> Iterator[tuple[Work, Batch, Recorded]]:
         """What was recorded of a batch, and of each sample in it that has to be run again."""
         recorded = launched.recording.finish()
-        yield launched.work.number, launched.batch, recorded
+        yield launched.work, launched.batch, recorded
         if len(launched.batch.index) > 1:
             for same, finite in zip(launched.batch.index, recorded.finite, strict=True):
                 again = None if finite else self._launch(launched.work, launched.prefix, [same])
                 if again:
-                    yield again.work.number, again.batch, again.recording.finish()
+                    yield again.work, again.batch, again.recording.finish()
 
     def _prefix(self, ids: Ids) -> Prefix:
         """The prefix of a group of prompts, run once."""
         kv_cache = DynamicCache()
         with self._failures(len(ids), 1):
-            self._recorder.start(torch.tensor([len(ids)], device=self._model.device), will_be_prefix=True)
-            tokens = torch.from_numpy(ids.astype(np.int64))[None].to(self._model.device)
+            self._recorder.start(self._sent(torch.tensor([len(ids)])), will_be_prefix=True)
+            tokens = self._sent(torch.from_numpy(ids.astype(np.int64))[None])
             self._recorder.run(self._model, input_ids=tokens, past_key_values=kv_cache, use_cache=True)
             return self._recorder.take_prefix(len(ids), kv_cache)
 
+    def _sent(self, values: Tensor) -> Tensor:
+        return sent_to(self._model.device, values)
+
+    def _padded(self, tokens: int, prefix: int) -> int:
+        """How many tokens a batch is padded to, of which the longest sample has so many after a prefix."""
+        most = min(-(-tokens // self._profile.pad_to) * self._profile.pad_to, self._longest - prefix)
+        return most if most > tokens and self._rules.way(prefix + most) == self._rules.way(prefix + tokens) else tokens
+
     def _launch(self, work: Work, prefix: Prefix | None, index: list[list[int]]) -> "_Launched | None":
         """Run a batch, or return None where memory runs out and it can be halved."""
-        batch = pad(work.samples, index, prefix.tokens if prefix else 0)
+        skip = prefix.tokens if prefix else 0
+        longest = max(len(work.samples[i].ids) for i, *_ in index)
+        batch = pad(work.samples, index, skip, self._padded(longest - skip, skip))
         options = {"past_key_values": prefix.kv_cache, "use_cache": True} if prefix else {"use_cache": False}
         try:
             with self._failures(int(batch.lengths.max()), len(index)):
-                self._recorder.start(batch.lengths.to(self._model.device), prefix)
-                self._recorder.run(self._model, input_ids=batch.ids.to(self._model.device), **options)
+                self._recorder.start(self._sent(batch.lengths), prefix)
+                self._recorder.run(self._model, input_ids=self._sent(batch.ids), **options)
                 return _Launched(work, prefix, batch, self._recorder.take())
         except torch.OutOfMemoryError:
             pass

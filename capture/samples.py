@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ..data.rows import data_file, read_data, sample_rows
 from ..data.settings import CaptureSettings
 from ..data.templates import BUILT_IN_TEMPLATES, Prompt, Template, read_template
 from ..data.tokens import Encoded, Sample, Skipped, encode, mark
+from .ranks import Rank
 
 logger = logging.getLogger("headscore")
 
@@ -100,44 +101,90 @@ def _controls(
     return list(made.items())
 
 
+@dataclass(frozen=True)
+class Share:
+    """What a process has tokenised: its `own` shards by number, of `shards` in all.
+
+    others: prompts of other processes, as many as tell what becomes of special tokens in all of them.
+    """
+
+    own: dict[int, EncodedShard]
+    others: list[Encoded]
+    shards: int
+
+    @property
+    def encoded(self) -> list[Encoded]:
+        """All that is tokenised, by row."""
+        prompts = [*(prompt for shard in self.own.values() for prompt in shard.prompts), *self.others]
+        return sorted(prompts, key=lambda prompt: prompt.row)
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        """Rows of its shards that are left out."""
+        return [entry for shard in self.own.values() for entry in shard.skipped]
+
+
+def encode_share(prompts: Prompts, tokenizer: Any, settings: CaptureSettings, rank: Rank) -> Share:
+    """The tokens of every shard that is a process's own. Raises InputError as `encode_shards`."""
+    count = -(-len(prompts.drawn) // settings.shard_size)
+    own = {number: encode_shard(prompts, number, tokenizer, settings) for number in rank.share(count)}
+    _require_enough(prompts, [entry for shard in own.values() for entry in shard.skipped], settings)
+    others = [] if rank.world == 1 or prompts.chat else _telling(prompts, own, tokenizer, settings)
+    return Share(own, [entry for entry in _encoded(prompts, others, tokenizer, settings) if isinstance(entry, Encoded)], count)
+
+
+def _telling(
+    prompts: Prompts, own: Container[int], tokenizer: Any, settings: CaptureSettings
+) -> list[tuple[int, Prompt | Skipped]]:
+    """Of the rows of other processes the first, and those that may bring the special tokens that a tokenizer adds."""
+    spelt = tuple(token.casefold() for token in tokenizer.all_special_tokens)
+    drawn = [each for place, each in enumerate(prompts.drawn) if place // settings.shard_size not in own]
+    made = [(row, prompt) for row, prompt in drawn if isinstance(prompt, Prompt)]
+    return [*made[:1], *(each for each in made[1:] if each[1].text.lstrip().casefold().startswith(spelt))]
+
+
 def encode_shards(prompts: Prompts, tokenizer: Any, settings: CaptureSettings) -> list[EncodedShard]:
     """The tokens of every shard; `--shard-size` drawn rows make a shard, skipped ones included.
 
     Raises InputError when more rows are skipped than `--max-skipped` allows, or all are, where the tokenizer fails, and where a
     shard cannot hold what `--keep` names.
     """
-    size, drawn = settings.shard_size, prompts.drawn
-    shards = []
-    for start in range(0, len(drawn), size):
-        part, need_question = drawn[start : start + size], prompts.maker.has_question or settings.control is not None
-        made = [(row, prompt) for row, prompt in part if isinstance(prompt, Prompt)]
-        try:
-            outcomes = encode(
-                made,
-                tokenizer,
-                settings.max_length,
-                need_question,
-                add_special=prompts.chat is None,
-                keep_trailing=settings.trailing_special,
-            )
-        except InputError as error:
-            raise InputError(f"{prompts.path}: {error.message}") from error
-        encoded = [outcome for outcome in outcomes if isinstance(outcome, Encoded)]
-        skipped = [entry for entry in (*(prompt for _, prompt in part), *outcomes) if isinstance(entry, Skipped)]
-        rows = [prompt.row for prompt in encoded]
-        kept = of_rows(prompts.kept, rows)
-        require_small(kept, rows)
-        shards.append(EncodedShard(encoded, sorted(skipped, key=lambda entry: entry.row), kept))
-    _require_enough(prompts, [entry for shard in shards for entry in shard.skipped], settings)
-    return shards
+    return list(encode_share(prompts, tokenizer, settings, Rank()).own.values())
 
 
-def without_special_tokens(prompts: Prompts, shards: Sequence[EncodedShard], tokenizer: Any) -> Prompts:
-    """The same prompts with what their tokens do `without`, by the frames of all shards; it is logged, too.
+def encode_shard(prompts: Prompts, number: int, tokenizer: Any, settings: CaptureSettings) -> EncodedShard:
+    """The tokens of one shard. Raises InputError where the tokenizer fails, or it cannot hold what `--keep` names."""
+    part = prompts.drawn[number * settings.shard_size : (number + 1) * settings.shard_size]
+    outcomes = _encoded(prompts, part, tokenizer, settings)
+    encoded = [outcome for outcome in outcomes if isinstance(outcome, Encoded)]
+    skipped = [entry for entry in (*(prompt for _, prompt in part), *outcomes) if isinstance(entry, Skipped)]
+    rows = [prompt.row for prompt in encoded]
+    kept = of_rows(prompts.kept, rows)
+    require_small(kept, rows)
+    return EncodedShard(encoded, sorted(skipped, key=lambda entry: entry.row), kept)
+
+
+def _encoded(
+    prompts: Prompts, part: Sequence[tuple[int, Prompt | Skipped]], tokenizer: Any, settings: CaptureSettings
+) -> list[Encoded | Skipped]:
+    try:
+        return encode(
+            [(row, prompt) for row, prompt in part if isinstance(prompt, Prompt)],
+            tokenizer,
+            settings.max_length,
+            prompts.maker.has_question or settings.control is not None,
+            add_special=prompts.chat is None,
+            keep_trailing=settings.trailing_special,
+        )
+    except InputError as error:
+        raise InputError(f"{prompts.path}: {error.message}") from error
+
+
+def without_special_tokens(prompts: Prompts, encoded: Sequence[Encoded], tokenizer: Any) -> Prompts:
+    """The same prompts with what their tokens do `without`, by the frames of those that are encoded; it is logged, too.
 
     Warns of texts that say their BOS twice, as nothing that a text says is left out.
     """
-    encoded = [prompt for shard in shards for prompt in shard.prompts]
     left_out = [prompt.frame.left_out for prompt in encoded if prompt.frame.left_out]
     not_repeated = [prompt.frame.not_repeated for prompt in encoded if prompt.frame.not_repeated]
     without = {"left_out": _texts(left_out, tokenizer), "not_repeated": _texts(not_repeated, tokenizer)}
@@ -181,17 +228,23 @@ class Marker:
         return ShardSamples(samples, sorted((*shard.skipped, *skipped), key=lambda entry: entry.row))
 
 
-def first_samples(prompts: Prompts, shards: Sequence[EncodedShard], marker: Marker, settings: CaptureSettings) -> list[Sample]:
+def first_samples(
+    prompts: Prompts, shards: Iterable[EncodedShard], known: Sequence[Skipped], marker: Marker, settings: CaptureSettings
+) -> list[Sample]:
     """The samples of the first shard that has any, in order; at least one.
 
     They are marked, so that spans that are never found are told before the model is loaded.
 
+    Args:
+        shards: all of them; what follows the first with samples is not asked for.
+        known: rows of the process's own shards that are left out.
+
     Raises InputError as `encode_shards`.
     """
-    skipped = [entry for shard in shards for entry in shard.skipped]
+    skipped = list(known)
     for shard in shards:
         marked = marker(shard)
-        skipped += [entry for entry in marked.skipped if entry not in shard.skipped]
+        skipped += [entry for entry in marked.skipped if entry not in skipped]
         _require_enough(prompts, skipped, settings)  # raises at the latest where there is no sample in any shard
         if marked.samples:
             break

@@ -21,8 +21,10 @@ from .attention import CannotRecordError, UnsupportedModelError
 from .check_prompts import CheckPrompts, check_prompts
 from .check_result import SelfCheck, common
 from .comparison import Comparison, checked_dtype, tolerance
+from .device import profile_of
 from .lengths import ALL_APART, LengthRules, length_rules
 from .models import first_not_finite, path_in_whole
+from .out_of_memory import has_stopped_device
 from .prefixes import Group
 from .projections import projection_paths
 from .recorded import Recorded, wider_dtype
@@ -54,9 +56,10 @@ def checked_recorder(
     serves, RefusedModelError for one that nothing could serve, and else as `self_check`.
     """
     rules = length_rules(model.config)
+    compiled = sum(len(sample.ids) for sample in samples) >= profile_of(model.device).compile_from
     failures: list[CannotRecordError | InputError] = []
     for eager in (False, True):
-        recorder = Recorder(settings.queries == "all_tokens", eager=eager)
+        recorder = Recorder(settings.queries == "all_tokens", eager=eager, compiled=compiled)
         try:
             check = self_check(model, recorder, samples, dtype, settings, rules)
         except RefusedModelError:
@@ -71,7 +74,7 @@ def checked_recorder(
         return recorder, check
     for eager, failure in zip((False, True), failures, strict=True):
         if isinstance(failure, MixedLengthsError):
-            recorder = Recorder(settings.queries == "all_tokens", eager=eager)
+            recorder = Recorder(settings.queries == "all_tokens", eager=eager, compiled=compiled)
             check = self_check(model, recorder, samples, dtype, settings, dataclasses.replace(ALL_APART, limits=rules.limits))
             _warn(failure, "prompts of different lengths are run apart, and each whole, which is slower")
             return recorder, check
@@ -205,10 +208,11 @@ def _check_whole(
     """Hold each prompt, run alone and beside the other of its pair, against what is expected of it."""
     for prompt in prompts.prompts:
         compare(prompt, _record(model, recorder, [prompt])[0], prompts.expected(prompt))
+    longest = max(len(prompt.ids) for prompt in prompts.prompts)
     for pair in prompts.pairs:
         groups = _by_way(pair, rules)
         try:
-            for prompt, recorded in zip(pair, _record(model, recorder, pair, groups), strict=True):
+            for prompt, recorded in zip(pair, _record(model, recorder, pair, groups, rules, longest), strict=True):
                 compare(prompt, recorded, prompts.expected(prompt))
         except CannotRecordError as error:
             raise (MixedLengthsError(error.message) if len(groups) < len(pair) else error) from error
@@ -229,6 +233,8 @@ def _can_share(
         except NoMemoryError:
             raise
         except (RunError, InputError) as error:  # whatever comes of a model that cannot
+            if has_stopped_device(error):
+                raise
             reason = one_line(error.__cause__ or error)[:200]
             logger.warning("what prompts share is run again for each of them, as %s cannot go on from it: %s", kind, reason)
             return False
@@ -243,16 +249,25 @@ def _by_way(samples: Sequence[Tokens], rules: LengthRules) -> list[Group]:
 
 
 def _record(
-    model: PreTrainedModel, recorder: Recorder, samples: Sequence[Tokens], groups: Sequence[Group] | None = None
+    model: PreTrainedModel,
+    recorder: Recorder,
+    samples: Sequence[Tokens],
+    groups: Sequence[Group] | None = None,
+    rules: LengthRules = ALL_APART,
+    longest: int = 0,
 ) -> list[tuple[Recorded, int]]:
-    """For each sample what was recorded of its batch, and its position in it; by default all of them make one batch."""
+    """For each sample what was recorded of its batch, and its position in it; by default all of them make one batch.
+
+    rules, longest: as of a `Runner`.
+    """
     tokens = max(len(sample.ids) for sample in samples)
-    padded = len(samples) * tokens
-    runner = Runner(model, recorder, padded, overhead=padded)  # at that price of another batch there is only one
+    padded = len(samples) * max(tokens, longest)
+    # At that price of another batch there is only one.
+    runner = Runner(model, recorder, padded, overhead=padded, rules=rules, longest=longest)
     found: dict[int, tuple[Recorded, int]] = {}
     try:
         with torch.inference_mode(), recorder.listening(model):
-            work = Work(0, samples, groups or [Group(0, [[i] for i in range(len(samples))])])
+            work = Work(samples, groups or [Group(0, [[i] for i in range(len(samples))])])
             for _, batch, recorded in runner.run([work]):
                 found |= {i: (recorded, position) for position, same in enumerate(batch.index) for i in same}
     except ModelError as error:

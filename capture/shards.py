@@ -5,6 +5,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +19,7 @@ from ..data.settings import CaptureSettings
 from ..data.shard import Array, write_shard
 from ..data.tokens import Skipped
 from .check_result import SelfCheck
+from .device import profile_of
 from .interrupts import Interrupts
 from .prefixes import prompt_groups
 from .recorder import Recorder
@@ -47,48 +49,61 @@ def capture_shards(
 
     check: what the self-check found, which says what may share a pass, and whether prompts that begin alike have their prefix
     run once.
-    One is written while the next is computed, so that the arrays of three at most, and the file of one, are in memory. Raises
+    Those that are computed together (see `DeviceProfile`) are written while the next are, so that the arrays of three times as
+    many at most, and the file of one, are in memory. Raises
     RunError where the disk refuses, the model fails, or a sample gives values that are not finite (with `--on-nan skip`: where
     that makes too many), and KeyboardInterrupt after a Ctrl-C; whole shards stay in any case.
     """
-    runner = Runner(model, recorder, settings.batch_tokens or 1, settings.batch_size)
+    runner = Runner(model, recorder, settings.batch_tokens or 1, settings.batch_size, rules=check.rules, longest=check.longest)
+    profile = profile_of(model.device)
+    parts = list(_run_together(shards, profile.together))
     prompts = [prompt for shard in shards.values() for prompt in shard.prompts]
     longest = max(prompts, key=lambda prompt: len(prompt.ids), default=None)
     dtype, seed = cache.metadata["settings"]["dtype"], settings.seed
     spot_checks = SpotChecks(model, recorder, check, dtype, seed, prompts)
     done, made, stopped = 0, 0, False
-    unfinished: dict[int, UnfinishedShard] = {}
-    writing: Future[None] | None = None
+    unfinished: dict[int, tuple[Work, UnfinishedShard]] = {}
+    writing: deque[Future[None]] = deque()
+
+    def prepared(numbers: Sequence[int]) -> tuple[list[Prepared], Work]:
+        of = [_prepared(cache, shards, marker, number) for number in numbers]
+        samples = [sample for part in of for sample in part.marked.samples]
+        ids = [sample.ids for sample in samples]
+        return of, Work(samples, prompt_groups(ids, check.shared_prefixes, profile.batch_overhead, check.rules))
 
     def work() -> Iterator[Work]:
         nonlocal done, stopped
-        for number, marked, stored in _one_ahead(preparer, lambda number: _prepared(cache, shards, marker, number), shards):
+        for shards_of, together in _one_ahead(preparer, prepared, parts):
             stopped = interrupts.asked_to_stop
             if stopped:
                 return
-            left_out = [entry for entry in marked.skipped if entry not in shards[number].skipped]
-            if stored is None:
-                limit.add(left_out)
-                unfinished[number] = UnfinishedShard(marked, cache.metadata, settings.on_nan)
-                done += len(left_out)
-                ids = [sample.ids for sample in marked.samples]
-                yield Work(number, marked.samples, prompt_groups(ids, check.shared_prefixes, check.rules))
-                if not marked.samples:
-                    write(number)
-            else:  # not reported, as it would make the samples/s look higher
-                limit.add([*left_out, *_faulty_before(marked, stored, settings.on_nan, cache, number)])
-                done += len(shards[number].prompts)
+            first = 0
+            for part in shards_of:
+                number, marked = part.number, part.marked
+                left_out = [entry for entry in marked.skipped if entry not in shards[number].skipped]
+                if part.stored is None:
+                    limit.add(left_out)
+                    unfinished[number] = together, UnfinishedShard(marked, cache.metadata, settings.on_nan, first)
+                    first += len(marked.samples)
+                    done += len(left_out)
+                    if not marked.samples:
+                        write(number)
+                else:  # not reported, as it would make the samples/s look higher
+                    limit.add([*left_out, *_faulty_before(marked, part.stored, settings.on_nan, cache, number)])
+                    done += len(shards[number].prompts)
+            yield together
 
     def write(number: int) -> None:
-        nonlocal made, writing
-        shard = unfinished.pop(number)
+        nonlocal made
+        _, shard = unfinished.pop(number)
         limit.add(list(shard.faulty.values()))
         own: dict[str, Any] = {"spot_checks": shard.spot_checked(number, spot_checks) if settings.spot_checks else []}
         arrays = shard.arrays()
         if kept := shards[number].kept:
             own["kept"] = as_stored(of_rows(kept, arrays["samples/row"].tolist()))
-        _finish(writing)
-        writing = writer.submit(_write, cache, number, arrays, shard.skipped(), own)
+        while writing and (len(writing) >= max(map(len, parts)) or writing[0].done()):
+            _finish(writing.popleft())
+        writing.append(writer.submit(_write, cache, number, arrays, shard.skipped(), own))
         made += 1
 
     threads = contextlib.ExitStack()
@@ -96,19 +111,44 @@ def capture_shards(
         preparer, writer = (threads.enter_context(ThreadPoolExecutor(1)) for _ in range(2))
         if not settings.batch_tokens and longest:
             runner.fit(longest)
-        for number, batch, recorded in runner.run(work()):
-            done += unfinished[number].add(batch, recorded)
+        for of, batch, recorded in runner.run(work()):
+            of_this = {number: shard for number, (together, shard) in unfinished.items() if together is of}
+            done += sum(shard.add(batch, recorded) for shard in of_this.values())
             if progress:
                 progress(done, len(prompts))
             interrupts.tell()
-            if unfinished[number].complete:
-                write(number)
-        _finish(writing)
+            for number, shard in of_this.items():
+                if shard.complete:
+                    write(number)
+        while writing:
+            _finish(writing.popleft())
         if stopped:
             raise KeyboardInterrupt
         if progress:
             progress(done, len(prompts))
     return made
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A shard that is to be made, or what a whole one that is `stored` leaves out; its samples are not needed then."""
+
+    number: int
+    marked: ShardSamples
+    stored: list[Skipped] | None
+
+
+def _run_together(shards: Mapping[int, EncodedShard], tokens: int) -> Iterator[list[int]]:
+    """The numbers of the shards that are run together: one after the other until they have so many tokens."""
+    numbers, so_far = list[int](), 0
+    for number, shard in shards.items():
+        numbers.append(number)
+        so_far += sum(len(prompt.ids) for prompt in shard.prompts)
+        if so_far >= tokens:
+            yield numbers
+            numbers, so_far = [], 0
+    if numbers:
+        yield numbers
 
 
 Item = TypeVar("Item")
@@ -126,17 +166,14 @@ def _one_ahead(thread: ThreadPoolExecutor, make: Callable[[Item], Result], items
         yield coming.popleft().result()
 
 
-def _prepared(
-    cache: Cache, shards: Mapping[int, EncodedShard], marker: Marker, number: int
-) -> tuple[int, ShardSamples, list[Skipped] | None]:
-    """A shard's samples, and what it left out where it is there whole; its samples are not needed then."""
+def _prepared(cache: Cache, shards: Mapping[int, EncodedShard], marker: Marker, number: int) -> Prepared:
     shard, stored = shards[number], cache.skipped_in_whole(number)
     if stored is None:
-        return number, marker(shard), None
+        return Prepared(number, marker(shard), None)
     left_out = [Skipped(entry["row"], entry["reason"]) for entry in stored]
     known = {entry.row for entry in shard.skipped}
     marked = marker(shard).skipped if any(entry.row not in known for entry in left_out) else shard.skipped
-    return number, ShardSamples([], marked), left_out
+    return Prepared(number, ShardSamples([], marked), left_out)
 
 
 def _faulty_before(shard: ShardSamples, stored: Sequence[Skipped], on_nan: str, cache: Cache, number: int) -> list[Skipped]:
@@ -159,9 +196,8 @@ def _write(cache: Cache, number: int, arrays: Mapping[str, Array], skipped: Sequ
     write_shard(shard_path(cache.path, number), number, arrays, {**cache.metadata, **own}, entries)
 
 
-def _finish(writing: "Future[None] | None") -> None:
+def _finish(writing: "Future[None]") -> None:
     try:
-        if writing:
-            writing.result()
+        writing.result()
     except RunError as error:
         raise RunError(f"{error.message}; whole shards are kept: make room, then run the same command again") from error

@@ -2,9 +2,11 @@
 
 import logging
 import shutil
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..data.cache import shard_files
 from ..data.errors import InputError
@@ -12,6 +14,7 @@ from ..data.kept_columns import stored_bytes
 from ..data.layout import too_large
 from ..data.settings import CaptureSettings
 from ..data.shard import shard_bytes
+from .memory import free_bytes
 from .samples import EncodedShard
 
 logger = logging.getLogger("headscore")
@@ -20,15 +23,21 @@ METADATA_BYTES = 1 << 16  # more than a shard's attributes and HDF5's own struct
 
 
 def require_space(
-    out: Path, shards: Mapping[int, EncodedShard], kept: Collection[int], settings: CaptureSettings, config: Any
+    out: Path,
+    shards: Mapping[int, EncodedShard],
+    kept: Collection[int],
+    settings: CaptureSettings,
+    config: Any,
+    together: int = 0,
 ) -> None:
     """Log the size of the shards that are to be made and the free space.
 
-    Raises InputError where that is too little, or a shard would have more tokens than the format allows.
+    Raises InputError where that is too little, memory does not hold the shards in hand, or one would have more tokens than the
+    format allows.
 
     shards: this process's, by number. kept: numbers of those that stay; others that are there are replaced and their space
     counts as free. config: the model's configuration; where it does not tell the number of layers and heads, that is said and
-    the space is not checked.
+    the space is not checked. together: tokens of the shards that are run together.
     """
     text = config.get_text_config()
     try:
@@ -43,14 +52,29 @@ def require_space(
         logger.info("%s: %d shards to make, %s free; %s", out, len(missing), human_size(free), unknown)
         return
     lengths = [[len(prompt.ids) for prompt in shard.prompts] for shard in missing]
-    needed = sum(shard_bytes(settings.queries, len(each), sum(each), layers, heads) + METADATA_BYTES for each in lengths)
-    needed += sum(stored_bytes(shard.kept) for shard in missing)
+    sizes = [shard_bytes(settings.queries, len(each), sum(each), layers, heads) + METADATA_BYTES for each in lengths]
+    _require_memory(sizes, sum(map(sum, lengths)), together, max(map(len, lengths), default=1))
+    needed = sum(sizes) + sum(stored_bytes(shard.kept) for shard in missing)
     logger.info("%s: about %s in %d shards to make, %s free", out, human_size(needed), len(missing), human_size(free))
     replaced = sum(path.stat().st_size for path in shard_files(out) if int(path.stem) not in kept)
     if needed > free + replaced:
         raise InputError(
             f"--out {out}: about {human_size(needed)} are needed for {len(missing)} shards and {human_size(free)} are free; "
             "make room, give another --out, or fewer --max-samples"
+        )
+
+
+def _require_memory(sizes: Sequence[int], tokens: int, together: int, rows: int) -> None:
+    """Raises InputError where memory does not hold shards of such sizes: those in hand three times, and a file."""
+    largest = max(sizes, default=0)
+    in_hand = max(largest, sum(sizes) * min(together, tokens) // max(1, tokens))
+    needed, free = 3 * in_hand + largest, free_bytes(torch.device("cpu"))
+    logger.info("about %s of main memory for the shards in hand, %s free", human_size(needed), human_size(free))
+    if needed > free:
+        advice = f"give --shard-size {max(1, rows * free // (2 * needed))}, or " if rows > 1 else ""
+        raise InputError(
+            f"--shard-size: the shards in hand need about {human_size(needed)} of main memory, and {human_size(free)} are free "
+            f"for this process; {advice}a smaller --max-length"
         )
 
 

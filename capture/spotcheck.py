@@ -147,7 +147,7 @@ class SpotChecks:
         recorder = self._recorder
         recorder.exact = None if recorder.eager else {}
         try:
-            work = Work(0, [sample], [Group(0, [[0]])])
+            work = Work([sample], [Group(0, [[0]])])
             recorded = next(Runner(self._model, recorder, len(sample.ids)).run([work]))[2]
         except CannotRecordError:
             return False

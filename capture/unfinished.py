@@ -19,9 +19,13 @@ logger = logging.getLogger("headscore")
 
 
 class UnfinishedShard:
-    """A shard that is filled batch by batch; `faulty` are the samples left out as their values are not finite."""
+    """A shard that is filled batch by batch; `faulty` are the samples left out as their values are not finite.
 
-    def __init__(self, shard: ShardSamples, metadata: Metadata, on_nan: str):
+    first: the number of its first sample in the work that it is run with.
+    """
+
+    def __init__(self, shard: ShardSamples, metadata: Metadata, on_nan: str, first: int = 0):
+        self._first = first
         self._samples, self._skipped, self._on_nan = shard.samples, shard.skipped, on_nan
         self._dtype = metadata["settings"]["dtype"]
         self._arrays = _empty_arrays(shard.samples, metadata)
@@ -35,9 +39,15 @@ class UnfinishedShard:
         return self._left == 0
 
     def add(self, batch: Batch, recorded: Recorded) -> int:
-        """Take what was recorded of a batch; how many samples are done with that. RunError where a fault stops the run."""
+        """Take what was recorded of a batch, as far as it is of this shard; how many of its samples are done with that.
+
+        Raises RunError where a fault stops the run.
+        """
         before, alone = self._left, len(batch.index) == 1
-        for position, same in enumerate(batch.index):
+        for position, numbers in enumerate(batch.index):
+            same = [number - self._first for number in numbers if 0 <= number - self._first < len(self._samples)]
+            if not same:
+                continue
             if recorded.finite[position]:
                 for number in same:
                     self._put(number, recorded, position)

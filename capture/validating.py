@@ -15,6 +15,7 @@ from ..data.templates import BUILT_IN_TEMPLATES, Template
 from . import models
 from .ablation import AttentionLayer, layers_heard
 from .chat import CHAT_TEMPLATE, in_chat
+from .device import computing_on
 from .outcomes import Evaluator
 from .questions import Question, questions_of
 from .ranks import this_rank
@@ -93,12 +94,14 @@ def opened_for(record: Mapping[str, Any], options: ValidateSettings) -> Opened:
     questions = questions_of(shard.prompts, answers, tokenizer, add_special=not settings.chat)
 
     quantised = bool(getattr(config, "quantization_config", None) or source.arguments.get("quantization_config"))
-    model = models.load_model(source, dtype, device, settings.device_map, quantised=quantised, with_head=True)
+    with computing_on(device):
+        model = models.load_model(source, dtype, device, settings.device_map, quantised=quantised, with_head=True)
     models.require_same_vocabulary(source, model, max(int(ids.max()) for question in questions for ids in question.sequences))
     decoder = models.decoder_of(model)
     fingerprint = models.model_fingerprint(decoder, source.adapter.sha256 if source.adapter else "")
     other_model = _is_other_model(record, fingerprint, source.name, dtype, options)
-    recorder, check = checked_recorder(decoder, shard.prompts, dtype, settings)
+    with computing_on(device):
+        recorder, check = checked_recorder(decoder, shard.prompts, dtype, settings)
     check.log()
     layers = layers_heard(recorder)
     evaluator = Evaluator(

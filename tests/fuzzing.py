@@ -295,7 +295,7 @@ def tokenizer_cases(folder: Path) -> tuple[Callable[[random.Random], Path], Read
         tokenizer_fingerprint(tokenizer)
         shards = encode_shards(prompts, tokenizer, settings)
         marker = Marker(tokenizer, prompts.maker.span_names)
-        first = first_samples(prompts, shards, marker, settings)
+        first = first_samples(prompts, shards, [entry for shard in shards for entry in shard.skipped], marker, settings)
         shown = _example(first[0], prompts.maker.span_names, tokenizer), _examples(first, tokenizer)
         return repr([(sample.ids.tolist(), sample.span.tolist()) for sample in first]) + repr(shown)
 

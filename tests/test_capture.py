@@ -17,8 +17,10 @@ from parity import assert_parity
 from transformers import LlamaConfig
 
 import headscore
-from headscore.capture import attention, device, pipeline, prefixes, recorder, reductions, shards
+from headscore.capture import attention, device, pipeline, prefixes, recorder, reductions, shards, space
 from headscore.capture.batches import batch_counts, longest_first
+from headscore.capture.lengths import LengthRules
+from headscore.capture.runner import Runner
 from headscore.capture.samples import EncodedShard
 from headscore.capture.space import require_space
 from headscore.data.cache import open_cache
@@ -405,3 +407,42 @@ def test_a_configuration_that_tells_no_number_of_heads_leaves_the_space_unchecke
     with caplog.at_level(logging.INFO, "headscore"):
         require_space(tmp_path, {0: EncodedShard([], [])}, set(), CaptureSettings(model="m"), config)
     assert "1 shards to make" in caplog.text and "does not tell their size" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mistral_window"])
+def test_shards_that_fill_batches_together_and_padding_change_nothing(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: batches cross shards, are padded to multiples of 8 and launched ahead, and a NaN stays in its shard."""
+    folder = tiny.save(tiny.build(tiny.CONFIGS[name]()), tmp_path / "m")
+    options = {"max_samples": 24, "shard_size": 5, "queries": "all_tokens", "model": str(folder)}
+    headscore.capture(tmp_path / "one", **options)
+    as_gpu = replace(device.PROFILES["cpu"], ahead=1, pad_to=8, together=1000, enough_tokens=1500)
+    monkeypatch.setitem(device.PROFILES, "cpu", as_gpu)
+    widths: set[int] = set()
+    real = recorder.Recorder.run
+    spy = lambda self, model, **inputs: (widths.add(inputs["input_ids"].shape[1] % 8), real(self, model, **inputs))[1]  # noqa: E731
+    monkeypatch.setattr(shards.Recorder, "run", spy)
+    headscore.capture(tmp_path / "c", share_prefixes=False, **options)
+    assert 0 in widths
+    assert_same(arrays_of(tmp_path / "one"), arrays_of(tmp_path / "c"), exactly=False)
+    headscore.capture(tmp_path / "shared", **options)
+    assert_same(arrays_of(tmp_path / "one"), arrays_of(tmp_path / "shared"), exactly=False)
+
+
+def test_no_batch_is_padded_to_where_the_model_computes_in_another_way() -> None:
+    rules = LengthRules(switches=(20,), alone_beyond=30)
+    runner = Runner(tiny.build(tiny.CONFIGS["llama"]()), recorder.Recorder(False), 100, rules=rules, longest=29)
+    runner._profile = replace(runner._profile, pad_to=8)
+    assert [runner._padded(tokens, 0) for tokens in (1, 8, 15, 18, 21, 28, 29, 31)] == [8, 8, 16, 18, 24, 29, 29, 31]
+    assert runner._padded(1, 8) == 8 and runner._padded(9, 8) == 9, "with the prefix before it"
+
+
+def test_shards_that_memory_does_not_hold_are_refused_before_the_model_is_loaded(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(space, "free_bytes", lambda device: 200_000)
+    monkeypatch.setattr(pipeline.models, "load_model", lambda *_, **__: pytest.fail("was loaded"))
+    with pytest.raises(InputError, match=r"shard_size: the shards in hand need about .* of main memory.*give shard_size=\d+"):
+        headscore.capture(tmp_path / "c", model=str(llama), max_samples=24)
+    assert not (tmp_path / "c").exists()

@@ -23,9 +23,17 @@ prompts_under_templates = st.lists(
 ).map(lambda pairs: [np.array(template + rest, np.int32) for template, rest in pairs])
 
 
-@given(prompts_under_templates)
-def test_groups_share_their_prefix_and_hold_every_prompt_once(prompts: list[np.ndarray]) -> None:
-    groups = prompt_groups(prompts, share=True)
+overheads = st.sampled_from([0, 5, 60])
+
+
+def saved(prefix: int, prompts: int, overhead: int) -> float:
+    """The tokens that a group saves by what it costs: its prefix once, two passes, and a share of the prefix per prompt."""
+    return prefix * prompts * (1 - prefixes.PREFIX_COST) - prefix - 2 * overhead
+
+
+@given(prompts_under_templates, overheads)
+def test_groups_share_their_prefix_and_hold_every_prompt_once(prompts: list[np.ndarray], overhead: int) -> None:
+    groups = prompt_groups(prompts, True, overhead)
     assert sorted(i for group in groups for same in group.members for i in same) == list(range(len(prompts)))
     for group in groups:
         assert group.prefix == 0 or group.prefix >= prefixes.LEAST_PREFIX
@@ -40,25 +48,41 @@ def test_groups_share_their_prefix_and_hold_every_prompt_once(prompts: list[np.n
     assert sum(group.prefix == 0 for group in groups) <= 1
 
 
-@given(prompts_under_templates)
-def test_no_single_prefix_saves_more_than_the_groups(prompts: list[np.ndarray]) -> None:
-    saved = sum(group.prefix * (len(group.members) - 1) for group in prompt_groups(prompts, share=True))
+@given(prompts_under_templates, overheads)
+def test_no_prefixes_of_one_length_save_more_than_the_groups(prompts: list[np.ndarray], overhead: int) -> None:
+    of_groups = [saved(g.prefix, len(g.members), overhead) for g in prompt_groups(prompts, True, overhead) if g.prefix]
+    assert sum(of_groups) >= 0
     different = {prompt.tobytes(): prompt.tolist() for prompt in prompts}.values()
     for tokens in range(prefixes.LEAST_PREFIX, 43):
         longer = [tuple(prompt[:tokens]) for prompt in different if len(prompt) > tokens]
-        assert saved >= sum(tokens * (longer.count(start) - 1) for start in set(longer)), tokens
+        others = (saved(tokens, longer.count(start), overhead) for start in set(longer))
+        assert sum(of_groups) >= sum(amount for amount in others if amount > 0) - 1e-9, tokens
+
+
+def test_few_prompts_of_a_rare_template_stay_with_those_that_they_share_less_with() -> None:
+    common = [np.array([1] * 20 + [2] * 40 + [i, j], np.int32) for i in range(6) for j in range(6)]
+    rare = [np.array([1] * 20 + [3] * 9 + [i], np.int32) for i in range(2)]
+    many = [np.array([1] * 20 + [4 + i], np.int32) for i in range(20)]
+    groups = prompt_groups([*common, *rare, *many], True, 60)
+    assert [(group.prefix, len(group.members)) for group in groups] == [(60, 36), (20, 22)]
+
+
+def test_what_does_not_pay_for_a_pass_of_its_own_is_run_whole() -> None:
+    prompts = [np.array([1] * 30 + [i], np.int32) for i in range(5)]
+    assert [group.prefix for group in prompt_groups(prompts, True, 0)] == [30]
+    assert [group.prefix for group in prompt_groups(prompts, True, 60)] == [0]
 
 
 @given(prompts_under_templates)
 def test_without_sharing_there_is_one_group(prompts: list[np.ndarray]) -> None:
-    groups = prompt_groups(prompts, share=False)
+    groups = prompt_groups(prompts, False, 0)
     assert [group.prefix for group in groups] == [0] * bool(prompts)
 
 
 def test_prompts_of_two_templates_are_grouped_by_them() -> None:
     one, other = [5] * 20, [5] * 9 + [6] * 30
     prompts = [np.array([*template, *end], np.int32) for end in ([1], [2], [3, 4]) for template in (one, other)]
-    groups = prompt_groups([*prompts, np.array([9], np.int32)], share=True)
+    groups = prompt_groups([*prompts, np.array([9], np.int32)], True, 0)
     assert [(group.prefix, group.members) for group in groups] == [(39, [[1], [3], [5]]), (20, [[0], [2], [4]]), (0, [[6]])]
 
 

@@ -1,5 +1,6 @@
 """Several processes make one cache without talking to each other, and shards from several places become one cache."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,15 +10,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from test_capture import arrays_of, assert_same
 from test_resume import OPTIONS, again, files_of
 
 import headscore
+from headscore.capture.memory import free_bytes
 from headscore.capture.models import resolve_device
 from headscore.capture.ranks import Rank, this_rank
+from headscore.capture.samples import encode_share, read_prompts, without_special_tokens
 from headscore.data.cache import open_cache, shard_path
 from headscore.data.errors import InputError
+from headscore.data.settings import CaptureSettings
 
 COMMAND = ["--max-samples", "24", "--shard-size", "3", "--queries", "all_tokens", "--seed", "7"]
 SHARDS = 8
@@ -68,6 +73,41 @@ def test_the_rank_is_read_from_what_launchers_set(variables: dict[str, str], ran
 def test_what_is_no_rank_is_refused(index: str, world: str) -> None:
     with pytest.raises(InputError, match=r"environment variable (RANK|WORLD_SIZE)=.*: expected a number from"):
         this_rank({"RANK": index, "WORLD_SIZE": world})
+
+
+def test_processes_beside_each_other_share_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda gpu: (6000, 10_000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda gpu: 50)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda gpu: 20)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    found = []
+    for beside in (1, 2, 3, 4):
+        as_rank(monkeypatch, 0, 4)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(beside))
+        found.append(free_bytes(torch.device("cuda", 0)))
+    assert found == [6030, 6030, 3030, 3030], "what a process holds itself stays its own"
+
+
+def test_a_process_tokenises_its_own_rows_and_knows_of_the_special_tokens_of_all(tmp_path: Path) -> None:
+    """A row of another process that brings its BOS counts in the metadata, which all processes agree in."""
+    texts = [f"Row {i}" for i in range(40)]
+    texts[7] = "<s>Row 7"
+    (tmp_path / "d.jsonl").write_text(
+        "\n".join(json.dumps({"text": text, "spans": [{"name": "question", "start": 0, "end": 3}]}) for text in texts)
+    )
+    settings = CaptureSettings(model="m", data=str(tmp_path / "d.jsonl"), shard_size=5)
+    prompts = read_prompts(settings)
+    alone = encode_share(prompts, tiny.tokenizer(), settings, Rank())
+    wanted = without_special_tokens(prompts, alone.encoded, tiny.tokenizer()).without
+    assert wanted == {"left_out": [], "not_repeated": ["<s>"]}
+    for index in range(4):
+        share = encode_share(prompts, tiny.tokenizer(), settings, Rank(index, 4))
+        assert list(share.own) == [index, index + 4] and share.shards == 8
+        for number, shard in share.own.items():
+            for one, other in zip(shard.prompts, alone.own[number].prompts, strict=True):
+                assert one.row == other.row and one.ids.tolist() == other.ids.tolist()
+        assert len(share.encoded) <= 10 + 2, "of the others the first, and the one that may tell more"
+        assert without_special_tokens(prompts, share.encoded, tiny.tokenizer()).without == wanted
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])

@@ -145,3 +145,37 @@ def test_half_precision_input_is_reduced_in_float32() -> None:
     assert rows.dtype == torch.float32
     torch.testing.assert_close(rows, naive_patterns(query, key, reductions.Softmax(0.25))[:, :, -1].float(), atol=1e-6, rtol=0)
     assert reductions.output_norms(query).dtype == torch.float32
+
+
+def test_blocks_without_memory_of_their_own_or_compiled_are_the_same(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    query, key, value = torch.randn(2, 4, 9, 8), torch.randn(2, 2, 12, 8), torch.randn(2, 2, 12, 5)
+    given = query, key, value, torch.tensor([9, 4]), reductions.Softmax(0.7, None, 2.0, torch.randn(1, 4, 1, 1))
+    expected = reductions.all_token_patterns(*given)
+    real, seen = reductions._block, []
+    monkeypatch.setattr(reductions, "_faults", [])
+    monkeypatch.setattr(reductions, "_compile", lambda: lambda *inputs: (seen.append(1), real(*inputs[:-1], None))[1])
+    for one, other in zip(expected, reductions.all_token_patterns(*given, compiled=True), strict=True):
+        torch.testing.assert_close(one, other)
+    assert seen, "as torch would compile it, with temporaries of its own"
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(reductions, "_compile", lambda: fails)
+    for _ in range(2):
+        assert all(map(torch.equal, expected, reductions.all_token_patterns(*given, compiled=True)))
+    assert caplog.text.count("goes on without torch.compile, which fails: no compiler") == 1
+
+
+def test_a_block_can_be_traced_in_one_piece() -> None:
+    """What torch.compile needs; with its compiler for GPUs it runs only there."""
+    traced = torch.compile(reductions._block, dynamic=True, fullgraph=True, backend="eager")
+    for tokens in (9, 7):
+        rows, key, value = torch.randn(2, 4, tokens, 8), torch.randn(4, 8, tokens + 3), torch.randn(4, tokens + 3, 5)
+        later = torch.arange(tokens) > torch.arange(tokens)[:, None]
+        given = rows, key, value, torch.ones(2, 1, tokens, dtype=torch.bool), later, None, None, None, None
+        for one, other in zip(reductions._block(*given), traced(*given), strict=True):
+            torch.testing.assert_close(one, other)

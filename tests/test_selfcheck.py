@@ -24,7 +24,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 import headscore
-from headscore.capture import attention, check_prompts, reference
+from headscore.capture import attention, check_prompts, recorder, reference
 from headscore.capture.check_prompts import prompt_pairs
 from headscore.capture.lengths import ALL_APART, LengthRules, length_rules
 from headscore.capture.model_state import ModelState, unchanged
@@ -337,7 +337,7 @@ def test_prompts_from_both_sides_of_every_limit_are_checked(
 def test_no_group_mixes_ways(prompts: list[tuple[int, int]], switches: set[int], alone: int | None, share: bool) -> None:
     rules = LengthRules(tuple(sorted(switches)), alone)
     ids = [np.full(length, kind, np.int32) for kind, length in prompts]
-    groups = prompt_groups(ids, share, rules)
+    groups = prompt_groups(ids, share, 0, rules)
     assert sorted(i for group in groups for same in group.members for i in same) == list(range(len(ids)))
     for group in groups:
         ways = {rules.way(len(ids[same[0]])) for same in group.members}
@@ -435,3 +435,28 @@ def test_weights_that_are_no_numbers_are_named(dtype: str, tmp_path: Path) -> No
         with pytest.raises(InputError, match=rf"llama: .*{said}") as raised:
             headscore.capture(tmp_path / "c", model=str(folder), max_samples=4, dtype=dtype, on_nan=on_nan)
         assert "layers.1.mlp.up_proj.weight" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        MemoryError("no memory for a buffer"),
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+    ],
+)
+def test_running_out_is_never_taken_for_a_model_that_cannot_share(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = recorder.Recorder.start
+
+    def start(self: recorder.Recorder, lengths: torch.Tensor, prefix: Any = None, *, will_be_prefix: bool = False) -> None:
+        if will_be_prefix:
+            raise error
+        real(self, lengths, prefix)
+
+    monkeypatch.setattr(recorder.Recorder, "start", start)
+    with pytest.raises((RunError, InputError), match=r"out of memory|illegal memory access"):
+        headscore.capture(tmp_path / "c", model=str(llama), max_samples=4)
+    assert "what prompts share is run again" not in caplog.text
