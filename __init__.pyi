@@ -12,13 +12,13 @@ import polars as pl
 
 from .capture.ablation import ablated as ablated
 from .capture.ablation import mean_outputs as mean_outputs
+from .data.cache.inspection import inspect as inspect
+from .data.cache.merging import merge as merge
 from .data.errors import DamagedShardError as DamagedShardError
 from .data.errors import HeadscoreError as HeadscoreError
 from .data.errors import InputError as InputError
 from .data.errors import RunError as RunError
 from .data.errors import UnreadableFileError as UnreadableFileError
-from .data.inspection import inspect as inspect
-from .data.merging import merge as merge
 from .exporting import head_masks as head_masks
 from .pipeline import validate as validate
 from .score.evidence.compare import Comparison as Comparison

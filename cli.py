@@ -11,12 +11,12 @@ import typer
 
 from .capture.ranks import this_rank
 from .data.errors import HeadscoreError, InputError, RunError, one_line, printable, typed_line
-from .data.evidence_settings import CompareSettings, ControlSettings, StabilitySettings, SweepSettings
-from .data.export_settings import ExportSettings, ImportSettings
-from .data.files import given_path
-from .data.foreign import is_panic
+from .data.files.foreign import is_panic
+from .data.files.whole_file import given_path
 from .data.limits import require_address_space
-from .data.settings import (
+from .data.options.evidence_settings import CompareSettings, ControlSettings, StabilitySettings, SweepSettings
+from .data.options.export_settings import ExportSettings, ImportSettings
+from .data.options.settings import (
     BootstrapSettings,
     CaptureSettings,
     RunSettings,
@@ -68,7 +68,7 @@ def main() -> None:
         if debug or error.name not in ("torch", "transformers"):
             raise
         _fail(f"this command needs {error.name}: pip install 'headscore[capture]'", 2)
-    except OSError as error:  # a full disk, a path that is too long: nothing is left half-written, see data/files.py
+    except OSError as error:  # a full disk, a path that is too long: nothing is left half-written, see data/files/whole_file.py
         if debug:
             raise
         _fail(one_line(error), 2 if error.errno == errno.ENAMETOOLONG else 1)
@@ -386,8 +386,8 @@ def inspect(
     debug: DEBUG = False,
 ) -> None:
     """Show what a cache holds: model, data, template, dims, samples, skipped rows, and an example with its spans."""
-    from .data.inspection import HOW_TO_COMPLETE, report
-    from .data.inspection import inspect as library_inspect
+    from .data.cache.inspection import HOW_TO_COMPLETE, report
+    from .data.cache.inspection import inspect as library_inspect
 
     facts = library_inspect(cache, verify=verify)
     print(json_text(facts, indent=2) if as_json else report(facts))
@@ -407,7 +407,7 @@ def merge(
     debug: DEBUG = False,
 ) -> None:
     """Merge the shards of one capture that were made in different places into one cache."""
-    from .data.merging import merge as library_merge
+    from .data.cache.merging import merge as library_merge
 
     library_merge(caches, out)
 

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from .data.errors import InputError
-from .data.export_settings import ChoiceSettings, ExportSettings
-from .data.files import given_path, write_bytes
+from .data.files.whole_file import given_path, write_bytes
+from .data.files.whole_folder import whole_folder
 from .data.head_parts import Groups
-from .data.signatures import library_call
-from .data.whole_folder import whole_folder
+from .data.options.export_settings import ChoiceSettings, ExportSettings
+from .data.options.signatures import library_call
 from .score.export.chosen import choose, chosen_heads
 from .score.export.formats import FORMATS
 from .score.export.written import PROVENANCE_FILE, Exported, json_bytes, require_writable, write_export

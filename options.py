@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperCommand
 
 from .data.errors import InputError
-from .data.settings import DEFAULT_WEIGHTS
+from .data.options.settings import DEFAULT_WEIGHTS
 from .data.voice import option_flag
 
 PROGRAM = "headscore"
@@ -102,7 +102,7 @@ def _config_callback(context: typer.Context, path: Path | None) -> Path | None:
     """Make the values of a YAML file the command's defaults, so that the command line wins over them."""
     if path is None or context.resilient_parsing:
         return path
-    from .data.configuration import read_configuration  # here, as YAML takes time to load
+    from .data.options.configuration import read_configuration  # here, as YAML takes time to load
 
     names = {
         flag.lstrip("-").replace("-", "_"): parameter.name

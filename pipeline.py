@@ -7,14 +7,14 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .data.cache import Cache, cache_folder, open_cache, require_known_spans
-from .data.configuration import CACHE_FOLDER
+from .data.cache.folder import Cache, cache_folder, open_cache, require_known_spans
 from .data.errors import InputError
-from .data.files import given_path
-from .data.journal import Journal
-from .data.places import written_options, written_place
-from .data.plain import require_own
-from .data.settings import (
+from .data.files.journal import Journal
+from .data.files.plain import require_own
+from .data.files.whole_file import given_path
+from .data.options.configuration import CACHE_FOLDER
+from .data.options.places import written_options, written_place
+from .data.options.settings import (
     BootstrapSettings,
     CaptureSettings,
     RunSettings,
@@ -23,7 +23,7 @@ from .data.settings import (
     WorkSettings,
     pick,
 )
-from .data.signatures import library_call
+from .data.options.signatures import library_call
 from .score.head_sets import counts_of, head_sets
 from .score.outputs import options_config, require_same_run, results_folder, write_results
 from .score.report.vega import missing_packages, require_packages

@@ -57,10 +57,10 @@ from headscore.capture.samples import EncodedShard, Marker, ShardSamples, SkipLi
 from headscore.capture.selfcheck import checked_recorder
 from headscore.capture.shards import capture_shards
 from headscore.capture.sources import resolve
-from headscore.data.cache import Cache, write_metadata
-from headscore.data.metadata import Metadata
-from headscore.data.settings import CaptureSettings
-from headscore.data.tokens import Sample
+from headscore.data.cache.folder import Cache, write_metadata
+from headscore.data.cache.metadata import Metadata
+from headscore.data.options.settings import CaptureSettings
+from headscore.data.prompts.tokens import Sample
 
 OURS = {"ours": "last_token", "shared": "last_token", "ours_all": "all_tokens", "shared_all": "all_tokens"}  # --queries
 OURS["unchecked"] = "last_token"

@@ -38,8 +38,8 @@ import numpy as np
 import polars as pl
 from shapes import PRESETS
 
-from headscore.data.cache import Cache, open_cache, shard_path, write_metadata
-from headscore.data.shard import write_shard
+from headscore.data.cache.folder import Cache, open_cache, shard_path, write_metadata
+from headscore.data.cache.shard import write_shard
 from headscore.score.kept import DERIVED_FOLDER, SETTLED_NS
 from headscore.score.scan import scan_cache
 

@@ -27,7 +27,7 @@ from measuring import machine
 from headscore.capture.batches import batch_counts
 from headscore.capture.device import profile_of
 from headscore.capture.validating import Opened, opened_for
-from headscore.data.settings import ValidateSettings
+from headscore.data.options.settings import ValidateSettings
 from headscore.score.head_sets import counts_of, head_sets
 from headscore.score.results import Results, read_results
 

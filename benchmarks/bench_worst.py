@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from headscore.data.bounded_json import MAX_ELEMENTS
-from headscore.data.cache import shard_path, write_metadata
-from headscore.data.metadata import MAX_HEADS, MAX_LAYERS
-from headscore.data.settings import MAX_TOKENS
-from headscore.data.shard import write_shard
-from headscore.data.templates import MAX_SPANS
+from headscore.data.cache.folder import shard_path, write_metadata
+from headscore.data.cache.metadata import MAX_HEADS, MAX_LAYERS
+from headscore.data.cache.shard import write_shard
+from headscore.data.files.bounded_json import MAX_ELEMENTS
+from headscore.data.options.settings import MAX_TOKENS
+from headscore.data.prompts.templates import MAX_SPANS
 
 Shape = tuple[int, int, int, int]  # layers, heads, samples, tokens of each
 ATTENTION_BYTES, NORM_BYTES, TOKEN_BYTES, SAMPLE_BYTES = 2, 4 * 4, 5, 16

@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from headscore.data.cache import open_cache
-from headscore.data.settings import ScoreSettings
+from headscore.data.cache.folder import open_cache
+from headscore.data.options.settings import ScoreSettings
 from headscore.score.evidence.rank_intervals import rank_intervals
 from headscore.score.evidence.resampling import draws
 from headscore.score.evidence.weighted_means import ranked_replicates, sample_values

@@ -27,8 +27,8 @@ import numpy as np
 import numpy.typing as npt
 
 import headscore
-from headscore.data.cache import shard_path, write_metadata
-from headscore.data.shard import write_shard
+from headscore.data.cache.folder import shard_path, write_metadata
+from headscore.data.cache.shard import write_shard
 from headscore.score.evidence.t_tests import benjamini_hochberg, paired, unpaired
 
 LEVEL = 0.05

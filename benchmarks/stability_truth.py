@@ -17,8 +17,8 @@ import numpy as np
 import polars as pl
 
 import headscore
-from headscore.data.cache import shard_path, write_metadata
-from headscore.data.shard import write_shard
+from headscore.data.cache.folder import shard_path, write_metadata
+from headscore.data.cache.shard import write_shard
 from headscore.score.evidence.stability import ENOUGH
 from headscore.score.ranking import rank
 from headscore.score.scores import DEFAULT_TOP_K

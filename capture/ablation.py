@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..data.errors import InputError
-from ..data.settings import How
+from ..data.options.settings import How
 from .device import computing_on
 from .models import decoder_of
 from .recorder import Recorder

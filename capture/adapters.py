@@ -18,9 +18,9 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 from ..data.errors import InputError, one_line, typed_line
-from ..data.foreign import foreign_faults_told
-from ..data.rows import file_sha256
-from ..data.strict_json import parse_json
+from ..data.files.foreign import foreign_faults_told
+from ..data.files.strict_json import parse_json
+from ..data.prompts.rows import file_sha256
 from .local import ADAPTER_CONFIG as CONFIG
 
 logger = logging.getLogger("headscore")

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.tokens import Ids, Tokens
+from ..data.prompts.tokens import Ids, Tokens
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.cache import cache_folder, require_outside_caches
+from ..data.cache.folder import cache_folder, require_outside_caches
 from ..data.errors import InputError
-from ..data.files import given_path
-from ..data.settings import CaptureSettings
-from ..data.signatures import library_call
+from ..data.files.whole_file import given_path
+from ..data.options.settings import CaptureSettings
+from ..data.options.signatures import library_call
 from ..data.text import logged_in_one_line
 from .local import local_adapter, local_model, require_device_name
 from .samples import Prompts, read_prompts

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..data.errors import InputError
-from ..data.foreign import foreign_faults_told
-from ..data.settings import CaptureSettings
-from ..data.templates import Prompt, Span, Template
-from ..data.tokens import Skipped
+from ..data.files.foreign import foreign_faults_told
+from ..data.options.settings import CaptureSettings
+from ..data.prompts.templates import Prompt, Span, Template
+from ..data.prompts.tokens import Skipped
 from .samples import Prompts
 
 CHAT_TEMPLATE = "chat"  # its name among the templates of a cache

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from ..data.errors import RunError
-from ..data.tokens import Tokens
+from ..data.prompts.tokens import Tokens
 from .recorder import Recorder
 from .reference import LayerValues, Reference, checkable_tokens
 

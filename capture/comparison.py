@@ -7,7 +7,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from ..data.errors import RunError
-from ..data.tokens import Tokens
+from ..data.prompts.tokens import Tokens
 from .attention import CannotRecordError
 from .recorded import Recorded, wider_dtype
 from .reference import LayerValues, Values

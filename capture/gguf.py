@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from ..data.errors import InputError, one_line
-from ..data.files import locks_work, user_cache
-from ..data.foreign import foreign_faults_told
-from ..data.rows import file_sha256
+from ..data.files.foreign import foreign_faults_told
+from ..data.files.whole_file import locks_work, user_cache
+from ..data.prompts.rows import file_sha256
 
 logger = logging.getLogger("headscore")
 

@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 from ..data.errors import InputError
-from ..data.places import expanded
-from ..data.settings import DEFAULT_MODEL
+from ..data.options.places import expanded
+from ..data.options.settings import DEFAULT_MODEL
 
 MODEL_CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"

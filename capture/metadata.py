@@ -6,10 +6,10 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..data.alignment import token_texts
-from ..data.metadata import FORMAT, FORMAT_VERSION, SPAN_RULE, Metadata
-from ..data.settings import CaptureSettings
-from ..data.tokens import Sample, marked_text
+from ..data.cache.metadata import FORMAT, FORMAT_VERSION, SPAN_RULE, Metadata
+from ..data.options.settings import CaptureSettings
+from ..data.prompts.alignment import token_texts
+from ..data.prompts.tokens import Sample, marked_text
 from . import models
 from .check_result import SelfCheck
 from .samples import Prompts

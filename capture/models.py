@@ -18,8 +18,8 @@ from transformers import (
 )
 
 from ..data.errors import InputError, RunError, typed_line
-from ..data.foreign import crashes, foreign_faults_told
-from ..data.swelling import require_short_insertions
+from ..data.files.foreign import crashes, foreign_faults_told
+from ..data.prompts.swelling import require_short_insertions
 from .adapters import merged
 from .gguf import without_progress_bars
 from .hub import refusal

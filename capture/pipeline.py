@@ -6,9 +6,9 @@ from pathlib import Path
 
 import polars as pl
 
-from ..data.cache import SHARDS_FOLDER, write_skipped
-from ..data.files import remove_leftovers
-from ..data.settings import CaptureSettings
+from ..data.cache.folder import SHARDS_FOLDER, write_skipped
+from ..data.files.whole_file import remove_leftovers
+from ..data.options.settings import CaptureSettings
 from . import models
 from .chat import in_chat
 from .device import computing_on, profile_of

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ..data.answers import Answers
-from ..data.templates import Prompt
-from ..data.tokens import Encoded, Ids, Skipped, encode
+from ..data.prompts.answers import Answers
+from ..data.prompts.templates import Prompt
+from ..data.prompts.tokens import Encoded, Ids, Skipped, encode
 
 _NO_LIMIT = 1 << 31
 

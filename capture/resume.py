@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from ..data.cache import METADATA_FILE, Cache, open_cache, read_metadata, shard_files, shard_path, write_metadata
+from ..data.cache.folder import Cache, open_cache, read_metadata, shard_files, shard_path, write_metadata
+from ..data.cache.metadata import Metadata, differences
+from ..data.cache.reader import Shard
 from ..data.errors import InputError, RunError, UnreadableFileError
-from ..data.files import TEMPORARY, remove
-from ..data.metadata import Metadata, differences
-from ..data.plain import PlainFile, names_in
-from ..data.reader import Shard
+from ..data.files.plain import PlainFile, names_in
+from ..data.files.whole_file import TEMPORARY, remove
+from ..data.options.settings import METADATA_FILE
 from .ranks import Rank
 
 logger = logging.getLogger("headscore")

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from ..data.errors import HeadscoreError, RunError, one_line
-from ..data.tokens import Tokens
+from ..data.prompts.tokens import Tokens
 from .batches import Batch, batch_counts, longest_first, pad
 from .device import profile_of, sent_to
 from .lengths import ALL_APART, LengthRules

@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from ..data.alignment import decode, texts_of
-from ..data.controls import CONTROLLED, controlled, require_controlled_span
+from ..data.cache.kept_columns import Kept, kept_values, of_rows, require_small
 from ..data.errors import InputError, RunError
-from ..data.kept_columns import Kept, kept_values, of_rows, require_small
-from ..data.prompts import PromptMaker
-from ..data.rows import data_file, read_data, sample_rows
-from ..data.settings import CaptureSettings
-from ..data.templates import BUILT_IN_TEMPLATES, Prompt, Template, read_template
-from ..data.tokens import Encoded, Sample, Skipped, encode, mark
+from ..data.options.settings import BUILT_IN_TEMPLATES, CaptureSettings
+from ..data.prompts.alignment import decode, texts_of
+from ..data.prompts.controls import CONTROLLED, controlled, require_controlled_span
+from ..data.prompts.maker import PromptMaker
+from ..data.prompts.rows import data_file, read_data, sample_rows
+from ..data.prompts.templates import Prompt, Template, read_template
+from ..data.prompts.tokens import Encoded, Sample, Skipped, encode, mark
 from .ranks import Rank
 
 logger = logging.getLogger("headscore")

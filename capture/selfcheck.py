@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
-from ..data.checks import ROW_SUM_TOLERANCE
+from ..data.cache.checks import ROW_SUM_TOLERANCE
 from ..data.errors import InputError, RunError, one_line
-from ..data.settings import CaptureSettings
-from ..data.tokens import Tokens
+from ..data.options.settings import CaptureSettings
+from ..data.prompts.tokens import Tokens
 from .attention import CannotRecordError, UnsupportedModelError
 from .check_prompts import CheckPrompts, check_prompts
 from .check_result import SelfCheck, common

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from ..data.errors import InputError
-from ..data.journal import Journal
+from ..data.files.journal import Journal
 from .ablation import heads_of_groups
 from .outcomes import Head
 from .readings import Outcomes

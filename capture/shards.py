@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 import torch
 from transformers import PreTrainedModel
 
-from ..data.cache import SKIPPED_FILE, Cache, shard_path
+from ..data.cache.folder import SKIPPED_FILE, Cache, shard_path
+from ..data.cache.kept_columns import as_stored, of_rows
+from ..data.cache.shard import Array, write_shard
 from ..data.errors import InputError, RunError
-from ..data.files import remove
-from ..data.kept_columns import as_stored, of_rows
-from ..data.settings import CaptureSettings
-from ..data.shard import Array, write_shard
-from ..data.tokens import Skipped
+from ..data.files.whole_file import remove
+from ..data.options.settings import CaptureSettings
+from ..data.prompts.tokens import Skipped
 from .check_result import SelfCheck
 from .device import profile_of
 from .interrupts import Interrupts

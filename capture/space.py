@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from ..data.cache import shard_files
+from ..data.cache.folder import shard_files
+from ..data.cache.kept_columns import stored_bytes
+from ..data.cache.layout import too_large
+from ..data.cache.shard import shard_bytes
 from ..data.errors import InputError
-from ..data.kept_columns import stored_bytes
-from ..data.layout import too_large
-from ..data.settings import CaptureSettings
-from ..data.shard import shard_bytes
+from ..data.options.settings import CaptureSettings
 from .memory import free_bytes
 from .samples import EncodedShard
 

@@ -13,7 +13,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from ..data.errors import RunError
-from ..data.tokens import Tokens
+from ..data.prompts.tokens import Tokens
 from .attention import CannotRecordError
 from .check_result import SelfCheck
 from .comparison import checked_dtype, differences, tolerance

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from ..data.cache.metadata import Metadata
+from ..data.cache.shard import ARRAYS, Array, array_shapes, stored_arrays
 from ..data.errors import RunError
-from ..data.metadata import Metadata
-from ..data.shard import ARRAYS, Array, array_shapes, stored_arrays
-from ..data.tokens import Sample, Skipped
+from ..data.prompts.tokens import Sample, Skipped
 from .batches import Batch
 from .recorded import Recorded, wider_dtype
 from .samples import ShardSamples

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..data.answers import answers_of
 from ..data.errors import InputError
-from ..data.prompts import PromptMaker
-from ..data.rows import Row, data_file, read_data, sample_rows
-from ..data.settings import CaptureSettings, ValidateSettings
-from ..data.templates import BUILT_IN_TEMPLATES, Template
+from ..data.options.settings import BUILT_IN_TEMPLATES, CaptureSettings, ValidateSettings
+from ..data.prompts.answers import answers_of
+from ..data.prompts.maker import PromptMaker
+from ..data.prompts.rows import Row, data_file, read_data, sample_rows
+from ..data.prompts.templates import Template
 from . import models
 from .ablation import AttentionLayer, layers_heard
 from .chat import CHAT_TEMPLATE, in_chat

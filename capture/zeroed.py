@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..data.errors import InputError
-from ..data.export_settings import ExportSettings
-from ..data.foreign import foreign_faults_told
+from ..data.files.foreign import foreign_faults_told
+from ..data.options.export_settings import ExportSettings
 from . import models
 from .ablation import AttentionLayer, attention_layers, gates_without
 from .gguf import without_progress_bars

@@ -1,1 +1,5 @@
-"""What both halves share: rows, prompts, tokens and the cache format. Neither torch nor transformers is imported here."""
+"""What both halves share; neither torch nor transformers is imported here.
+
+A folder for each idea, which uses only those before it: `files/`, `options/`, `prompts/` (from rows to tokens), `cache/`.
+Beside them is what all use: `errors.py` and how their words are chosen, `voice.py` and `text.py`, and what stands alone.
+"""

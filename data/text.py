@@ -5,9 +5,10 @@ import json
 import logging
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from .errors import printable
+from .errors import InputError, printable
 
 _SUSPECT = re.compile(r"[^ -~\n]")  # a quick first look
 
@@ -59,6 +60,28 @@ def json_text(value: Any, indent: int | None = None) -> str:
 def has_unprintable(text: str) -> bool:
     """Whether a text holds a character, other than a line break, that is not printable."""
     return any(not match[0].isprintable() for match in _SUSPECT.finditer(text))
+
+
+def require_text(what: str, value: str | Path) -> None:
+    """Raises InputError for a text or path that no UTF-8 file can hold, or that has a null character in it.
+
+    Args:
+        what: the option, for the message.
+        value: the text, or a path as the system gives it, where bytes that are no UTF-8 stand as half surrogate pairs.
+    """
+    text = str(value)
+    if "\0" in text:
+        raise InputError(f"{what}: {text!r:.80} has a null character in it")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise InputError(f"{what}: {text!r:.80} is not text in UTF-8, and no result could name it")
+
+
+def shown(value: Any) -> str:
+    """A value as Python writes it, for a message; `…` for what is nested too deeply, or has too many digits, for that."""
+    try:
+        return repr(value)
+    except (RecursionError, ValueError):
+        return "…"
 
 
 def _escaped(character: str) -> str:

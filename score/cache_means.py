@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.cache import Cache
+from ..data.cache.folder import Cache
 from ..data.errors import InputError, one_line
-from ..data.forks import require_own_threads
 from .evidence.task_length import TaskTokens
+from .forks import require_own_threads
 from .kept import Store
 from .means import Float, Sums, sums
 from .recipe import Recipe

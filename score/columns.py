@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from ..data.cache.reader import Block, Shard
 from ..data.errors import InputError
-from ..data.reader import Block, Shard
 from .expressions import columns_of, names_of, read_expressions, require_line_by_line, require_same_in_parts
 
 TOKENS: dict[str, Any] = {"position": pl.Float64, "tokens": pl.Float64, "id": pl.Int64}

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 
 from ..data.errors import InputError
-from ..data.settings import ScoreSettings, Unit
+from ..data.options.settings import ScoreSettings, Unit
 from .means import Float
 from .ranking import rank
 from .recipe import Recipe

@@ -26,12 +26,12 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ..data.bounded_json import parse_json
-from ..data.cache import Cache
+from ..data.cache.folder import Cache
+from ..data.cache.metadata import MAX_HEADS, identity
 from ..data.errors import HeadscoreError, InputError, RunError, UnreadableFileError
-from ..data.files import remove_leftovers, user_cache, write_bytes
-from ..data.metadata import MAX_HEADS, identity
-from ..data.plain import kind_of, read_plain
+from ..data.files.bounded_json import parse_json
+from ..data.files.plain import kind_of, read_plain
+from ..data.files.whole_file import remove_leftovers, user_cache, write_bytes
 from .means import PARTS, Sums
 from .measures import Measure
 

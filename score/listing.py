@@ -7,12 +7,12 @@ from typing import Any
 
 import polars as pl
 
-from ..data.cache import Cache, open_cache
+from ..data.cache.folder import Cache, open_cache
 from ..data.errors import InputError
-from ..data.files import given_path
-from ..data.settings import ScoreSettings
-from ..data.signatures import library_call
-from ..data.templates import ALWAYS_SPANS
+from ..data.files.whole_file import given_path
+from ..data.options.settings import ScoreSettings
+from ..data.options.signatures import library_call
+from ..data.prompts.templates import ALWAYS_SPANS
 from .recipe import Recipe, checked_signal, choose_measures, with_signals
 from .signal_sources import built_in_signals, own_signals, title_of
 

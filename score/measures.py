@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..data.checks import require_sums
-from ..data.reader import Block, Shard
-from ..data.settings import QueryMode
+from ..data.cache.checks import require_sums
+from ..data.cache.reader import Block, Shard
+from ..data.options.settings import QueryMode
 from .columns import Columns
 
 Measure = npt.NDArray[np.float32]

@@ -13,15 +13,15 @@ import polars as pl
 import yaml
 
 from .. import __version__
-from ..data.cache import METADATA_FILE, require_outside_caches
-from ..data.configuration import without_former
+from ..data.cache.folder import require_outside_caches
+from ..data.cache.model_shape import shape_record
 from ..data.errors import HeadscoreError, InputError
-from ..data.files import output_folder, write_bytes, write_text
-from ..data.model_shape import shape_record
-from ..data.places import written_options
-from ..data.plain import require_own
-from ..data.settings import RECORD_KEY, ScoreSettings
-from ..data.strict_yaml import read_yaml
+from ..data.files.plain import require_own
+from ..data.files.strict_yaml import read_yaml
+from ..data.files.whole_file import output_folder, write_bytes, write_text
+from ..data.options.configuration import without_former
+from ..data.options.places import written_options
+from ..data.options.settings import METADATA_FILE, RECORD_KEY, ScoreSettings
 from ..data.text import OneLine, has_unprintable
 from .scores import Scores
 

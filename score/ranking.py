@@ -7,10 +7,10 @@ from typing import Any, get_args
 
 import polars as pl
 
-from ..data.checked import require_weight
 from ..data.errors import InputError
-from ..data.settings import Fusion, NormMode, Unit, Within
-from ..data.signatures import library_call
+from ..data.options.checked import require_weight
+from ..data.options.settings import Fusion, NormMode, Unit, Within
+from ..data.options.signatures import library_call
 
 RRF_CONSTANT = 60
 TIE_DIGITS = 12  # combined scores that agree in so many are equal but for rounding

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ..data.cache import Cache
+from ..data.cache.folder import Cache
 from ..data.errors import InputError, did_you_mean
-from ..data.forks import require_own_threads
-from ..data.settings import QueryMode, ScoreSettings
+from ..data.options.settings import QueryMode, ScoreSettings
 from .columns import DATA, Columns, choose_columns, union_name
 from .expressions import columns_of, expression_key, names_of, require_line_by_line
+from .forks import require_own_threads
 from .measures import NORMS, OF_ROWS, measure_names
 from .signal_sources import built_in_signals, own_signals, title_of
 

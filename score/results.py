@@ -9,13 +9,13 @@ from typing import Any, get_args
 
 import polars as pl
 
+from ..data.cache.metadata import MAX_HEADS, has_shape
+from ..data.cache.model_shape import ModelShape, shape_of
 from ..data.errors import HeadscoreError, InputError
-from ..data.foreign import foreign_faults_told
-from ..data.metadata import MAX_HEADS, has_shape
-from ..data.model_shape import ModelShape, shape_of
-from ..data.plain import read_plain
-from ..data.settings import RECORD_KEY, Unit
-from ..data.strict_yaml import read_yaml
+from ..data.files.foreign import foreign_faults_told
+from ..data.files.plain import read_plain
+from ..data.files.strict_yaml import read_yaml
+from ..data.options.settings import RECORD_KEY, Unit
 from .outputs import CONFIG_FILE, HEADS_PARQUET
 from .ranking import rank
 

@@ -10,13 +10,13 @@ import numpy.typing as npt
 import polars as pl
 from polars.io.plugins import register_io_source
 
-from ..data.cache import Cache, open_cache
-from ..data.checks import require_row_sums
+from ..data.cache.checks import require_row_sums
+from ..data.cache.folder import Cache, open_cache
+from ..data.cache.reader import Block, Shard
 from ..data.errors import InputError
-from ..data.files import given_path
-from ..data.reader import Block, Shard
-from ..data.settings import HeadOutput, QueryMode, ScoreSettings
-from ..data.signatures import library_call
+from ..data.files.whole_file import given_path
+from ..data.options.settings import HeadOutput, QueryMode, ScoreSettings
+from ..data.options.signatures import library_call
 from .kept import open_store
 from .listing import with_a_task_span
 from .recipe import Recipe, choose_recipe

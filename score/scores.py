@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import polars as pl
 
+from ..data.cache.metadata import Metadata, model_name
 from ..data.errors import InputError
-from ..data.metadata import Metadata, model_name
-from ..data.settings import ScoreSettings, Unit
+from ..data.options.settings import ScoreSettings, Unit
 from .evidence.checks import Check, stability_line
 from .evidence.null import Null
 

@@ -6,9 +6,9 @@ from concurrent.futures import Executor
 
 import polars as pl
 
-from ..data.cache import Cache
-from ..data.controls import WHAT_CONTROLS_ARE
-from ..data.settings import BootstrapSettings, ScoreSettings, WorkSettings
+from ..data.cache.folder import Cache
+from ..data.options.settings import BootstrapSettings, ScoreSettings, WorkSettings
+from ..data.prompts.controls import WHAT_CONTROLS_ARE
 from .cache_means import CacheMeans, cache_means
 from .evidence.bootstrap import with_stability
 from .evidence.checks import checks_of

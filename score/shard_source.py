@@ -9,8 +9,8 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from ..data.cache import Cache
-from ..data.reader import Block, Shard, sample_blocks
+from ..data.cache.folder import Cache
+from ..data.cache.reader import Block, Shard, sample_blocks
 from .columns import sample_columns
 from .kept import Kept, Store
 from .means import Sums, sums

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from ..data.errors import InputError, did_you_mean
-from ..data.settings import ScoreSettings
+from ..data.options.settings import ScoreSettings
 from . import signals as built_in
 from .expressions import functions_of, read_expressions, read_python_file
 

@@ -11,12 +11,12 @@ from typing import Any
 import polars as pl
 
 from .. import __version__
-from ..data.bounded_json import parse_json
 from ..data.errors import InputError
-from ..data.files import write_bytes, write_text
-from ..data.foreign import foreign_faults_told
-from ..data.plain import read_plain
-from ..data.settings import ScoreSettings, ValidateSettings
+from ..data.files.bounded_json import parse_json
+from ..data.files.foreign import foreign_faults_told
+from ..data.files.plain import read_plain
+from ..data.files.whole_file import write_bytes, write_text
+from ..data.options.settings import ScoreSettings, ValidateSettings
 from ..data.text import json_text
 from ..data.voice import option_flag
 from .agreement import agreement

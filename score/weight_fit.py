@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 
 from ..data.errors import InputError
-from ..data.settings import ScoreSettings
+from ..data.options.settings import ScoreSettings
 from .agreement import aligned
 from .effects import single_changes
 from .means import Float

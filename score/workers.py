@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from ..data.errors import HeadscoreError, InputError, RunError, one_line
-from ..data.settings import WorkSettings
+from ..data.options.settings import WorkSettings
 
 SECONDS_TO_CONNECT = 10
 MAX_ON_WINDOWS = 61

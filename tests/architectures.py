@@ -28,8 +28,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from headscore import cli
 from headscore.capture import recorder
 from headscore.capture.comparison import TOLERANCES
-from headscore.data.cache import open_cache
-from headscore.data.shard import ARRAYS
+from headscore.data.cache.folder import open_cache
+from headscore.data.cache.shard import ARRAYS
 
 DOCS = Path(__file__).parent.parent / "docs" / "architectures.md"
 DTYPES = ("bf16", "fp16")

@@ -19,7 +19,7 @@ from eager import EagerModel
 from hypothesis import settings
 
 import headscore
-from headscore.data.reader import Shard
+from headscore.data.cache.reader import Shard
 
 warnings.filterwarnings("ignore", message=".*fork.*")
 settings.register_profile("headscore", deadline=None, derandomize=True)

@@ -25,9 +25,10 @@ import h5py
 import numpy as np
 
 import headscore
-from headscore.data.cache import METADATA_FILE, open_cache
+from headscore.data.cache.folder import open_cache
+from headscore.data.cache.shard import ARRAYS
 from headscore.data.errors import HeadscoreError, InputError
-from headscore.data.shard import ARRAYS
+from headscore.data.options.settings import METADATA_FILE
 from headscore.score import kept
 
 

@@ -164,8 +164,8 @@ def parquet_cases(folder: Path) -> tuple[Callable[[random.Random], Path], Read]:
     import polars as pl
 
     from headscore.capture.samples import read_prompts
-    from headscore.data import rows as data_rows
-    from headscore.data.settings import CaptureSettings
+    from headscore.data.options.settings import CaptureSettings
+    from headscore.data.prompts import rows as data_rows
 
     # Each file is read twice, and need be tried in a process of its own once.
     data_rows._require_survived = functools.lru_cache(2)(data_rows._require_survived)  # type: ignore[assignment]
@@ -208,9 +208,9 @@ def yaml_cases(folder: Path) -> tuple[Callable[[random.Random], Path], Read]:
     """Files of options, as `--config` reads them; what is read is what PyYAML itself reads."""
     import yaml
 
-    from headscore.data.configuration import read_configuration
-    from headscore.data.settings import ScoreSettings
-    from headscore.data.strict_yaml import read_yaml
+    from headscore.data.files.strict_yaml import read_yaml
+    from headscore.data.options.configuration import read_configuration
+    from headscore.data.options.settings import ScoreSettings
 
     names = {name: name for name in (*ScoreSettings.__dataclass_fields__, "cache", "out")}
     base = yaml.safe_dump(
@@ -275,7 +275,7 @@ def tokenizer_cases(folder: Path) -> tuple[Callable[[random.Random], Path], Read
     from headscore.capture.models import load_tokenizer, tokenizer_fingerprint
     from headscore.capture.samples import Marker, encode_shards, first_samples, read_prompts
     from headscore.capture.sources import Source
-    from headscore.data.settings import CaptureSettings
+    from headscore.data.options.settings import CaptureSettings
 
     logging.set_verbosity_error()
     saved = []
@@ -320,8 +320,8 @@ def peak_bytes() -> int:
 
 def _ended(read: Read, path: Path) -> str:
     """How a case ended: read twice with the same result, or refused in one line."""
-    from headscore.data.alignment import _decoded
     from headscore.data.errors import HeadscoreError
+    from headscore.data.prompts.alignment import _decoded
 
     try:
         _decoded.cache_clear()

@@ -29,9 +29,9 @@ from fuzzing import peak_bytes
 from hdf5_structures import INTERESTING, Structure, metadata_places, repaired, structures
 
 import headscore
-from headscore.data.cache import shard_path, write_metadata
+from headscore.data.cache.folder import shard_path, write_metadata
+from headscore.data.cache.shard import ARRAYS, write_shard
 from headscore.data.errors import HeadscoreError
-from headscore.data.shard import ARRAYS, write_shard
 
 MAX_SECONDS, MAX_BYTES = 20, 1 << 30
 IN_A_CHILD = 250  # mutations

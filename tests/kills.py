@@ -22,9 +22,9 @@ from pathlib import Path
 
 import numpy as np
 
-from headscore.data.cache import open_cache, shard_files
-from headscore.data.files import TEMPORARY
-from headscore.data.reader import Shard, verify_shard
+from headscore.data.cache.folder import open_cache, shard_files
+from headscore.data.cache.reader import Shard, verify_shard
+from headscore.data.files.whole_file import TEMPORARY
 
 
 @dataclass

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from test_score import metadata
 
-from headscore.data import cache as cache_format
-from headscore.data.shard import write_shard
+from headscore.data.cache import folder as cache_format
+from headscore.data.cache.shard import write_shard
 
 TOKENS = 40
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from eager import EagerModel
 
-from headscore.data.cache import open_cache
-from headscore.data.reader import Shard
+from headscore.data.cache.folder import open_cache
+from headscore.data.cache.reader import Shard
 
 
 def stored_samples(cache: Path) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:

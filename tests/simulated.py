@@ -27,7 +27,7 @@ import torch
 from headscore.capture.device import PROFILES
 from headscore.capture.prefixes import Ids, prompt_groups
 from headscore.capture.runner import Runner, Work
-from headscore.data.tokens import Tokens
+from headscore.data.prompts.tokens import Tokens
 
 TOKEN, LAUNCH, KERNEL, KERNELS, WEIGHTS = 5.6e-6, 8e-6, 3e-6, 82 * 16, 2.5e9 / 3e12
 PROMPT, ROW, PUT, CHECK_KERNELS, SHARD = 20e-6, 5e-6, 1024 / 1e9, 1600, 256
@@ -135,7 +135,7 @@ def main(path: str) -> None:
     from headscore.capture import models
     from headscore.capture.samples import encode_shards, read_prompts
     from headscore.capture.sources import resolve
-    from headscore.data.settings import CaptureSettings
+    from headscore.data.options.settings import CaptureSettings
 
     settings = CaptureSettings(data=path, max_samples=1 << 30, max_skipped=1.0)
     shards = encode_shards(read_prompts(settings), models.load_tokenizer(resolve(settings.model)), settings)

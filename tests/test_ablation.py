@@ -19,10 +19,10 @@ from headscore.capture.ablation import attention_layers
 from headscore.capture.outcomes import Evaluator
 from headscore.capture.questions import Question, questions_of
 from headscore.capture.readings import Outcomes
-from headscore.data.answers import AnswerKind, answers_of
-from headscore.data.prompts import PromptMaker
-from headscore.data.rows import read_data
-from headscore.data.tokens import Encoded, encode
+from headscore.data.prompts.answers import AnswerKind, answers_of
+from headscore.data.prompts.maker import PromptMaker
+from headscore.data.prompts.rows import read_data
+from headscore.data.prompts.tokens import Encoded, encode
 
 HEADS, HEAD_DIM, LAYERS = 4, 8, 3
 ALL_HEADS = [(layer, head) for layer in range(LAYERS) for head in range(HEADS)]

@@ -22,7 +22,7 @@ from transformers import LlamaConfig
 import headscore
 from headscore.capture import models
 from headscore.capture.sources import resolve
-from headscore.data.cache import open_cache
+from headscore.data.cache.folder import open_cache
 from headscore.data.errors import InputError
 
 CPU = torch.device("cpu")
@@ -144,7 +144,7 @@ def test_the_cache_says_which_adapter(llama: Path, adapter: Path, beside: Path, 
 
 
 def report(cache: Path) -> str:
-    from headscore.data.inspection import report
+    from headscore.data.cache.inspection import report
 
     return report(headscore.inspect(cache))
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from test_score import BY_HAND, metadata, write_cache
 
 import headscore
-from headscore.data.cache import open_cache, shard_path
+from headscore.data.cache.folder import open_cache, shard_path
+from headscore.data.cache.shard import ARRAYS, write_shard
 from headscore.data.errors import DamagedShardError
-from headscore.data.shard import ARRAYS, write_shard
 
 ODD = [0.0, -0.0, 1.0, -1e-7, 1.0009765625, 2.0, -1.0, 6e-8, 65504.0, np.inf, -np.inf, np.nan, 1e-40, 3e38, 0.51, 0.4902]
 NORMS = [name for name in ARRAYS if name.endswith("norm")]
@@ -39,7 +39,7 @@ def refused(cache: Path, mode: Any) -> bool:
 def written(folder: Path, arrays: dict[str, np.ndarray], full_rows: bool = True) -> Path:
     cache = write_cache(folder, **BY_HAND)
     attention = {"way": "recorded", "full_rows": full_rows, "result_norms": True}
-    headscore.data.cache.write_metadata(cache, metadata(1, 2, {"attention": attention}), keep_existing=False)
+    headscore.data.cache.folder.write_metadata(cache, metadata(1, 2, {"attention": attention}), keep_existing=False)
     write_shard(shard_path(cache, 0), 0, arrays, metadata(1, 2, {"attention": attention}), [])
     return cache
 

@@ -15,10 +15,10 @@ import headscore
 from headscore.capture.chat import in_chat
 from headscore.capture.samples import encode_shards, read_prompts
 from headscore.data.errors import InputError
-from headscore.data.prompts import PromptMaker
-from headscore.data.settings import CaptureSettings
-from headscore.data.templates import Prompt, Template
-from headscore.data.tokens import Skipped
+from headscore.data.options.settings import CaptureSettings
+from headscore.data.prompts.maker import PromptMaker
+from headscore.data.prompts.templates import Prompt, Template
+from headscore.data.prompts.tokens import Skipped
 
 SOURCE = Path("rows.jsonl")
 BOOLQ = "Please answer the following question with true or false, question: is tea hot?\n\nAnswer format: true/false"

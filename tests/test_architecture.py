@@ -6,12 +6,13 @@ import importlib
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 import headscore
-from headscore.data import settings
+from headscore.data.options import settings
 
 ROOT = Path(__file__).parent.parent
 ROOMS = {"data": {"data"}, "capture": {"capture", "data"}, "score": {"score", "data"}}
@@ -63,9 +64,23 @@ def test_imports_go_one_way(path: Path) -> None:
         assert not {name for name in names if name.startswith("headscore.score.report")}, "scores know nothing of charts"
 
 
+def test_folders_of_data_use_only_those_before_them() -> None:
+    order = ("files", "options", "prompts", "cache")
+    for place, folder in enumerate(order):
+        names = {name for path in (ROOT / "data" / folder).glob("*.py") for name in imported(path)}
+        assert names
+        assert not {name for name in names if name.startswith(tuple(f"headscore.data.{later}" for later in order[place + 1 :]))}
+
+
+def test_every_folder_with_code_is_packaged() -> None:
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {path.parent.relative_to(ROOT).parts for path in MODULES if path.name == "__init__.py"}
+    assert sorted(packages) == sorted([".".join(["headscore", *parts]) for parts in folders | {()}])
+
+
 def test_the_check_sees_relative_imports() -> None:
-    assert "headscore.data.reader" in imported(ROOT / "score" / "measures.py")
-    assert room_of("headscore.data.reader.Shard") == "data"
+    assert "headscore.data.cache.reader" in imported(ROOT / "score" / "measures.py")
+    assert room_of("headscore.data.cache.reader.Shard") == "data"
 
 
 def test_nothing_unsafe_is_used() -> None:
@@ -102,7 +117,7 @@ def test_no_modules_import_each_other() -> None:
     for name in graph:  # a name of a package may be a function of its own
         graph[name] -= {package for package in graph[name] if files[package].name == "__init__.py"}
     assert "headscore.score.report.page" in graph["headscore.pipeline"], "in a function"
-    assert "headscore.data.reader" in graph["headscore.data.cache"], "for type checkers"
+    assert "headscore.data.cache.reader" in graph["headscore.data.cache.folder"], "for type checkers"
     graphlib.TopologicalSorter(graph).prepare()
 
 

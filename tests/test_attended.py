@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from test_score import BY_HAND, metadata, write_cache
 
 import headscore
-from headscore.data import cache as cache_format
-from headscore.data.alignment import BROKEN, decode, token_texts
-from headscore.data.cache import open_cache, shard_path
+from headscore.data.cache import folder as cache_format
+from headscore.data.cache.folder import open_cache, shard_path
+from headscore.data.cache.shard import ARRAYS, write_shard
 from headscore.data.errors import InputError
-from headscore.data.shard import ARRAYS, write_shard
+from headscore.data.prompts.alignment import BROKEN, decode, token_texts
 from headscore.score.report.attended import attended
 
 TEXTS = [["<s>", "Is", " it", "?"], ["No", "\x00"]]

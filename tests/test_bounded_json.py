@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headscore.data.bounded_json import MAX_DEPTH, parse_json, require_bounded
+from headscore.data.files.bounded_json import MAX_DEPTH, parse_json, require_bounded
 
 TEXT = st.text(st.sampled_from('"\\[]{},:a\n😀é\x00'), max_size=12)
 VALUES = st.recursive(

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from test_score import BY_HAND, metadata, write_cache
 
 import headscore
-from headscore.data.cache import open_cache, read_metadata, shard_path
+from headscore.data.cache.folder import open_cache, read_metadata, shard_path
+from headscore.data.cache.reader import Shard, verify_shard
+from headscore.data.cache.shard import ARRAYS, write_shard
 from headscore.data.errors import DamagedShardError, InputError, RunError
-from headscore.data.reader import Shard, verify_shard
-from headscore.data.shard import ARRAYS, write_shard
 
 LAYERS, HEADS = 2, 3
 
@@ -66,10 +66,10 @@ def test_how_arrays_are_cut_changes_nothing(
 ) -> None:
     folder, arrays = tmp_path_factory.mktemp("cache"), arrays_of_lengths(lengths)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("headscore.data.shard.CHUNK_ITEMS", sizes[0])
-        patch.setattr("headscore.data.reader.BLOCK_ITEMS", sizes[1])
-        patch.setattr("headscore.data.checks._ITEMS", sizes[1])
-        patch.setattr("headscore.data.layout.LEAST_CHUNK_BYTES", 1)
+        patch.setattr("headscore.data.cache.shard.CHUNK_ITEMS", sizes[0])
+        patch.setattr("headscore.data.cache.reader.BLOCK_ITEMS", sizes[1])
+        patch.setattr("headscore.data.cache.checks._ITEMS", sizes[1])
+        patch.setattr("headscore.data.cache.layout.LEAST_CHUNK_BYTES", 1)
         made = metadata(LAYERS, HEADS, {"layers": [1, 4]})
         write_shard(shard_path(folder, 0), 0, arrays, made, [])
         with Shard(shard_path(folder, 0)) as shard:
@@ -227,7 +227,7 @@ def test_hostile_and_broken_shards_are_refused(tmp_path: Path, what: str) -> Non
 
 def test_a_sample_too_large_to_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = write_cache(tmp_path, **BY_HAND)
-    monkeypatch.setattr("headscore.data.layout.MAX_TOKENS", 3)
+    monkeypatch.setattr("headscore.data.cache.layout.MAX_TOKENS", 3)
     with pytest.raises(DamagedShardError, match="a sample of 4 tokens, and with 2 heads in a layer none may have more than 3"):
         headscore.score(cache)
     assert len(headscore.inspect(cache, verify=True)["damaged"]) == 1
@@ -403,7 +403,7 @@ def test_hostile_metadata_is_refused(tmp_path: Path, what: str) -> None:
 
 def test_too_many_heads_or_attributes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = write_cache(tmp_path, **BY_HAND)
-    monkeypatch.setattr("headscore.data.reader.MAX_HEADS", 1)
+    monkeypatch.setattr("headscore.data.cache.reader.MAX_HEADS", 1)
     with pytest.raises(InputError, match="has 1 layers of 2 heads, none or more than 1024 layers or 1 heads"):
         headscore.score(cache)
     monkeypatch.undo()

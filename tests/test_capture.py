@@ -23,11 +23,11 @@ from headscore.capture.lengths import LengthRules
 from headscore.capture.runner import Runner
 from headscore.capture.samples import EncodedShard
 from headscore.capture.space import require_space
-from headscore.data.cache import open_cache
+from headscore.data.cache.folder import open_cache
+from headscore.data.cache.reader import Shard
+from headscore.data.cache.shard import ARRAYS
 from headscore.data.errors import InputError, RunError
-from headscore.data.reader import Shard
-from headscore.data.settings import CaptureSettings
-from headscore.data.shard import ARRAYS
+from headscore.data.options.settings import CaptureSettings
 
 
 def arrays_of(cache: Path) -> dict[str, np.ndarray]:

@@ -19,12 +19,12 @@ from tokenizers import AddedToken, processors
 import headscore
 from headscore.capture.chat import in_chat
 from headscore.capture.samples import Marker, Prompts, encode_shards
-from headscore.data.cache import open_cache
+from headscore.data.cache.folder import open_cache
+from headscore.data.cache.reader import Shard
 from headscore.data.errors import InputError
-from headscore.data.prompts import PromptMaker
-from headscore.data.reader import Shard
-from headscore.data.settings import CaptureSettings
-from headscore.data.tokens import Sample, mark
+from headscore.data.options.settings import CaptureSettings
+from headscore.data.prompts.maker import PromptMaker
+from headscore.data.prompts.tokens import Sample, mark
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"

@@ -10,7 +10,7 @@ import pytest
 from made_caches import clean, made_cache
 
 import headscore
-from headscore.data.settings import ScoreSettings
+from headscore.data.options.settings import ScoreSettings
 from headscore.score.evidence.checks import checks_of
 from headscore.score.ranking import rank
 

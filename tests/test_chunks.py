@@ -14,7 +14,7 @@ from fuzzing_cache import LIBVERS, rewritten
 from test_score import BY_HAND, write_cache
 
 import headscore
-from headscore.data.cache import shard_path
+from headscore.data.cache.folder import shard_path
 from headscore.data.errors import DamagedShardError, InputError
 
 ARRAYS = ["tokens/span", "last_token/attention", "last_token/output_norm", "layers/index"]

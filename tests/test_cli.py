@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 
 import headscore
 from headscore import cli, options
-from headscore.data.cache import shard_path
-from headscore.data.configuration import read_configuration
-from headscore.data.places import read_place, written_options, written_place
-from headscore.data.settings import DEFAULT_MODEL, RunSettings, ScoreSettings, WorkSettings
+from headscore.data.cache.folder import shard_path
+from headscore.data.options.configuration import read_configuration
+from headscore.data.options.places import read_place, written_options, written_place
+from headscore.data.options.settings import DEFAULT_MODEL, RunSettings, ScoreSettings, WorkSettings
 
 Cli = Callable[..., tuple[int, str, str]]
 

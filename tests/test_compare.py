@@ -15,9 +15,9 @@ from test_score import metadata, write_cache
 
 import headscore
 from headscore import cli
-from headscore.data.cache import open_cache, shard_path, write_metadata
+from headscore.data.cache.folder import open_cache, shard_path, write_metadata
+from headscore.data.cache.shard import ARRAYS, write_shard
 from headscore.data.errors import HeadscoreError, InputError
-from headscore.data.shard import ARRAYS, write_shard
 from headscore.score.evidence.compare import RESULT_FILES, compare_rankings
 from headscore.score.evidence.rankings import Ranking
 

@@ -17,10 +17,10 @@ from test_cli import Cli, run_cli  # noqa: F401
 from test_score import metadata
 
 import headscore
-from headscore.data import cache as cache_format
-from headscore.data.cache import open_cache
-from headscore.data.settings import ScoreSettings
-from headscore.data.shard import write_shard
+from headscore.data.cache import folder as cache_format
+from headscore.data.cache.folder import open_cache
+from headscore.data.cache.shard import write_shard
+from headscore.data.options.settings import ScoreSettings
 from headscore.score.evidence import sides
 from headscore.score.evidence.control import COLUMNS
 from headscore.score.evidence.stretches import random_place, signals_of_span, with_moved_span

@@ -16,10 +16,10 @@ from test_ranks import as_rank
 
 import headscore
 from headscore.capture.samples import read_prompts
-from headscore.data.cache import open_cache, shard_path
-from headscore.data.controls import CONTROLLED, WHAT_CONTROLS_ARE, controlled
-from headscore.data.settings import CaptureSettings
-from headscore.data.templates import Prompt, Span
+from headscore.data.cache.folder import open_cache, shard_path
+from headscore.data.options.settings import CaptureSettings
+from headscore.data.prompts.controls import CONTROLLED, WHAT_CONTROLS_ARE, controlled
+from headscore.data.prompts.templates import Prompt, Span
 
 KINDS = list(WHAT_CONTROLS_ARE)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)

@@ -9,9 +9,9 @@ import polars as pl
 import pytest
 
 from headscore.capture.samples import read_prompts
-from headscore.data.prompts import PromptMaker
-from headscore.data.settings import CaptureSettings, ScoreSettings
-from headscore.data.templates import Prompt
+from headscore.data.options.settings import CaptureSettings, ScoreSettings
+from headscore.data.prompts.maker import PromptMaker
+from headscore.data.prompts.templates import Prompt
 
 PAGE = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
 HEADINGS = re.findall(r"(?m)^### (.+)$", re.sub(r"(?ms)^```.*?^```$", "", PAGE))

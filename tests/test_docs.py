@@ -12,10 +12,12 @@ import pytest
 from typer.main import get_command
 
 from headscore.cli import app
-from headscore.data.evidence_settings import CompareSettings, ControlSettings, Effect, StabilitySettings, SweepSettings
-from headscore.data.export_settings import ExportFormat, ExportSettings, ImportSettings
-from headscore.data.metadata import METADATA_SHAPE, OPTIONAL_SHAPE
-from headscore.data.settings import (
+from headscore.data.cache.metadata import METADATA_SHAPE, OPTIONAL_SHAPE
+from headscore.data.cache.shard import ARRAYS
+from headscore.data.options.evidence_settings import CompareSettings, ControlSettings, Effect, StabilitySettings, SweepSettings
+from headscore.data.options.export_settings import ExportFormat, ExportSettings, ImportSettings
+from headscore.data.options.settings import (
+    BUILT_IN_TEMPLATES,
     DEFAULT_WEIGHTS,
     BootstrapSettings,
     CaptureSettings,
@@ -23,10 +25,8 @@ from headscore.data.settings import (
     ValidateSettings,
     WorkSettings,
 )
-from headscore.data.shard import ARRAYS
-from headscore.data.styles import ALPACA, ARC, ROW_STYLES
-from headscore.data.templates import BUILT_IN_TEMPLATES
-from headscore.data.text_rows import TEXT_COLUMNS, TEXT_STYLE
+from headscore.data.prompts.styles import ALPACA, ARC, ROW_STYLES
+from headscore.data.prompts.text_rows import TEXT_COLUMNS, TEXT_STYLE
 from headscore.data.voice import option_flag
 from headscore.score.evidence.agreeing import LAYERS_SCHEMA, PAIRS_SCHEMA
 from headscore.score.evidence.checks import CHECK_NAMES

@@ -16,10 +16,10 @@ from exported import HEADS, KV_HEADS, LAYERS
 from test_cli import Cli, run_cli  # noqa: F401
 
 import headscore
+from headscore.data.cache.metadata import Metadata
+from headscore.data.cache.model_shape import shape_of, shape_record
 from headscore.data.errors import InputError
-from headscore.data.files import TEMPORARY
-from headscore.data.metadata import Metadata
-from headscore.data.model_shape import shape_of, shape_record
+from headscore.data.files.whole_file import TEMPORARY
 from headscore.score.export.card import _escaped
 from headscore.score.results import read_results
 
@@ -93,7 +93,7 @@ def test_duo_is_a_matrix_of_groups_by_their_place(results: Path, tmp_path: Path)
 
 
 def test_duos_values_differ_by_more_than_its_readers_noise() -> None:
-    from headscore.data.metadata import MAX_HEADS
+    from headscore.data.cache.metadata import MAX_HEADS
 
     assert 1 / MAX_HEADS > 10 * 1e-6
 

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from test_score import BY_HAND, metadata, write_cache
 
 import headscore
-from headscore.data import cache as cache_format
+from headscore.data.cache import folder as cache_format
+from headscore.data.cache.shard import write_shard
 from headscore.data.errors import InputError
-from headscore.data.shard import write_shard
 from headscore.score.expressions import read_expressions, require_line_by_line
 
 SCHEMA: dict[str, Any] = {

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 import headscore
 from headscore.capture.samples import Marker, encode_shards, read_prompts
 from headscore.data.errors import InputError
-from headscore.data.settings import CaptureSettings
+from headscore.data.options.settings import CaptureSettings
 
 ODD_TEXT = st.sampled_from(
     [

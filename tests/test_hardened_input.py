@@ -20,13 +20,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import headscore
-from headscore.data import files, rows
 from headscore.data.errors import InputError, printable
-from headscore.data.foreign import foreign_faults_told
+from headscore.data.files import whole_file as files
+from headscore.data.files.foreign import foreign_faults_told
+from headscore.data.files.strict_yaml import MAX_YAML_BYTES, read_yaml
 from headscore.data.limits import MIN_ADDRESS_SPACE
-from headscore.data.rows import read_data
-from headscore.data.settings import CaptureSettings
-from headscore.data.strict_yaml import MAX_YAML_BYTES, read_yaml
+from headscore.data.options.settings import CaptureSettings
+from headscore.data.prompts import rows
+from headscore.data.prompts.rows import read_data
 from headscore.data.text import OneLine, has_unprintable, json_text, logged_in_one_line
 from headscore.score.outputs import yaml_text
 
@@ -91,7 +92,7 @@ def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path: Path, monkeypat
             file.write('{"question": "more"}\n')
         return found
 
-    monkeypatch.setattr("headscore.data.rows.os.fstat", growing)
+    monkeypatch.setattr("headscore.data.prompts.rows.os.fstat", growing)
     with pytest.raises(InputError, match="changed while it was read"):
         read_data(path)
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headscore.data.errors import InputError
-from headscore.data.settings import ScoreSettings
+from headscore.data.options.settings import ScoreSettings
 from headscore.score.agreement import agreement, costs_of
 from headscore.score.effects import effects_of
 from headscore.score.rank_correlation import kendall, spearman

@@ -21,7 +21,7 @@ from eager import EagerModel
 from parity import assert_parity
 
 import headscore
-from headscore.data.cache import open_cache
+from headscore.data.cache.folder import open_cache
 
 CAPTURES = """
 import json, sys, time

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headscore.data.errors import InputError
-from headscore.data.journal import Journal
+from headscore.data.files.journal import Journal
 
 SUBJECT = {"model": "a", "rows": [1, 2]}
 

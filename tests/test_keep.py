@@ -26,13 +26,13 @@ from test_score import BY_HAND, write_cache
 
 import headscore
 from headscore.capture import samples
-from headscore.data import kept_columns as kept
-from headscore.data import shard
-from headscore.data.cache import open_cache, shard_files, shard_path
+from headscore.data.cache import kept_columns as kept
+from headscore.data.cache import shard
+from headscore.data.cache.folder import open_cache, shard_files, shard_path
+from headscore.data.cache.kept_columns import as_stored, checked_kept, kept_values
+from headscore.data.cache.metadata import identity
+from headscore.data.cache.reader import Shard
 from headscore.data.errors import DamagedShardError, InputError
-from headscore.data.kept_columns import as_stored, checked_kept, kept_values
-from headscore.data.metadata import identity
-from headscore.data.reader import Shard
 
 COLUMNS = ["topic", "meta.level", "meta.tags", "choices.text.0"]
 ROWS = [
@@ -267,7 +267,8 @@ def test_unknown_columns_are_told_before_the_model_is_looked_for(keep: Any, mess
 
 def test_columns_are_checked_without_torch(data: Path) -> None:
     program = (
-        "import sys; from headscore.capture.samples import read_prompts; from headscore.data.settings import CaptureSettings\n"
+        "import sys; from headscore.capture.samples import read_prompts\n"
+        "from headscore.data.options.settings import CaptureSettings\n"
         "try: read_prompts(CaptureSettings(data=sys.argv[1], keep='nothing'))\n"
         "except Exception as error: print(type(error).__name__, 'torch' in sys.modules)"
     )

@@ -17,9 +17,9 @@ import pytest
 from test_cache import flipped
 
 import headscore
-from headscore.data.cache import Cache, shard_path
+from headscore.data.cache.folder import Cache, shard_path
+from headscore.data.cache.reader import Shard
 from headscore.data.errors import InputError, RunError
-from headscore.data.reader import Shard
 
 FILES = 6  # of three shards, in one query mode
 
@@ -208,7 +208,7 @@ def other_values(shard: Path) -> None:
         arrays["last_token/output_norm"] = arrays["last_token/output_norm"] * 2
         metadata = opened.metadata
     times = shard.stat()
-    from headscore.data.shard import write_shard
+    from headscore.data.cache.shard import write_shard
 
     write_shard(shard, 1, arrays, metadata, [])
     os.utime(shard, ns=(times.st_atime_ns, times.st_mtime_ns))
@@ -494,7 +494,7 @@ def test_blocks_keep_the_same(own: Path, monkeypatch: pytest.MonkeyPatch, items:
     headscore.score(own)
     alone = kept_files(own)
     shutil.rmtree(own / "derived")
-    monkeypatch.setattr("headscore.data.reader.BLOCK_ITEMS", items)
+    monkeypatch.setattr("headscore.data.cache.reader.BLOCK_ITEMS", items)
     headscore.score(own)
     assert {name: content for name, content in kept_files(own).items() if name.endswith("parquet")} == {
         name: content for name, content in alone.items() if name.endswith("parquet")

@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 import headscore
 from headscore.data import voice
 from headscore.data.errors import HeadscoreError, InputError, RunError, one_line
-from headscore.data.evidence_settings import CompareSettings, ControlSettings, StabilitySettings, SweepSettings
-from headscore.data.export_settings import ExportSettings, ImportSettings
-from headscore.data.settings import (
+from headscore.data.options.evidence_settings import CompareSettings, ControlSettings, StabilitySettings, SweepSettings
+from headscore.data.options.export_settings import ExportSettings, ImportSettings
+from headscore.data.options.settings import (
     BootstrapSettings,
     CaptureSettings,
     RunSettings,

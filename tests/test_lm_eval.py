@@ -10,7 +10,7 @@ import tiny
 from test_ablation import MODELS, evaluator, questions
 
 import headscore
-from headscore.data.answers import AnswerKind
+from headscore.data.prompts.answers import AnswerKind
 
 lm_eval = pytest.importorskip("lm_eval")
 ROWS = 12

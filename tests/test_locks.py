@@ -23,9 +23,9 @@ from transformers import LlamaConfig
 
 import headscore
 from headscore.capture.gguf import converted
-from headscore.data import files
-from headscore.data.cache import shard_files, shard_path
-from headscore.data.files import TEMPORARY, remove_leftovers, write_text
+from headscore.data.cache.folder import shard_files, shard_path
+from headscore.data.files import whole_file as files
+from headscore.data.files.whole_file import TEMPORARY, remove_leftovers, write_text
 
 NO_LOCKS = ("ENOLCK", "EAGAIN", "ENOSYS", "EOPNOTSUPP")
 

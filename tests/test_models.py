@@ -19,7 +19,7 @@ from transformers import Gemma3Config, LlavaConfig, Mistral3Config, Qwen2_5_VLCo
 import headscore
 from headscore.capture import models
 from headscore.capture.sources import resolve
-from headscore.data.cache import open_cache
+from headscore.data.cache.folder import open_cache
 from headscore.data.errors import InputError
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from headscore.data.settings import ScoreSettings
+from headscore.data.options.settings import ScoreSettings
 from headscore.score.evidence.null import Null, null_of, ordinal
 from headscore.score.ranking import rank
 

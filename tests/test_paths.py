@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from headscore.capture.samples import read_prompts
 from headscore.data.errors import InputError
-from headscore.data.paths import known_paths
-from headscore.data.prompts import PromptMaker
-from headscore.data.settings import CaptureSettings
-from headscore.data.templates import MAX_SPANS, Prompt, Template
+from headscore.data.options.settings import CaptureSettings
+from headscore.data.prompts.maker import PromptMaker
+from headscore.data.prompts.paths import known_paths
+from headscore.data.prompts.templates import MAX_SPANS, Prompt, Template
 
 SOURCE = Path("rows.jsonl")
 NESTED = {"question": {"stem": "Hot?", "choices": [{"text": "ice", "label": "A"}, {"text": "fire", "label": "B"}]}, "key": "B"}

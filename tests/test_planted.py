@@ -12,8 +12,8 @@ import torch
 from transformers import PreTrainedModel
 
 import headscore
-from headscore.data.cache import open_cache
-from headscore.data.reader import Shard
+from headscore.data.cache.folder import open_cache
+from headscore.data.cache.reader import Shard
 
 HEADS, HEAD_DIM = 4, 8
 

@@ -12,11 +12,12 @@ import pytest
 import tiny
 
 from headscore import capture
-from headscore.data import files, plain
-from headscore.data.cache import shard_path
+from headscore.data.cache.folder import shard_path
 from headscore.data.errors import HeadscoreError
-from headscore.data.files import TEMPORARY, write_text
-from headscore.data.plain import PlainFile
+from headscore.data.files import plain
+from headscore.data.files import whole_file as files
+from headscore.data.files.plain import PlainFile
+from headscore.data.files.whole_file import TEMPORARY, write_text
 
 # Every Python process that finds this on its path begins with it, so workers do too.
 WITHOUT_POSIX = '''

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, FalconConfig, PreTrainedConfig, PreTrainedModel
 
 import headscore
-from headscore.data.cache import open_cache
-from headscore.data.metadata import identity
+from headscore.data.cache.folder import open_cache
+from headscore.data.cache.metadata import identity
 
 KINDS: dict[str, PreTrainedConfig] = {name: architecture.config() for name, architecture in ARCHITECTURES.items()} | {
     "falcon, groups": FalconConfig(**tiny.SIZES, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from headscore.capture.samples import read_prompts
 from headscore.data.errors import InputError
-from headscore.data.prompts import PromptMaker
-from headscore.data.settings import CaptureSettings
-from headscore.data.templates import ALWAYS_SPANS, BUILT_IN_TEMPLATES, MAX_SPANS, Piece, Prompt, Template, read_template
+from headscore.data.options.settings import BUILT_IN_TEMPLATES, CaptureSettings
+from headscore.data.prompts.maker import PromptMaker
+from headscore.data.prompts.templates import ALWAYS_SPANS, MAX_SPANS, Piece, Prompt, Template, read_template
 
 SOURCE = Path("rows.jsonl")
 

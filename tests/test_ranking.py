@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import headscore
 from headscore.data.errors import InputError
-from headscore.data.settings import ScoreSettings
+from headscore.data.options.settings import ScoreSettings
 from headscore.score.ranking import FUSIONS, NORM_MODES, rank
 
 SIGNALS = ("out", "ent", "task")

@@ -20,9 +20,9 @@ from headscore.capture.memory import free_bytes
 from headscore.capture.models import resolve_device
 from headscore.capture.ranks import Rank, this_rank
 from headscore.capture.samples import encode_share, read_prompts, without_special_tokens
-from headscore.data.cache import open_cache, shard_path
+from headscore.data.cache.folder import open_cache, shard_path
 from headscore.data.errors import InputError
-from headscore.data.settings import CaptureSettings
+from headscore.data.options.settings import CaptureSettings
 
 COMMAND = ["--max-samples", "24", "--shard-size", "3", "--queries", "all_tokens", "--seed", "7"]
 SHARDS = 8
@@ -257,8 +257,8 @@ def test_what_does_not_belong_together_is_not_merged(llama: Path, cache: Path, p
 
 def rewritten(shard: Path, path: Path) -> Path:
     """A whole shard of the same capture with one value changed."""
-    from headscore.data.reader import Shard
-    from headscore.data.shard import write_shard
+    from headscore.data.cache.reader import Shard
+    from headscore.data.cache.shard import write_shard
 
     with Shard(shard) as whole:
         arrays: dict[str, Any] = {name: whole.read(name) for name in whole.names}

@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from test_score import metadata, write_cache
 
 import headscore
-from headscore.data.cache import METADATA_FILE, open_cache, shard_path, write_metadata
+from headscore.data.cache.folder import open_cache, shard_path, write_metadata
+from headscore.data.cache.shard import ARRAYS, write_shard
 from headscore.data.errors import printable
-from headscore.data.files import TEMPORARY
-from headscore.data.settings import ScoreSettings
-from headscore.data.shard import ARRAYS, write_shard
+from headscore.data.files.whole_file import TEMPORARY
+from headscore.data.options.settings import METADATA_FILE, ScoreSettings
 from headscore.score import signals
 from headscore.score.outputs import CHARTS_FOLDER, REPORT_FILES, RESULT_FILES
 from headscore.score.report import sections

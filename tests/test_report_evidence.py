@@ -19,8 +19,8 @@ from test_report import HOSTILE, column_of_table, dots, made, marked, page_data,
 from test_validation_page import made as made_validation
 
 import headscore
-from headscore.data.cache import open_cache
-from headscore.data.settings import ScoreSettings, ValidateSettings
+from headscore.data.cache.folder import open_cache
+from headscore.data.options.settings import ScoreSettings, ValidateSettings
 from headscore.score.evidence.checks import COIN_TOSS, Check
 from headscore.score.evidence.null import Level, Null
 from headscore.score.report.attended import attended

@@ -20,12 +20,12 @@ from test_capture import arrays_of, assert_same
 
 import headscore
 from headscore.capture import prefixes, recorder, reductions, samples, space
-from headscore.data import files
-from headscore.data.cache import open_cache, shard_files, shard_path
+from headscore.data.cache.folder import open_cache, shard_files, shard_path
+from headscore.data.cache.reader import Shard
+from headscore.data.cache.shard import shard_bytes
 from headscore.data.errors import InputError, RunError
-from headscore.data.reader import Shard
-from headscore.data.shard import shard_bytes
-from headscore.data.tokens import Encoded, Sample, Skipped
+from headscore.data.files import whole_file as files
+from headscore.data.prompts.tokens import Encoded, Sample, Skipped
 
 OPTIONS: dict[str, Any] = {"max_samples": 24, "shard_size": 10, "queries": "all_tokens", "seed": 7}  # as the cache fixture
 
@@ -346,7 +346,7 @@ def test_too_little_space_stops_before_the_model_is_loaded(
 def test_more_tokens_than_a_shard_may_have_stop_before_the_model_is_loaded(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, message: str
 ) -> None:
-    monkeypatch.setattr(f"headscore.data.layout.{limit}", 40)
+    monkeypatch.setattr(f"headscore.data.cache.layout.{limit}", 40)
     monkeypatch.setattr(headscore.capture.models, "load_model", lambda *_: pytest.fail("the model was loaded"))
     with pytest.raises(InputError, match=message):
         again(llama, tmp_path / "c")

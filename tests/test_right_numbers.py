@@ -17,7 +17,7 @@ from parity import largest_differences
 
 import headscore
 from headscore.capture.lengths import length_rules
-from headscore.data.cache import open_cache
+from headscore.data.cache.folder import open_cache
 
 REFUSED = ("deepseek_v4", "hrm_text", "mamba", "rwkv")
 LENGTHS = (3, 15, 16, 17, 33, 47, SWITCH, 49, 70, 96)  # on both sides of 16, and of the switch at 48

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headscore.data.errors import InputError
-from headscore.data.rows import Row, read_data, sample_rows
+from headscore.data.prompts.rows import Row, read_data, sample_rows
 
 ROWS = tiny.arc_rows()[:5]
 

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from test_score import BY_HAND, metadata, write_cache
 
 import headscore
-from headscore.data import cache as cache_format
-from headscore.data.cache import open_cache, shard_path
+from headscore.data.cache import folder as cache_format
+from headscore.data.cache.folder import open_cache, shard_path
+from headscore.data.cache.reader import Shard
+from headscore.data.cache.shard import write_shard
 from headscore.data.errors import DamagedShardError, InputError
-from headscore.data.reader import Shard
-from headscore.data.shard import write_shard
 from headscore.score.listing import measures
 
 PLACES = ["sample", "layer", "head"]
@@ -178,7 +178,7 @@ def test_only_the_layers_that_a_filter_lets_pass_are_read(cache: Path, monkeypat
 
 def test_head_stops_reading(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Path] = []
-    from headscore.data.cache import Cache
+    from headscore.data.cache.folder import Cache
 
     real = Cache.open_shard
     monkeypatch.setattr(Cache, "open_shard", lambda cache, path: (opened.append(path), real(cache, path))[1])
@@ -282,7 +282,7 @@ def test_rows_are_what_the_shards_have(cache: Path, monkeypatch: pytest.MonkeyPa
                 stored.append(
                     {"weights": weights[..., start:stop], "ids": ids[start:stop], "bits": bits[start:stop], "row": rows[sample]}
                 )
-    monkeypatch.setattr("headscore.data.reader.BLOCK_ITEMS", items)
+    monkeypatch.setattr("headscore.data.cache.reader.BLOCK_ITEMS", items)
     for number, head in itertools.product(range(3), (None, 0, 3)):
         found = list(headscore.rows(cache, layer=number, head=head, score_query_mode=mode))
         assert [one.sample for one in found] == list(range(24))

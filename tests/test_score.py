@@ -16,11 +16,11 @@ import yaml
 from eager import EagerModel
 
 import headscore
-from headscore.data import cache as cache_format
-from headscore.data.cache import open_cache
+from headscore.data.cache import folder as cache_format
+from headscore.data.cache.folder import open_cache
+from headscore.data.cache.reader import Shard
+from headscore.data.cache.shard import write_shard
 from headscore.data.errors import InputError
-from headscore.data.reader import Shard
-from headscore.data.shard import write_shard
 
 SIGNALS = ("out", "ent", "task")
 

@@ -30,9 +30,9 @@ from headscore.capture.lengths import ALL_APART, LengthRules, length_rules
 from headscore.capture.model_state import ModelState, unchanged
 from headscore.capture.prefixes import prompt_groups
 from headscore.capture.projections import output_weight, projection_error
-from headscore.data.cache import open_cache
+from headscore.data.cache.folder import open_cache
 from headscore.data.errors import InputError, RunError
-from headscore.data.tokens import Tokens
+from headscore.data.prompts.tokens import Tokens
 
 # What attention functions of transformers are given that recording does not take: a model that does goes by eager attention.
 NOT_TAKEN = {

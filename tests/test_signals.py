@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from test_score import BY_HAND, write_cache
 
 import headscore
-from headscore.data.cache import open_cache
+from headscore.data.cache.folder import open_cache
+from headscore.data.cache.reader import Shard
 from headscore.data.errors import DamagedShardError
-from headscore.data.reader import Shard
-from headscore.data.settings import ScoreSettings
+from headscore.data.options.settings import ScoreSettings
 from headscore.score.expressions import require_line_by_line
 from headscore.score.measures import RowSums
 from headscore.score.recipe import Recipe, choose_recipe

@@ -18,11 +18,10 @@ from headscore.capture.chat import in_chat
 from headscore.capture.models import load_tokenizer
 from headscore.capture.samples import Marker, encode_shards, read_prompts
 from headscore.capture.sources import resolve
-from headscore.data.cache import open_cache
-from headscore.data.reader import Shard
-from headscore.data.settings import CaptureSettings
-from headscore.data.shard import ARRAYS
-from headscore.data.templates import BUILT_IN_TEMPLATES
+from headscore.data.cache.folder import open_cache
+from headscore.data.cache.reader import Shard
+from headscore.data.cache.shard import ARRAYS
+from headscore.data.options.settings import BUILT_IN_TEMPLATES, CaptureSettings
 
 ROWS = 8
 

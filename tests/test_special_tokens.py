@@ -20,13 +20,13 @@ from tokenizers import AddedToken, processors
 from transformers import ByT5Tokenizer, PreTrainedTokenizerBase
 
 import headscore
-from headscore.data.cache import open_cache, shard_files
+from headscore.data.cache.folder import open_cache, shard_files
 from headscore.data.errors import InputError
-from headscore.data.prompts import PromptMaker
-from headscore.data.settings import CaptureSettings
-from headscore.data.special import added_tokens
-from headscore.data.templates import Prompt, Span, Template
-from headscore.data.tokens import Encoded, Sample, Skipped, encode, mark
+from headscore.data.options.settings import CaptureSettings
+from headscore.data.prompts.maker import PromptMaker
+from headscore.data.prompts.special import added_tokens
+from headscore.data.prompts.templates import Prompt, Span, Template
+from headscore.data.prompts.tokens import Encoded, Sample, Skipped, encode, mark
 
 NAMES = ("question", "choices", "template", "special")
 QUESTION, TEMPLATE, SPECIAL = (1 << NAMES.index(name) for name in ("question", "template", "special"))

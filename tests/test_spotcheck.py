@@ -25,11 +25,11 @@ from headscore.capture.check_result import SelfCheck
 from headscore.capture.lengths import NO_RULES, LengthRules
 from headscore.capture.spotcheck import FEW_PROMPTS, SHARE_OF_TOKENS, SpotChecks
 from headscore.capture.unfinished import UnfinishedShard
-from headscore.data.cache import open_cache
+from headscore.data.cache.folder import open_cache
+from headscore.data.cache.inspection import report
+from headscore.data.cache.reader import Shard
 from headscore.data.errors import RunError
-from headscore.data.inspection import report
-from headscore.data.reader import Shard
-from headscore.data.tokens import Tokens
+from headscore.data.prompts.tokens import Tokens
 
 
 @pytest.fixture(scope="module")

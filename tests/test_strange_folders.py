@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import headscore
-from headscore.data.cache import open_cache, shard_path
+from headscore.data.cache.folder import open_cache, shard_path
 from headscore.data.errors import InputError
 from headscore.score.report.vega import _read
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from headscore import cli
-from headscore.data.settings import ScoreSettings, Unit
+from headscore.data.options.settings import ScoreSettings, Unit
 from headscore.score.ranking import rank
 from headscore.score.scores import Scores
 from headscore.terminal_scores import MARKS, VIRIDIS, show_scores

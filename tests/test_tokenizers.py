@@ -10,8 +10,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from headscore.data.templates import Piece, Prompt, Span, Template
-from headscore.data.tokens import Encoded, Sample, Skipped, encode, mark
+from headscore.data.prompts.templates import Piece, Prompt, Span, Template
+from headscore.data.prompts.tokens import Encoded, Sample, Skipped, encode, mark
 
 SPANS = ("question", "choices", "template", "special")
 QUESTION, TEMPLATE = np.uint8(1 << 0), np.uint8(1 << 2)

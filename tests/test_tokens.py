@@ -6,9 +6,9 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headscore.data.alignment import aligned_offsets
-from headscore.data.templates import Piece, Prompt, Span, Template
-from headscore.data.tokens import Encoded, Sample, Skipped, encode, mark, marked_text
+from headscore.data.prompts.alignment import aligned_offsets
+from headscore.data.prompts.templates import Piece, Prompt, Span, Template
+from headscore.data.prompts.tokens import Encoded, Sample, Skipped, encode, mark, marked_text
 
 NAMES = ("question", "choices", "template", "special")
 TEMPLATE = Template("t", "Question:{question}\nAnswer:")
@@ -157,7 +157,7 @@ def test_the_fast_way_marks_what_the_checked_way_does(text: str, data: st.DataOb
         return
     fast = mark(encoded, tiny.tokenizer(), NAMES)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("headscore.data.tokens.joined_ends", lambda *_: None)
+        patch.setattr("headscore.data.prompts.tokens.joined_ends", lambda *_: None)
         checked = mark(encoded, tiny.tokenizer(), NAMES)
     if isinstance(checked, Skipped):
         return  # it was too careful

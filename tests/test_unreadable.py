@@ -17,10 +17,10 @@ from test_resume import again, files_of
 
 import headscore
 from headscore.capture import shards
-from headscore.data import plain
-from headscore.data.cache import shard_path
+from headscore.data.cache.folder import shard_path
 from headscore.data.errors import DamagedShardError, HeadscoreError, InputError, RunError, UnreadableFileError
-from headscore.data.plain import PlainFile
+from headscore.data.files import plain
+from headscore.data.files.plain import PlainFile
 
 CODES = ("EIO", "EACCES", "ENOLCK", "ESTALE", "EMFILE")
 WAYS = ("open", "stat", "_fill")  # the last reads for HDF5

@@ -15,7 +15,7 @@ import torch
 from test_chosen_heads import loaded, logits, step
 
 import headscore
-from headscore.data.export_settings import ExportFormat, ImportFormat
+from headscore.data.options.export_settings import ExportFormat, ImportFormat
 from headscore.score import verdicts
 
 PAGE = (Path(__file__).parent.parent / "docs" / "use-your-ranking.md").read_text()

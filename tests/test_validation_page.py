@@ -17,7 +17,7 @@ from made_outcomes import INTACT, outcomes
 
 import headscore
 from headscore.data.errors import InputError, printable
-from headscore.data.settings import ValidateSettings
+from headscore.data.options.settings import ValidateSettings
 from headscore.score.report.marks import INK
 from headscore.score.report.validation_page import charts, write_report
 from headscore.score.validated import REPORT_FILE, Measured, validation_of, write_measured

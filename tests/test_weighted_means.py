@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import headscore
-from headscore.data.cache import open_cache
-from headscore.data.settings import ScoreSettings
+from headscore.data.cache.folder import open_cache
+from headscore.data.options.settings import ScoreSettings
 from headscore.score.evidence.weighted_means import ranked_replicates, sample_values, weighted_means
 from headscore.score.recipe import choose_recipe
 

@@ -24,11 +24,11 @@ from noting import noted
 from test_cli import Cli, run_cli  # noqa: F401 - a fixture
 
 import headscore
-from headscore.data.cache import open_cache, shard_path, write_metadata
+from headscore.data.cache.folder import open_cache, shard_path, write_metadata
+from headscore.data.cache.reader import Shard
+from headscore.data.cache.shard import write_shard
 from headscore.data.errors import InputError, RunError
-from headscore.data.reader import Shard
-from headscore.data.settings import ScoreSettings, WorkSettings
-from headscore.data.shard import write_shard
+from headscore.data.options.settings import ScoreSettings, WorkSettings
 from headscore.score.cache_means import cache_means, shard_sums
 from headscore.score.recipe import choose_recipe
 from headscore.score.workers import executor_of
@@ -165,7 +165,7 @@ def test_any_split_into_shards_and_blocks_changes_no_bit(
     other = resharded(cache, tmp_path / "other", sizes)
     assert_equal_to_the_last_bit(alone, headscore.score(other, score_query_mode=mode, fresh=True, **MINE))
     for items, lines in ((1, 1), (997, 50), (3000, 1 << 17)):
-        monkeypatch.setattr("headscore.data.reader.BLOCK_ITEMS", items)
+        monkeypatch.setattr("headscore.data.cache.reader.BLOCK_ITEMS", items)
         monkeypatch.setattr("headscore.score.shard_source.LINES", lines)
         with ThreadPoolExecutor(2) as executor:
             spread = headscore.score(other, score_query_mode=mode, fresh=True, executor=executor, **MINE)
@@ -283,7 +283,7 @@ def test_a_worker_that_scored_has_no_torch(cache: Path, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "import sys, headscore\n"
-        "from headscore.data.settings import WorkSettings\n"
+        "from headscore.data.options.settings import WorkSettings\n"
         "from headscore.score.workers import executor_of\n"
         "def there(_): return [m for m in ('torch', 'transformers', 'typer', 'rich') if m in sys.modules]\n"
         "if __name__ == '__main__':\n"
@@ -311,7 +311,7 @@ def test_sums_merge_in_any_order_and_grouping(cache: Path, order: list[int], cut
 def test_reading_a_shard_in_blocks_changes_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch, items: int) -> None:
     whole, lines = headscore.score(cache, fresh=True), headscore.scan_cache(cache, fresh=True).collect()
     lines_of = ["sample", "layer", "head"]
-    monkeypatch.setattr("headscore.data.reader.BLOCK_ITEMS", items)
+    monkeypatch.setattr("headscore.data.cache.reader.BLOCK_ITEMS", items)
     with Shard(open_cache(cache).shards[0]) as shard:
         blocks = list(shard.blocks())
         assert len(blocks) > 1

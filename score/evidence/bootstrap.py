@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ...data.cache import Cache
+from ...data.cache.folder import Cache
 from ...data.errors import InputError
-from ...data.settings import BootstrapSettings, ScoreSettings
+from ...data.options.settings import BootstrapSettings, ScoreSettings
 from ..columns import DATA
 from ..frames import by_unit
 from ..kept import Store

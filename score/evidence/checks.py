@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 import polars as pl
 
-from ...data.settings import ScoreSettings
+from ...data.options.settings import ScoreSettings
 from ..means import Float
 from ..recipe import Recipe
 

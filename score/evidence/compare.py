@@ -10,11 +10,11 @@ import polars as pl
 
 from ... import __version__
 from ...data.errors import InputError, printable
-from ...data.evidence_settings import CompareSettings
-from ...data.files import given_path
-from ...data.places import written_place
-from ...data.settings import RECORD_KEY, ScoreSettings, pick
-from ...data.signatures import library_call
+from ...data.files.whole_file import given_path
+from ...data.options.evidence_settings import CompareSettings
+from ...data.options.places import written_place
+from ...data.options.settings import RECORD_KEY, ScoreSettings, pick
+from ...data.options.signatures import library_call
 from ..outputs import CONFIG_FILE, LOG_FILE, csv, options_config, results_folder
 from ..scores import head_name
 from .agreeing import LABELS, moved_signals, pair_tables, require_same_shape, wide_table

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ...data.cache import Cache, open_cache
+from ...data.cache.folder import Cache, open_cache
 from ...data.errors import InputError
-from ...data.evidence_settings import ControlSettings
-from ...data.files import given_path
-from ...data.places import written_options, written_place
-from ...data.settings import ScoreSettings, pick
-from ...data.signatures import library_call
+from ...data.files.whole_file import given_path
+from ...data.options.evidence_settings import ControlSettings
+from ...data.options.places import written_options, written_place
+from ...data.options.settings import ScoreSettings, pick
+from ...data.options.signatures import library_call
 from ..frames import heads_frame, unit_frame
 from ..means import Float
 from ..outputs import CONTROL_FILE, RESULT_FILES, csv, results_folder, write_results

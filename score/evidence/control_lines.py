@@ -2,7 +2,7 @@
 
 import polars as pl
 
-from ...data.evidence_settings import ControlSettings
+from ...data.options.evidence_settings import ControlSettings
 from ..scores import Scores
 from .pairing import OTHER_TASK, SAME_ROWS
 from .sides import RANDOM_SPAN, Comparison

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ...data.errors import InputError
-from ...data.files import write_bytes, write_text
+from ...data.files.whole_file import write_bytes, write_text
 from ..outputs import CONFIG_FILE, HEADS_PARQUET, require_same_run, yaml_text
 from ..validated import is_validation
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import polars as pl
 
-from ...data.bounded_json import parse_json
+from ...data.cache.metadata import MAX_HEADS
 from ...data.errors import InputError, one_line
-from ...data.foreign import foreign_faults_told
-from ...data.metadata import MAX_HEADS
-from ...data.plain import read_plain
+from ...data.files.bounded_json import parse_json
+from ...data.files.foreign import foreign_faults_told
+from ...data.files.plain import read_plain
 
 KINDS = (".csv", ".json", ".parquet")
 UNITS = ("head", "kv_head")

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ...data.metadata import has_shape
-from ...data.settings import ScoreSettings
+from ...data.cache.metadata import has_shape
+from ...data.options.settings import ScoreSettings
 from ..means import Float
 from ..ranking import RRF_CONSTANT
 

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-from ...data.cache import Cache
-from ...data.controls import WHAT_CONTROLS_ARE
+from ...data.cache.folder import Cache
+from ...data.cache.metadata import Metadata, differences, model_name
 from ...data.errors import InputError
-from ...data.metadata import Metadata, differences, model_name
+from ...data.prompts.controls import WHAT_CONTROLS_ARE
 
 SAME_ROWS, OTHER_TASK = "same rows", "other task"
 _SAME_MODEL = ("fingerprint", "tokenizer_fingerprint")

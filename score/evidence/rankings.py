@@ -8,11 +8,11 @@ from typing import Any, Literal, get_args
 
 import polars as pl
 
-from ...data.cache import METADATA_FILE, open_cache
+from ...data.cache.folder import open_cache
 from ...data.errors import InputError, did_you_mean
-from ...data.evidence_settings import Effect
-from ...data.plain import kind_of
-from ...data.settings import ScoreSettings, Unit
+from ...data.files.plain import kind_of
+from ...data.options.evidence_settings import Effect
+from ...data.options.settings import METADATA_FILE, ScoreSettings, Unit
 from ..agreement import costs_of
 from ..effects import unit_of
 from ..ranking import rank

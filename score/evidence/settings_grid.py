@@ -8,9 +8,9 @@ from typing import get_args
 
 import numpy as np
 
-from ...data.checked import require_weight
 from ...data.errors import InputError, did_you_mean
-from ...data.settings import Fusion, NormMode, Within
+from ...data.options.checked import require_weight
+from ...data.options.settings import Fusion, NormMode, Within
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "fusion": get_args(Fusion),

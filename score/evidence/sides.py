@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...data.cache import Cache
+from ...data.cache.folder import Cache
 from ...data.errors import InputError
-from ...data.settings import ScoreSettings
+from ...data.options.settings import ScoreSettings
 from ..kept import Store, open_store
 from ..means import Float
 from ..recipe import Recipe, choose_recipe

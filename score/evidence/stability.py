@@ -11,13 +11,13 @@ import numpy.typing as npt
 import polars as pl
 
 from ... import __version__
-from ...data.cache import Cache, open_cache
+from ...data.cache.folder import Cache, open_cache
 from ...data.errors import InputError
-from ...data.evidence_settings import StabilitySettings
-from ...data.files import given_path
-from ...data.places import written_place
-from ...data.settings import RECORD_KEY, ScoreSettings, pick
-from ...data.signatures import library_call
+from ...data.files.whole_file import given_path
+from ...data.options.evidence_settings import StabilitySettings
+from ...data.options.places import written_place
+from ...data.options.settings import RECORD_KEY, ScoreSettings, pick
+from ...data.options.signatures import library_call
 from ..cache_means import cache_means
 from ..frames import heads_frame
 from ..kept import open_store

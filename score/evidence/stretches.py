@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from ...data.reader import Block, Shard
+from ...data.cache.reader import Block, Shard
 from ..columns import Columns, token_columns
 from ..recipe import Recipe
 

@@ -9,13 +9,13 @@ from typing import Any
 import polars as pl
 
 from ... import __version__
-from ...data.cache import Cache, open_cache
+from ...data.cache.folder import Cache, open_cache
 from ...data.errors import InputError, printable
-from ...data.evidence_settings import SweepSettings
-from ...data.files import given_path
-from ...data.places import written_place
-from ...data.settings import RECORD_KEY, ScoreSettings, WorkSettings, pick
-from ...data.signatures import library_call
+from ...data.files.whole_file import given_path
+from ...data.options.evidence_settings import SweepSettings
+from ...data.options.places import written_place
+from ...data.options.settings import RECORD_KEY, ScoreSettings, WorkSettings, pick
+from ...data.options.signatures import library_call
 from ..outputs import CONFIG_FILE, LOG_FILE, csv, options_config, results_folder
 from ..ranking import rank
 from ..scores import Scores, head_name

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ...data.settings import QueryMode
+from ...data.options.settings import QueryMode
 from ..means import Float
 from ..recipe import Recipe, Signal
 

@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ...data.cache import Cache
-from ...data.settings import ScoreSettings
+from ...data.cache.folder import Cache
+from ...data.options.settings import ScoreSettings
 from ..frames import unit_frame
 from ..kept import Store
 from ..means import Float

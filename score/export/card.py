@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from ...data.errors import HeadscoreError, printable
-from ...data.plain import names_in, read_plain
+from ...data.files.plain import names_in, read_plain
 from ..evidence.null import null_of_record
 from ..outputs import HEADS_PARQUET, yaml_text
 from ..scores import head_name

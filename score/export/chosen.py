@@ -10,11 +10,11 @@ from typing import Any
 import polars as pl
 
 from ... import __version__
+from ...data.cache.metadata import MAX_HEADS, MAX_LAYERS
+from ...data.cache.model_shape import ModelShape
 from ...data.errors import InputError
-from ...data.export_settings import ChoiceSettings, ExportSettings, GroupBy
-from ...data.metadata import MAX_HEADS, MAX_LAYERS
-from ...data.model_shape import ModelShape
-from ...data.settings import Unit
+from ...data.options.export_settings import ChoiceSettings, ExportSettings, GroupBy
+from ...data.options.settings import Unit
 from ..outputs import CONFIG_FILE
 from ..results import COMBINED, Results
 

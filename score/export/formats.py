@@ -5,7 +5,7 @@
 
 from collections.abc import Callable, Mapping
 
-from ...data.export_settings import ExportFormat
+from ...data.options.export_settings import ExportFormat
 from .card import card
 from .chosen import Chosen
 from .duo import duo

@@ -10,12 +10,12 @@ from typing import Any, get_args
 import polars as pl
 
 from ... import __version__
-from ...data.checked import require_text
 from ...data.errors import InputError
-from ...data.export_settings import ImportFormat, ImportSettings
-from ...data.files import given_path, write_bytes, write_text
-from ...data.settings import RECORD_KEY, Unit
-from ...data.signatures import library_call
+from ...data.files.whole_file import given_path, write_bytes, write_text
+from ...data.options.export_settings import ImportFormat, ImportSettings
+from ...data.options.settings import RECORD_KEY, Unit
+from ...data.options.signatures import library_call
+from ...data.text import require_text
 from ..outputs import CONFIG_FILE, HEADS_CSV, HEADS_PARQUET, LOG_FILE, csv, require_same_run, results_folder, yaml_text
 from ..results import IMPORTED_KEY, Results, read_results
 from ..validated import is_validation

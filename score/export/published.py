@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ...data.bounded_json import parse_json
+from ...data.cache.metadata import MAX_HEADS, MAX_LAYERS
 from ...data.errors import InputError, one_line
-from ...data.export_settings import ImportFormat
-from ...data.foreign import foreign_faults_told
-from ...data.metadata import MAX_HEADS, MAX_LAYERS
-from ...data.plain import kind_of, read_plain
-from ...data.settings import Unit
-from ...data.strict_yaml import read_yaml
+from ...data.files.bounded_json import parse_json
+from ...data.files.foreign import foreign_faults_told
+from ...data.files.plain import kind_of, read_plain
+from ...data.files.strict_yaml import read_yaml
+from ...data.options.export_settings import ImportFormat
+from ...data.options.settings import Unit
 from .duo import TSV
 
 Scored = tuple[int, int, float]  # layer, head (or KV head), score

@@ -1,6 +1,6 @@
 """The head set of QRHead's retrievers."""
 
-from ...data.metadata import model_name
+from ...data.cache.metadata import model_name
 from ...data.text import json_text
 from .chosen import Chosen
 from .written import Content

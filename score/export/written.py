@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...data.cache import require_outside_caches
-from ...data.checked import require_text
+from ...data.cache.folder import require_outside_caches
 from ...data.errors import InputError
-from ...data.files import write_bytes
-from ...data.plain import kind_of
-from ...data.text import json_text
-from ...data.whole_folder import whole_folder
+from ...data.files.plain import kind_of
+from ...data.files.whole_file import write_bytes
+from ...data.files.whole_folder import whole_folder
+from ...data.text import json_text, require_text
 
 PROVENANCE_FILE = "headscore.json"  # in a folder; beside a file it has the file's name before it
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from ...data.cache import Cache
+from ...data.cache.folder import Cache
+from ...data.cache.reader import Block, Shard
 from ...data.errors import InputError
-from ...data.reader import Block, Shard
 
 Line = dict[str, Any]
 

@@ -14,7 +14,7 @@ import polars as pl
 from altair.utils import schemapi
 
 from ...data.errors import InputError
-from ...data.settings import DEFAULT_WEIGHTS
+from ...data.options.settings import DEFAULT_WEIGHTS
 from ..ranking import FUSIONS
 from ..scores import Scores
 from .columns import any_column, finite, in_words, layer_columns, raw_columns, signals_of, unit_of

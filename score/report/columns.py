@@ -12,7 +12,7 @@ import altair as alt
 import polars as pl
 
 from ...data.errors import InputError, printable
-from ...data.settings import NormMode, Unit
+from ...data.options.settings import NormMode, Unit
 from ..expressions import names_of
 from ..recipe import RESULT_COLUMNS
 from ..signal_sources import built_in_signals

@@ -8,7 +8,7 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from ...data.files import remove_leftovers, write_bytes, write_text
+from ...data.files.whole_file import remove_leftovers, write_bytes, write_text
 from ..outputs import CHARTS_FOLDER
 from ..recipe import BOOTSTRAP_COLUMNS
 from . import maps, top_views, views

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ...data.errors import HeadscoreError, InputError
-from ...data.foreign import foreign_faults_told
-from ...data.plain import kind_of, names_in
+from ...data.files.foreign import foreign_faults_told
+from ...data.files.plain import kind_of, names_in
 from .found_kinds import KINDS, MOST_OF_A_KIND, MOST_SHOWN, Kind, lines_of
 from .frame import fitted, place, section
 from .sections import escaped

@@ -7,11 +7,11 @@ from typing import Any
 
 import polars as pl
 
-from ...data.bounded_json import parse_json
 from ...data.errors import InputError
-from ...data.foreign import foreign_faults_told
-from ...data.plain import kind_of, read_plain
-from ...data.strict_yaml import read_yaml
+from ...data.files.bounded_json import parse_json
+from ...data.files.foreign import foreign_faults_told
+from ...data.files.plain import kind_of, read_plain
+from ...data.files.strict_yaml import read_yaml
 from ..evidence import compare, stability, sweep
 from ..evidence.head_lists import csv_columns
 from ..outputs import CONFIG_FILE, CONTROL_FILE

@@ -10,7 +10,7 @@ from typing import Any, Self
 import altair as alt
 import polars as pl
 
-from ...data.settings import Unit
+from ...data.options.settings import Unit
 from .columns import Column, field, unit_of
 from .marks import INK, MARK, PICKED_ONLY, TOP, Ranking, picked, ranked
 from .parts import beside, legend_of, title_of, tooltip_of, wrapped

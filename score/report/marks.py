@@ -12,7 +12,7 @@ import altair as alt
 import polars as pl
 
 from ...data.errors import printable
-from ...data.settings import DEFAULT_WEIGHTS, Fusion, NormMode, Unit, Within
+from ...data.options.settings import DEFAULT_WEIGHTS, Fusion, NormMode, Unit, Within
 from ..evidence.checks import COIN_TOSS
 from ..evidence.null import Level, Null, ordinal
 from ..ranking import RRF_CONSTANT, TIE_DIGITS

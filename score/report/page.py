@@ -7,8 +7,8 @@ from typing import Any
 import altair as alt
 from altair.utils import schemapi
 
-from ...data.cache import Cache
-from ...data.files import write_text
+from ...data.cache.folder import Cache
+from ...data.files.whole_file import write_text
 from ..outputs import REPORT_FILE
 from ..scores import Scores
 from . import maps, top_views, views

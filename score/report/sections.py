@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from ... import __version__
+from ...data.cache.metadata import model_name
 from ...data.errors import printable
-from ...data.metadata import model_name
-from ...data.settings import Unit
-from ...data.templates import ALWAYS_SPANS
+from ...data.options.settings import Unit
+from ...data.prompts.templates import ALWAYS_SPANS
 from ..scores import Scores
 from .columns import UNITS
 from .texts import opening

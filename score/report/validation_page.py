@@ -11,7 +11,7 @@ import altair as alt
 import polars as pl
 from altair.utils import schemapi
 
-from ...data.files import write_text
+from ...data.files.whole_file import write_text
 from ..results import COMBINED
 from ..validated import REPORT_FILE, Validation
 from .drawing import write_drawn

@@ -8,10 +8,10 @@ from pathlib import Path
 from types import ModuleType
 
 from ...data.errors import HeadscoreError, InputError, RunError, typed_line
-from ...data.files import remove_leftovers, user_cache, write_text
-from ...data.forks import require_own_threads
+from ...data.files.plain import read_plain
+from ...data.files.whole_file import remove_leftovers, user_cache, write_text
 from ...data.limits import require_address_space
-from ...data.plain import read_plain
+from ..forks import require_own_threads
 
 _PACKAGES = {"altair": "altair", "vl_convert": "vl-convert-python"}
 _MIN_LENGTH = 500_000  # a file that was cut off is none

@@ -1,0 +1,163 @@
+"""What a cache says about itself: the content of `cache.json` and of every shard's attributes."""
+
+import json
+from typing import Any, get_args
+
+from ..errors import InputError
+from ..options.settings import QueryMode
+from ..prompts.templates import MAX_SPANS
+
+FORMAT = "headscore-cache"
+FORMAT_VERSION = 1
+MAX_HEADS = 1 << 16  # in all layers; today's largest models have 16,128. A ranking has a line of each, which takes some KB
+MAX_LAYERS = 1024  # the deepest models of today have 126; each layer of each array takes time to read, however small it is
+SPAN_RULE = "trimmed"  # how masks are made of spans; another rule is to have another name
+LONGEST_SHOWN = 60  # characters of a value in an error message
+
+Metadata = dict[str, Any]
+
+METADATA_SHAPE: dict[str, Any] = {  # what a reader relies on; a list has elements of the shape given
+    "versions": {},
+    "model": {},
+    "data": {},
+    "templates": [{"name": str, "text": str}],
+    "span_names": [str],
+    "settings": {"queries": str},
+    "attention": {"full_rows": bool, "result_norms": bool},
+    "dims": {"layers": int, "heads": int},
+    "layers": [int],
+    "plan": {"shards": int},
+    "example": {"row": int, "pieces": [{"text": str, "spans": [str]}]},
+}
+
+OPTIONAL_SHAPE: dict[str, Any] = {  # the same, of keys that need not be there; a tuple holds types of which one will do
+    "examples": [{"row": int, "tokens": [str]}],
+    "spot_checks": [{"row": int, "tokens": int, "way": str, "largest_difference": {}}],
+    "kept": {},
+    "projections": [dict.fromkeys(("query", "key", "value", "output"), (str, type(None)))],
+}
+
+_OPTIONAL_INNER: dict[str, dict[str, Any]] = {  # the same, of what need not be in a key
+    "settings": {"keep": [str], "control": str},
+    "dims": {"kv_heads": int, "head_dim": int, "hidden_size": int},
+}
+
+_SHARD_SHAPE: dict[str, Any] = {"shard": int, "skipped": [{"row": int, "reason": str}]}
+
+
+def check_metadata(metadata: Any, where: str, *, of_shard: bool = False) -> None:
+    """Raises InputError unless `metadata` is of this format and version and has what readers rely on."""
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        raise InputError(f"{where}: is not a headscore cache")
+    version = metadata.get("format_version")
+    if type(version) is not int or version != FORMAT_VERSION:
+        newer = isinstance(version, int) and version > FORMAT_VERSION
+        advice = "upgrade headscore to read it" if newer else "capture it again"
+        raise InputError(f"{where}: cache format {version!r}, this headscore reads {FORMAT_VERSION}; {advice}")
+    optional = {key: shape for key, shape in OPTIONAL_SHAPE.items() if key in metadata}
+    for key, shape in (METADATA_SHAPE | optional | (_SHARD_SHAPE if of_shard else {})).items():
+        if not has_shape(metadata.get(key), shape):
+            raise InputError(f"{where}: its metadata has no usable '{key}'; capture it again")
+    if unusable := _unusable_optional(metadata):
+        raise InputError(f"{where}: its metadata has no usable '{unusable}'; capture it again")
+    if (compression := metadata["settings"].get("compression", "none")) != "none":  # caches before 0.2 name it
+        raise InputError(f"{where}: is compressed ({compression!r:.20}), which is no longer read; capture it again")
+    try:
+        json.dumps(metadata, ensure_ascii=False).encode()
+    except ValueError as error:  # half a surrogate pair, which no file and no terminal takes
+        raise InputError(f"{where}: its metadata is not text that can be written; capture it again") from error
+    names, queries = metadata["span_names"], metadata["settings"]["queries"]
+    if not 0 < len(names) <= MAX_SPANS or len(set(names)) < len(names):
+        raise InputError(f"{where}: its metadata has no usable 'span_names'; capture it again")
+    if metadata["plan"]["shards"] < 1 or queries not in get_args(QueryMode):
+        raise InputError(f"{where}: its metadata has no usable 'plan' or 'settings'; capture it again")
+
+
+def _unusable_optional(metadata: Metadata) -> str | None:
+    """A key in which something that need not be there is not as it should be."""
+    for key, shapes in _OPTIONAL_INNER.items():
+        if not all(has_shape(metadata[key][name], shape) for name, shape in shapes.items() if name in metadata[key]):
+            return key
+    dims: Metadata = metadata["dims"]
+    layers: list[int] = metadata["layers"]
+    if any(dims.get(name, 1) < 1 for name in _OPTIONAL_INNER["dims"]) or dims["heads"] % dims.get("kv_heads", 1):
+        return "dims"
+    return "projections" if len(metadata.get("projections", layers)) != len(layers) else None
+
+
+def has_shape(value: Any, shape: Any) -> bool:
+    """Whether a value of JSON's kinds has what `METADATA_SHAPE` and the like say."""
+    if isinstance(shape, dict):
+        return isinstance(value, dict) and all(has_shape(value.get(key), inner) for key, inner in shape.items())
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(has_shape(inner, shape[0]) for inner in value)
+    return type(value) in (shape if isinstance(shape, tuple) else (shape,))  # True is no integer here
+
+
+def model_name(model: dict[str, Any]) -> str:
+    """What to call the `model` of a cache: the name that was given and, where there is one, the adapter merged into it."""
+    name, adapter = str(model.get("name", "")), model.get("adapter")
+    if not isinstance(adapter, dict):
+        return name
+    own = f" of {adapter.get('base')}" if adapter.get("base") else " in it"
+    return f"{name} with the {adapter.get('type')} adapter" + (
+        own if adapter.get("name") == name else f" {adapter.get('name')}"
+    )
+
+
+def identity(metadata: Metadata) -> dict[str, Any]:
+    """The parts of the metadata that decide what every shard holds; two captures are the same if they agree in all of them.
+
+    Names, paths and versions are not among them: a capture may go on in another place, and on another machine.
+    """
+    parts: dict[str, Any] = {
+        key: metadata[key] for key in ("templates", "span_names", "attention", "layers", "plan") if key in metadata
+    }
+    if "dims" in metadata:  # the others follow from the model
+        parts["dims"] = {key: metadata["dims"].get(key) for key in ("layers", "heads")}
+    parts |= {name: metadata["model"].get(key) for name, key in _FINGERPRINTS.items() if key in metadata["model"]}
+    parts["data"] = metadata["data"].get("sha256")
+    settings = {key: value for key, value in metadata["settings"].items() if key != "compression"}  # always none
+    return parts | {f"settings {key}": value for key, value in (_FORMER_SETTINGS | settings).items()}
+
+
+_FORMER_SETTINGS: dict[str, Any] = {  # what caches without these keys were made with
+    "special_tokens": None,
+    "spans": "without white space",
+    "keep": [],
+    "control": None,
+}
+_FINGERPRINTS = {"model": "fingerprint", "tokenizer": "tokenizer_fingerprint"}
+
+
+def differences(existing: Metadata, wanted: Metadata) -> list[str]:
+    """What makes `wanted` another capture than `existing`, one phrase each; what it does not tell yet is passed over."""
+    before, after = identity(existing), identity(wanted)
+    different = [name for name in after if before.get(name) != after[name]]
+    renamed = existing["model"].get("name") != wanted["model"].get("name")
+    if different and renamed and "model" not in after:  # its weights are not known yet, but its name is
+        different.append("model")
+    return [_difference(name, existing, wanted, before.get(name), after.get(name)) for name in different]
+
+
+def _difference(name: str, existing: Metadata, wanted: Metadata, before: Any, after: Any) -> str:
+    def called(metadata: Metadata, value: Any) -> str:
+        given = metadata["data"].get("path") if name == "data" else model_name(metadata["model"])
+        return f"{given}" + (f" [{value!s:.12}]" if value else "")
+
+    if name in ("data", *_FINGERPRINTS):
+        return f"{name} was {called(existing, before)}, now {called(wanted, after)}"
+    if name == "settings keep":
+        name, before, after = "--keep", *(", ".join(columns) or "nothing" for columns in (before, after))
+    if name == "settings control":
+        name, before, after = "--control", *(kind or "not given" for kind in (before, after))
+    old, new = str(before), str(after)
+    if max(len(old), len(new)) > LONGEST_SHOWN:  # then what is shown begins shortly before the first difference
+        first = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
+        old, new = (_excerpt(text, max(0, first - LONGEST_SHOWN // 3)) for text in (old, new))
+    return f"{name} was {old}, now {new}"
+
+
+def _excerpt(text: str, start: int) -> str:
+    stop = start + LONGEST_SHOWN
+    return "…" * (start > 0) + text[start:stop] + "…" * (stop < len(text))

@@ -1,0 +1,52 @@
+"""The options of the commands that bring rankings to other tools, and their lists to headscore."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..errors import InputError
+from .checked import Checked, option
+from .settings import Unit
+
+ExportFormat = Literal["csv", "parquet", "duo", "retrieval_head", "qrhead", "lofit", "shira", "peft", "card", "checkpoint"]
+ImportFormat = Literal["duo", "retrieval_head", "qrhead", "lofit"]
+GroupBy = Literal["mean", "max"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChoiceSettings(Checked):
+    """Which heads of a ranking are meant."""
+
+    signal: str | None = option(
+        None, "Order by this signal alone; - before it turns it around. The combined score if not given."
+    )
+    top_k: int | None = option(None, "Choose this many heads, the first of all.", least=1)
+    top_k_per_layer: int | None = option(None, "Choose this many heads of each layer.", least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.top_k is not None and self.top_k_per_layer is not None:
+            raise InputError("--top-k: give either it or --top-k-per-layer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings(ChoiceSettings):
+    """What a ranking is written as: the options of `headscore export`."""
+
+    format: ExportFormat = option("csv", "The format; docs/use-your-ranking.md describes each.")
+    by: Unit | None = option(None, "kv_head makes a ranking of groups out of one of heads; if not given, it stays what it is.")
+    group: GroupBy = option("mean", "How a group's score is made from those of its heads: their mean, or the max.")
+    sink_size: int = option(128, "Of duo: how many first tokens the other KV heads keep.", least=0, most=1 << 20)
+    recent_size: int = option(256, "Of duo: how many last tokens the other KV heads keep.", least=1, most=1 << 20)
+    model: str | None = option(
+        None, "Of checkpoint: the model; if not given, the one that the cache names.", aliases=("--model-path",)
+    )
+    adapter: str | None = option(None, "Of checkpoint: PEFT adapter to merge into --model.")
+    allow_other_model: bool = option(False, "Of checkpoint: take another model than the one that was captured.")
+    trust_remote_code: bool = option(False, "Of checkpoint: run code that comes with the model; only for sources you trust.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportSettings(Checked):
+    """What a list of heads is: the options of `headscore import`."""
+
+    format: ImportFormat | None = option(None, "Which format the list is in.", aliases=("--as",))
