@@ -130,6 +130,9 @@ _OUT_OR_NONE = Annotated[
     Path | None,
     typer.Option("--out", "--output-dir", help="Folder of the files; if not given, none are written.", **_OUT),
 ]
+_RESULTS_MADE = Annotated[
+    Path, typer.Option("--out", "--output-dir", help="Folder of the results.", **_OUT, show_default=False)
+]
 
 # ------------------------------------------------------------------------------------------------------------- commands
 
@@ -155,227 +158,205 @@ def _headscore(
 
 
 @command
-@with_options(
-    (RunSettings,),
-    {"out": Annotated[Path, typer.Option("--out", "--output-dir", help="Folder for the cache and the results.", **_OUT)]},
-    {
-        "report": Annotated[bool, typer.Option("--report/--no-report", help="Make report.html and its charts.")],
-        "overwrite": OVERWRITE,
-        "quiet": QUIET,
-    },
-    {"out": Path("headscore-results"), "report": True, "overwrite": False, "quiet": False},
-)
-def run(config: Path | None, debug: bool, quiet: bool, **options: Any) -> None:
+@with_options(RunSettings)
+def run(
+    *,
+    out: Annotated[Path, typer.Option("--out", "--output-dir", help="Folder for the cache and the results.", **_OUT)] = Path(
+        "headscore-results"
+    ),
+    report: Annotated[bool, typer.Option("--report/--no-report", help="Make report.html and its charts.")] = True,
+    overwrite: OVERWRITE = False,
+    quiet: QUIET = False,
+    **options: Any,
+) -> None:
     """Capture, score and report in one go; with no arguments, the default model on the shipped questions."""
     from .pipeline import run as library_run
 
     with progress("capturing", alone=this_rank().world == 1) as show:
-        scores = library_run(progress=show, **options)
-    _print_scores(scores, options["out"], quiet)
+        scores = library_run(out=out, report=report, overwrite=overwrite, progress=show, **options)
+    _print_scores(scores, out, quiet)
 
 
 @command
-@with_options(
-    (CaptureSettings,),
-    {"out": Annotated[Path, typer.Option("--out", "--output-dir", help="Folder of the cache.", **_OUT, show_default=False)]},
-    {"overwrite": OVERWRITE},
-    {"overwrite": False},
-)
-def capture(config: Path | None, debug: bool, **options: Any) -> None:
+@with_options(CaptureSettings)
+def capture(
+    *,
+    out: Annotated[Path, typer.Option("--out", "--output-dir", help="Folder of the cache.", **_OUT, show_default=False)],
+    overwrite: OVERWRITE = False,
+    **options: Any,
+) -> None:
     """Run the model once over a data file and store what the scores need."""
     from .capture.call import capture as library_capture
 
     with progress("capturing", alone=this_rank().world == 1) as show:
-        library_capture(progress=show, **options)
+        library_capture(out=out, overwrite=overwrite, progress=show, **options)
 
 
 @command
-@with_options(
-    (ScoreSettings, BootstrapSettings, WorkSettings),
-    {
-        "cache": _CACHE_GIVEN,
-        "out": _OUT_OR_NONE,
-    },
-    {
-        "report": Annotated[bool, typer.Option("--report", help="Also make report.html and its charts.")],
-        "partial": PARTIAL,
-        "overwrite": OVERWRITE,
-        "quiet": QUIET,
-    },
-    {"out": None, "report": False, "partial": False, "overwrite": False, "quiet": False},
-)
-def score(config: Path | None, debug: bool, quiet: bool, **options: Any) -> None:
+@with_options(ScoreSettings, BootstrapSettings, WorkSettings)
+def score(
+    *,
+    cache: _CACHE_GIVEN,
+    out: _OUT_OR_NONE = None,
+    report: Annotated[bool, typer.Option("--report", help="Also make report.html and its charts.")] = False,
+    partial: PARTIAL = False,
+    overwrite: OVERWRITE = False,
+    quiet: QUIET = False,
+    **options: Any,
+) -> None:
     """Rank the heads of a captured model; needs neither the model nor torch."""
     from .pipeline import score as library_score
 
-    _print_scores(library_score(**options), options["out"], quiet)
+    _print_scores(
+        library_score(cache=cache, out=out, report=report, partial=partial, overwrite=overwrite, **options), out, quiet
+    )
 
 
 @command
-@with_options(
-    (ScoreSettings, BootstrapSettings, WorkSettings),
-    {
-        "cache": _CACHE_GIVEN,
-        "out": Annotated[
-            Path, typer.Option("--out", "--output-dir", help="Folder of the results.", **_OUT, show_default=False)
-        ],
-    },
-    {"partial": PARTIAL, "overwrite": OVERWRITE, "quiet": QUIET},
-    {"partial": False, "overwrite": False, "quiet": False},
-)
-def report(config: Path | None, debug: bool, quiet: bool, **options: Any) -> None:
+@with_options(ScoreSettings, BootstrapSettings, WorkSettings)
+def report(
+    *,
+    cache: _CACHE_GIVEN,
+    out: _RESULTS_MADE,
+    partial: PARTIAL = False,
+    overwrite: OVERWRITE = False,
+    quiet: QUIET = False,
+    **options: Any,
+) -> None:
     """Rank the heads of a captured model and show them in one offline page: report.html, and its charts as PNG and SVG."""
     from .pipeline import report as library_report
 
-    _print_scores(library_report(**options), options["out"], quiet)
+    _print_scores(library_report(cache=cache, out=out, partial=partial, overwrite=overwrite, **options), out, quiet)
 
 
 @command
-@with_options(
-    (ValidateSettings,),
-    {
-        "results": Annotated[Path, typer.Argument(help="Folder that score or validate wrote.", **_RESULTS)],
-        "out": Annotated[
-            Path, typer.Option("--out", "--output-dir", help="Folder of the validation.", **_OUT, show_default=False)
-        ],
-    },
-    {
-        "report": Annotated[bool, typer.Option("--report", help="Also make validation.html, a page with curves and maps.")],
-        "overwrite": Annotated[
-            bool, typer.Option("--overwrite", help="Forget outcomes of another model or other rows in --out.")
-        ],
-    },
-    {"report": False, "overwrite": False},
-)
-def validate(config: Path | None, debug: bool, **options: Any) -> None:
+@with_options(ValidateSettings)
+def validate(
+    *,
+    results: Annotated[Path, typer.Argument(help="Folder that score or validate wrote.", **_RESULTS)],
+    out: Annotated[Path, typer.Option("--out", "--output-dir", help="Folder of the validation.", **_OUT, show_default=False)],
+    report: Annotated[bool, typer.Option("--report", help="Also make validation.html, a page with curves and maps.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Forget outcomes of another model or other rows in --out.")
+    ] = False,
+    **options: Any,
+) -> None:
     """Test whether the model needs the heads that a ranking puts first more than random heads of the same layers."""
     from .pipeline import validate as library_validate
 
     with progress("validating", alone=this_rank().world == 1, what="rows") as show:
-        found = library_validate(progress=show, **options)
+        found = library_validate(results=results, out=out, report=report, overwrite=overwrite, progress=show, **options)
     for line in found.verdicts:
         print(printable(line))
-    print(f"\nall tables in {printable(str(options['out']))}")
+    print(f"\nall tables in {printable(str(out))}")
 
 
 @command
-@with_options(
-    (ScoreSettings, ControlSettings),
-    {
-        "cache": _CACHE_GIVEN,
-        "out": _OUT_OR_NONE,
-    },
-    {"partial": PARTIAL, "overwrite": OVERWRITE},
-    {"out": None, "partial": False, "overwrite": False},
-)
-def control(config: Path | None, debug: bool, **options: Any) -> None:
+@with_options(ScoreSettings, ControlSettings)
+def control(
+    *,
+    cache: _CACHE_GIVEN,
+    out: _OUT_OR_NONE = None,
+    partial: PARTIAL = False,
+    overwrite: OVERWRITE = False,
+    **options: Any,
+) -> None:
     """Test which heads a task drives more than a control does: other prompts, or other text in the same prompts."""
     from .score.evidence.control import control as library_control
 
-    found = library_control(**options)
+    found = library_control(cache=cache, out=out, partial=partial, overwrite=overwrite, **options)
     for line in found.lines:
         print(printable(line))
     print("\nheads by the controlled signals, which are differences from the control:")
     for line in table_lines(found.scores, min(found.scores.top_k, TOP_HEADS_SHOWN)):
         print(printable(line))
-    if options["out"]:
-        print(f"\nall results in {printable(str(options['out']))}")
+    if out:
+        print(f"\nall results in {printable(str(out))}")
 
 
 @command
-@with_options(
-    (ScoreSettings, CompareSettings),
-    {
-        "rankings": Annotated[
-            list[Path],
-            typer.Argument(help="Caches, folders of results or of validations, or files that list heads.", **_RANKINGS),
-        ],
-        "out": _OUT_OR_NONE,
-    },
-    {"partial": PARTIAL, "overwrite": OVERWRITE},
-    {"out": None, "partial": False, "overwrite": False},
-)
-def compare(config: Path | None, debug: bool, **options: Any) -> None:
+@with_options(ScoreSettings, CompareSettings)
+def compare(
+    *,
+    rankings: Annotated[
+        list[Path],
+        typer.Argument(help="Caches, folders of results or of validations, or files that list heads.", **_RANKINGS),
+    ],
+    out: _OUT_OR_NONE = None,
+    partial: PARTIAL = False,
+    overwrite: OVERWRITE = False,
+    **options: Any,
+) -> None:
     """Say how far rankings agree: of caches, results, single heads taken out, or lists that others have made."""
     from .score.evidence.compare import compare as library_compare
 
-    found = library_compare(**options)
-    _print_evidence(found.lines, found.table(), options["out"])
+    found = library_compare(rankings=rankings, out=out, partial=partial, overwrite=overwrite, **options)
+    _print_evidence(found.lines, found.table(), out)
 
 
 @command
-@with_options(
-    (ScoreSettings, StabilitySettings),
-    {
-        "cache": _CACHE_GIVEN,
-        "out": _OUT_OR_NONE,
-    },
-    {"partial": PARTIAL, "overwrite": OVERWRITE},
-    {"out": None, "partial": False, "overwrite": False},
-)
-def stability(config: Path | None, debug: bool, **options: Any) -> None:
+@with_options(ScoreSettings, StabilitySettings)
+def stability(
+    *,
+    cache: _CACHE_GIVEN,
+    out: _OUT_OR_NONE = None,
+    partial: PARTIAL = False,
+    overwrite: OVERWRITE = False,
+    **options: Any,
+) -> None:
     """Say how many samples the top of a ranking needs: how much two captures of as many samples share."""
     from .score.evidence.stability import stability as library_stability
 
-    found = library_stability(**options)
-    _print_evidence(found.lines, found.table(), options["out"])
+    found = library_stability(cache=cache, out=out, partial=partial, overwrite=overwrite, **options)
+    _print_evidence(found.lines, found.table(), out)
 
 
 @command
-@with_options(
-    (ScoreSettings, WorkSettings, SweepSettings),
-    {
-        "cache": _CACHE_GIVEN,
-        "out": _OUT_OR_NONE,
-    },
-    {"overwrite": OVERWRITE, "partial": PARTIAL},
-    {"out": None, "overwrite": False, "partial": False},
-)
-def sweep(config: Path | None, debug: bool, **options: Any) -> None:
+@with_options(ScoreSettings, WorkSettings, SweepSettings)
+def sweep(
+    *,
+    cache: _CACHE_GIVEN,
+    out: _OUT_OR_NONE = None,
+    overwrite: OVERWRITE = False,
+    partial: PARTIAL = False,
+    **options: Any,
+) -> None:
     """Say how far a ranking depends on its weights: rank by every setting of a grid, and compare."""
     from .score.evidence.sweep import sweep as library_sweep
 
-    found = library_sweep(**options)
-    _print_evidence(found.lines, found.table(), options["out"])
+    found = library_sweep(cache=cache, out=out, partial=partial, overwrite=overwrite, **options)
+    _print_evidence(found.lines, found.table(), out)
 
 
 @command
-@with_options(
-    (ExportSettings,),
-    {
-        "results": Annotated[Path, typer.Argument(help="Folder that score, control or import wrote.", **_RESULTS)],
-        "out": Annotated[Path, typer.Option("--out", help="The file or folder that is written.", **_OUT, show_default=False)],
-    },
-    {"overwrite": Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier export left in --out.")]},
-    {"overwrite": False},
-    configurable=False,
-)
-def export(debug: bool, **options: Any) -> None:
+@with_options(ExportSettings, configurable=False)
+def export(
+    *,
+    results: Annotated[Path, typer.Argument(help="Folder that score, control or import wrote.", **_RESULTS)],
+    out: Annotated[Path, typer.Option("--out", help="The file or folder that is written.", **_OUT, show_default=False)],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier export left in --out.")] = False,
+    **options: Any,
+) -> None:
     """Write a ranking in a format that other tools load: for finetuning, KV caches, pruning, or a paper."""
     from .exporting import export as library_export
 
-    print(printable(str(library_export(**options))))
+    print(printable(str(library_export(results=results, out=out, overwrite=overwrite, **options))))
 
 
 @app.command("import", cls=GroupedCommand, short_help="Make a folder of results from a list that others have published.")
-@with_options(
-    (ImportSettings,),
-    {
-        "file": Annotated[Path, typer.Argument(help="The list; for duo also its folder.", **_FILE)],
-        "out": Annotated[
-            Path, typer.Option("--out", "--output-dir", help="Folder of the results.", **_OUT, show_default=False)
-        ],
-    },
-    {"overwrite": OVERWRITE},
-    {"overwrite": False},
-    configurable=False,
-)
-def import_list(debug: bool, **options: Any) -> None:
+@with_options(ImportSettings, configurable=False)
+def import_list(
+    *,
+    file: Annotated[Path, typer.Argument(help="The list; for duo also its folder.", **_FILE)],
+    out: _RESULTS_MADE,
+    overwrite: OVERWRITE = False,
+    **options: Any,
+) -> None:
     """Make a folder of results from a list of heads that others have published, for compare, validate and export."""
     from .score.export.importing import import_list as library_import
 
-    found = library_import(**options)
-    print(printable(f"{len(found.heads)} {'heads' if found.unit == 'head' else 'KV heads'}; results in {options['out']}"))
+    found = library_import(file=file, out=out, overwrite=overwrite, **options)
+    print(printable(f"{len(found.heads)} {'heads' if found.unit == 'head' else 'KV heads'}; results in {out}"))
 
 
 @command
@@ -413,22 +394,21 @@ def merge(
 
 
 @command
-@with_options(
-    (ScoreSettings,),
-    {"cache": Annotated[Path | None, typer.Argument(help="Cache folder or shard file.", **_CACHE)]},
-    {},
-    {"cache": None},
-)
-def signals(config: Path | None, debug: bool, **options: Any) -> None:
+@with_options(ScoreSettings)
+def signals(
+    *,
+    cache: Annotated[Path | None, typer.Argument(help="Cache folder or shard file.", **_CACHE)] = None,
+    **options: Any,
+) -> None:
     """List the signals that heads can be ranked by, what each is made of, and whether a cache has it."""
     from .score.listing import measures
     from .score.listing import signals as library_signals
 
-    listed = library_signals(**options)
+    listed = library_signals(cache=cache, **options)
     width = max(map(len, listed["signal"]))
     for name, needs, there, what in listed.iter_rows():
         print(printable(f"{name:<{width}}  {'' if there is None else 'yes  ' if there else 'no   '}{what} [{needs}]"))
-    if cache := options.pop("cache"):
+    if cache:
         print(f"\nA signal of your own may be made of: {printable(', '.join(measures(cache, **options)))}")
 
 

@@ -1,8 +1,9 @@
 """Makes the options of commands from the fields of settings classes, and reads them from a configuration file."""
 
 import dataclasses
+import functools
 import inspect as signatures
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -139,36 +140,39 @@ OVERWRITE = Annotated[bool, typer.Option("--overwrite", help="Replace what anoth
 QUIET = Annotated[bool, typer.Option("--quiet", help="Print the heads alone, without the lines on how far to trust them.")]
 
 
-def with_options(
-    settings: Sequence[type],
-    before: dict[str, Any],
-    after: dict[str, Any],
-    defaults: dict[str, Any],
-    *,
-    configurable: bool = True,
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command `before`, the fields of the settings classes, `after` and the common options as its parameters.
+def with_options(*settings: type, configurable: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Replace a command's `**options` by the fields of settings classes; its own parameters stay as its signature says.
 
-    configurable: whether options may also stand in a configuration file; the command then takes `config`.
+    It gets `--debug` besides, which `main` reads.
+
+    Args:
+        settings: classes of dataclass fields made by `option`.
+        configurable: whether options may also stand in a configuration file, which `--config` names.
     """
-
     common = _COMMON if configurable else {"debug": DEBUG}
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         hints = {name: hint for each in settings for name, hint in get_type_hints(each).items()}
-        fields = [field for each in settings for field in dataclasses.fields(each)]
-        annotations = {**before, **{field.name: _annotation(field, hints[field.name]) for field in fields}, **after, **common}
-        values = {**defaults, **{field.name: _as_given(field.default) for field in fields}, "config": None, "debug": False}
-        keyword = signatures.Parameter.KEYWORD_ONLY
+        fields = {field.name: field for each in settings for field in dataclasses.fields(each)}
         parameters = [
-            signatures.Parameter(name, keyword, annotation=hint, default=values.get(name, signatures.Parameter.empty))
-            for name, hint in annotations.items()
+            *(p for p in signatures.signature(command).parameters.values() if p.kind is not signatures.Parameter.VAR_KEYWORD),
+            *(_parameter(name, _annotation(field, hints[name]), _as_given(field.default)) for name, field in fields.items()),
+            *(_parameter(name, annotation, None if name == "config" else False) for name, annotation in common.items()),
         ]
-        command.__signature__ = signatures.Signature(parameters)  # type: ignore[attr-defined]
-        command.__annotations__ = annotations
-        return command
+
+        @functools.wraps(command)
+        def called(**given: Any) -> None:
+            command(**{name: value for name, value in given.items() if name not in common})
+
+        called.__signature__ = signatures.Signature(parameters)  # type: ignore[attr-defined]
+        called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return called
 
     return decorate
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> signatures.Parameter:
+    return signatures.Parameter(name, signatures.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
 
 
 def _annotation(field: "dataclasses.Field[Any]", hint: Any) -> Any:
