@@ -15,8 +15,11 @@ from .capture.ablation import mean_outputs as mean_outputs
 from .data.cache.inspection import inspect as inspect
 from .data.cache.merging import merge as merge
 from .data.errors import DamagedShardError as DamagedShardError
+from .data.errors import ForeignShardError as ForeignShardError
 from .data.errors import HeadscoreError as HeadscoreError
 from .data.errors import InputError as InputError
+from .data.errors import NewerFormatError as NewerFormatError
+from .data.errors import OptionError as OptionError
 from .data.errors import RunError as RunError
 from .data.errors import UnreadableFileError as UnreadableFileError
 from .exporting import head_masks as head_masks
@@ -343,8 +346,11 @@ __all__ = [
     "Control",
     "DamagedShardError",
     "Exported",
+    "ForeignShardError",
     "HeadscoreError",
     "InputError",
+    "NewerFormatError",
+    "OptionError",
     "Results",
     "RunError",
     "Scores",

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import typer
 from typer.core import TyperCommand
 
-from .data.errors import InputError
+from .data.errors import OptionError
 from .data.options.settings import DEFAULT_WEIGHTS
 from .data.voice import option_flag
 
@@ -209,7 +209,7 @@ def completes(option: str, shell: str) -> bool:
     from typer.completion import get_completion_script, install  # type: ignore[attr-defined]
 
     if shell not in SHELLS:
-        raise InputError(f"{option}: {shell!r} is not one of {', '.join(SHELLS)}")
+        raise OptionError(f"{option}: {shell!r} is not one of {', '.join(SHELLS)}")
     variable = f"_{PROGRAM.upper()}_COMPLETE"
     if option == "--install-completion":
         print(f"installed in {install(shell, PROGRAM, variable)[1]}")

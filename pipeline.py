@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .data.cache.folder import Cache, cache_folder, open_cache, require_known_spans
-from .data.errors import InputError
+from .data.errors import InputError, OptionError
 from .data.files.journal import Journal
 from .data.files.plain import require_own
 from .data.files.whole_file import given_path
@@ -83,7 +83,7 @@ def score(
     if report:
         require_packages("a report")
         if out is None:
-            raise InputError("--report: needs a folder for it; give --out")
+            raise OptionError("--report: needs a folder for it; give --out")
     work, settings = WorkSettings(**pick(WorkSettings, options)), ScoreSettings(**pick(ScoreSettings, options))
     bootstrap = BootstrapSettings(**pick(BootstrapSettings, options))
     path = given_path("cache", cache)
@@ -224,7 +224,7 @@ def _measured(
     opened = None
     if ranking.imported is not None and (settings.fit_weights or set(settings.signal) - {COMBINED}):
         option = "--fit-weights" if settings.fit_weights else "--signal"
-        raise InputError(f"{option}: the ranking is an imported list, which has no signals; leave it out")
+        raise OptionError(f"{option}: the ranking is an imported list, which has no signals; leave it out")
     if ranking.imported is not None:  # the model says which heads there are, and so what a share of them is
         opened = validating.opened_for(validating.record_of_list(ranking.record, settings), settings)
         ranking, counts = _of_model(ranking, opened.layers, settings)
@@ -272,7 +272,7 @@ def _of_model(
     if settings.k == ValidateSettings().k:  # what was not asked for need not be there
         return whole, sorted({*(count for count in counts if count < listed), listed})
     if counts[-1] > listed:
-        raise InputError(f"--k: {counts[-1]} is more than the {listed} heads that the imported list has; give at most as many")
+        raise OptionError(f"--k: {counts[-1]} is more than the {listed} heads that the imported list has; give at most as many")
     return whole, counts
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.cache.folder import cache_folder, require_outside_caches
-from ..data.errors import InputError
+from ..data.errors import OptionError
 from ..data.files.whole_file import given_path
 from ..data.options.settings import CaptureSettings
 from ..data.options.signatures import library_call
@@ -43,7 +43,7 @@ def checked_prompts(settings: CaptureSettings) -> Prompts:
     Raises InputError where they are not.
     """
     if settings.device_map and settings.device != "auto":
-        raise InputError("--device-map: chooses the devices itself; leave out --device")
+        raise OptionError("--device-map: chooses the devices itself; leave out --device")
     require_device_name(settings.device)
     prompts = read_prompts(settings)
     local_model("--model", settings.model, settings.revision)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from ..data.errors import InputError
+from ..data.errors import InputError, OptionError
 from ..data.files.foreign import foreign_faults_told
 from ..data.options.settings import CaptureSettings
 from ..data.prompts.templates import Prompt, Span, Template
@@ -62,14 +62,14 @@ def _frame_with_system(tokenizer: Any, settings: CaptureSettings) -> tuple[str, 
         frame = _frame(tokenizer, settings, system)
     except InputError as error:
         _frame(tokenizer, settings, None)  # raises where it is not for the system prompt that the template fails
-        raise InputError(f"--system: leave it out: {error.message.removeprefix(_CHAT)}") from error
+        raise OptionError(f"--system: leave it out: {error.message.removeprefix(_CHAT)}") from error
     if not any(system.strip() in part for part in frame):  # then it is rewritten, or dropped
         try:
             dropped = frame == _frame(tokenizer, settings, None)
         except InputError:
             dropped = False
         if dropped:
-            raise InputError(f"--system: the chat template of {settings.model} drops it; leave it out")
+            raise OptionError(f"--system: the chat template of {settings.model} drops it; leave it out")
     return frame
 
 

@@ -13,7 +13,7 @@ from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from ..data.errors import InputError, one_line
+from ..data.errors import OptionError, one_line
 from ..data.files.foreign import foreign_faults_told
 from ..data.files.whole_file import locks_work, user_cache
 from ..data.prompts.rows import file_sha256
@@ -39,7 +39,7 @@ def converted(gguf: Path) -> Path:
         lock = FileLock(f"{temporary}.lock")
         lock.acquire()
     except OSError as error:
-        raise InputError(
+        raise OptionError(
             f"--model {gguf.name}: is kept as safetensors in {final.parent}, which cannot be written ({one_line(error)}); "
             "set XDG_CACHE_HOME to a folder that can"
         ) from error

@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
     RevisionResolutionError,
 )
 
-from ..data.errors import InputError, typed_line
+from ..data.errors import OptionError, typed_line
 
 logger = logging.getLogger("headscore")
 
@@ -45,14 +45,14 @@ class Pin:
         except EntryNotFoundError:
             return None
         except Exception as error:  # what the hub's client, its transport and the disk raise
-            raise InputError(f"{self.option}: {refusal(error) or typed_line(error)}") from error
+            raise OptionError(f"{self.option}: {refusal(error) or typed_line(error)}") from error
 
     def folder(self, *patterns: str) -> Path:
         """A folder with the repository's files of these names; InputError where they cannot be had."""
         try:
             return Path(snapshot_download(self.repository, allow_patterns=list(patterns), **self.options()))
         except Exception as error:  # as above
-            raise InputError(f"{self.option}: {refusal(error) or typed_line(error)}") from error
+            raise OptionError(f"{self.option}: {refusal(error) or typed_line(error)}") from error
 
 
 def pin(option: str, repository: str, revision: str | None = None) -> Pin:
@@ -70,17 +70,17 @@ def pin(option: str, repository: str, revision: str | None = None) -> Pin:
         api.model_info(repository, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         return Pin(option, repository, api.resolve_revision(repository, revision=revision), local_only=False)
     except HFValidationError as error:
-        raise InputError(f"{option}: there is no such folder, and it is no hub id") from error
+        raise OptionError(f"{option}: there is no such folder, and it is no hub id") from error
     except RevisionNotFoundError as error:
-        raise InputError(f"{option}: the hub has no revision {revision!r} of it") from error
+        raise OptionError(f"{option}: the hub has no revision {revision!r} of it") from error
     except Exception as error:  # the transport's errors have no base class that huggingface_hub names
         if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
-            raise InputError(f"{option}: there is no such folder, and {refusal(error) or typed_line(error)}") from error
+            raise OptionError(f"{option}: there is no such folder, and {refusal(error) or typed_line(error)}") from error
         unreachable = error
     try:
         found = api.resolve_revision(repository, revision=revision, local_files_only=True)
     except RevisionResolutionError:
-        raise InputError(f"{option}: there is no such folder, and {_silence(unreachable)}") from unreachable
+        raise OptionError(f"{option}: there is no such folder, and {_silence(unreachable)}") from unreachable
     if not isinstance(unreachable, OfflineModeIsEnabled):
         logger.warning("%s: the hub does not answer; what its cache holds is used", option)
     return Pin(option, repository, found, local_only=True)

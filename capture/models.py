@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from ..data.errors import InputError, RunError, typed_line
+from ..data.errors import InputError, OptionError, RunError, typed_line
 from ..data.files.foreign import crashes, foreign_faults_told
 from ..data.prompts.swelling import require_short_insertions
 from .adapters import merged
@@ -49,16 +49,16 @@ def resolve_device(name: str, rank: Rank) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(f"--device: unknown device {name!r}; expected auto, cpu, cuda or cuda:N") from error
+        raise OptionError(f"--device: unknown device {name!r}; expected auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
-        raise InputError(f"--device: {name} asked for, but this machine has {count} CUDA device{'s' * (count != 1)}")
+        raise OptionError(f"--device: {name} asked for, but this machine has {count} CUDA device{'s' * (count != 1)}")
     if device.type == "cpu" and device.index:
-        raise InputError(f"--device: {name}: there is one CPU; give cpu")
+        raise OptionError(f"--device: {name}: there is one CPU; give cpu")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"--device: {name} cannot be used on this machine; expected auto, cpu, cuda or cuda:N") from error
+        raise OptionError(f"--device: {name} cannot be used on this machine; expected auto, cpu, cuda or cuda:N") from error
     return device
 
 
@@ -101,10 +101,10 @@ def load_config(source: Source) -> Any:
     with foreign_faults_told(f"--model {source.name}", _why_not_loaded, hold_stderr=False):
         config = AutoConfig.from_pretrained(source.location, **source.options())
     if getattr(config, "is_encoder_decoder", False):
-        raise InputError(f"--model {source.name}: {config.model_type} is an encoder-decoder, not a causal language model")
+        raise OptionError(f"--model {source.name}: {config.model_type} is an encoder-decoder, not a causal language model")
     causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in getattr(config, "auto_map", {})
     if not causal and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        raise InputError(f"--model {source.name}: {config.model_type} is a vision-language model, not a causal language model")
+        raise OptionError(f"--model {source.name}: {config.model_type} is a vision-language model, not a causal language model")
     return config
 
 
@@ -200,7 +200,7 @@ def _require_all_weights(source: Source, model: PreTrainedModel, loaded: dict[st
     missing = [name for name in loaded["missing_keys"] if head is None or not name.startswith(f"{head}.")]
     missing += [str(entry[0] if isinstance(entry, tuple) else entry) for entry in loaded["mismatched_keys"]]
     if missing:
-        raise InputError(
+        raise OptionError(
             f"--model {source.name}: {len(missing)} weights of the model are not in its files or have another shape, "
             f"such as {sorted(missing)[0]}"
         )
@@ -213,7 +213,7 @@ def require_same_vocabulary(source: Source, model: PreTrainedModel, highest_id: 
     """Raises InputError where the tokenizer makes token ids that the model has no embedding for."""
     rows = len(cast(Tensor, model.get_input_embeddings().weight))
     if highest_id >= rows:
-        raise InputError(
+        raise OptionError(
             f"--model {source.name}: its tokenizer makes token {highest_id}, but the model knows {rows}: they do not match"
         )
 

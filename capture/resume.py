@@ -11,7 +11,7 @@ import numpy as np
 from ..data.cache.folder import Cache, open_cache, read_metadata, shard_files, shard_path, write_metadata
 from ..data.cache.metadata import Metadata, differences
 from ..data.cache.reader import Shard
-from ..data.errors import InputError, RunError, UnreadableFileError
+from ..data.errors import InputError, NewerFormatError, OptionError, RunError, UnreadableFileError
 from ..data.files.plain import PlainFile, names_in
 from ..data.files.whole_file import TEMPORARY, remove
 from ..data.options.settings import METADATA_FILE
@@ -37,7 +37,8 @@ def require_same_capture(out: Path, metadata: Metadata, overwrite: bool, own: Co
 
     metadata: of this capture, as far as it is known. own: the shards of this process. Raises InputError, listing every
     difference, where the folder holds another capture and `overwrite` is False, and where it holds something that is no cache
-    or is damaged; UnreadableFileError where the system refuses to read it, or to open one of this process's shards.
+    or is damaged, and NewerFormatError where it is of a newer format; UnreadableFileError where the system refuses to read it,
+    or to open one of this process's shards.
     """
     kept = _kept(out, _earlier(out, overwrite), metadata, overwrite)
     for number in sorted(kept.intersection(own)):
@@ -135,22 +136,32 @@ def _kept(out: Path, earlier: _Earlier, metadata: Metadata, overwrite: bool) -> 
 def _earlier(out: Path, overwrite: bool) -> _Earlier:
     """What cache.json says, or where it is damaged or gone, what the first readable shard says, as that is the same.
 
-    With `overwrite`, what is damaged counts as nothing; else InputError. Raises UnreadableFileError in any case.
+    With `overwrite`, what is damaged or of a newer format counts as nothing; else InputError and NewerFormatError. Raises
+    UnreadableFileError in any case.
     """
     shards = shard_files(out)
     names = names_in(out)
     there = METADATA_FILE in names
     if not there and not shards:
         if any(not name.endswith(TEMPORARY) and name not in NOT_OURS_TO_MIND for name in names):
-            raise InputError(f"--out {out}: is not empty and holds no cache; give a new folder")
+            raise OptionError(f"--out {out}: is not empty and holds no cache; give a new folder")
         return _Earlier(None, there=False, whole=False)
     try:
         if found := read_metadata(out):
             return _Earlier(found, there=True, whole=True)
         problem = InputError(f"{out}: has shards but no {METADATA_FILE}")
+    except NewerFormatError as error:
+        if not overwrite:
+            raise
+        problem = error
     except InputError as error:
         problem = error
-    first = _first_readable(shards)
+    try:
+        first = _first_readable(shards)
+    except NewerFormatError:
+        if not overwrite:
+            raise
+        first = None
     if first is None and not overwrite:
         raise InputError(f"{problem.message}; and no shard is readable: use another --out, or --overwrite to start anew")
     return _Earlier(first, there, whole=False)
@@ -165,16 +176,16 @@ def _belongs(path: Path, metadata: Metadata) -> bool:
 
 
 def _first_readable(shards: list[Path]) -> Metadata | None:
-    """What the first shard says that is whole; UnreadableFileError where none is but one might be."""
-    refused: UnreadableFileError | None = None
+    """What the first readable shard says; UnreadableFileError or NewerFormatError where none is and one may be whole."""
+    refused: UnreadableFileError | NewerFormatError | None = None
     for path in shards:
         try:
             with Shard(path) as shard:
                 return shard.metadata
+        except (UnreadableFileError, NewerFormatError) as error:
+            refused = refused or error
         except InputError:
             continue
-        except UnreadableFileError as error:
-            refused = refused or error
     if refused:
         raise refused
     return None

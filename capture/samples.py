@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..data.cache.kept_columns import Kept, kept_values, of_rows, require_small
-from ..data.errors import InputError, RunError
+from ..data.errors import InputError, OptionError, RunError
 from ..data.options.settings import BUILT_IN_TEMPLATES, CaptureSettings
 from ..data.prompts.alignment import decode, texts_of
 from ..data.prompts.controls import CONTROLLED, controlled, require_controlled_span
@@ -93,7 +93,7 @@ def _controls(
     asked = [(row, prompt) for row, prompt in drawn if isinstance(prompt, Prompt) and prompt.span_text(CONTROLLED).strip()]
     same = [row for row, prompt in asked if prompt == made[row]]
     if asked and len(same) == len(asked):
-        raise InputError(
+        raise OptionError(
             f"--control {kind}: would leave every prompt of {settings.data} as it is: none has two different words"
         )
     if same:
@@ -177,7 +177,7 @@ def _encoded(
             keep_trailing=settings.trailing_special,
         )
     except InputError as error:
-        raise InputError(f"{prompts.path}: {error.message}") from error
+        raise error.retold(f"{prompts.path}: {error.message}") from error
 
 
 def without_special_tokens(prompts: Prompts, encoded: Sequence[Encoded], tokenizer: Any) -> Prompts:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import polars as pl
 
-from ..data.errors import InputError
+from ..data.errors import OptionError
 from ..data.files.journal import Journal
 from .ablation import heads_of_groups
 from .outcomes import Head
@@ -107,7 +107,7 @@ def gradient_frame(opened: Opened, unit: str, units: Sequence[tuple[int, int]]) 
     """
     gradients = opened.evaluator.gate_gradients()
     if not gradients:
-        raise InputError("--gate-gradient: no row has an answer, so there is no nll to take the gradient of")
+        raise OptionError("--gate-gradient: no row has an answer, so there is no nll to take the gradient of")
     lines = [
         (layer, number, opened.questions[question].row, float(sum(by_layer[layer][head] for _, head in own)))
         for layer, number in units

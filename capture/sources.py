@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..data.errors import InputError
+from ..data.errors import InputError, OptionError
 from .adapters import FILES, Adapter, read_adapter
 from .gguf import converted
 from .hub import Pin, pin
@@ -74,7 +74,7 @@ def resolve(
     if own is None:
         return replace(source, adapter=_of_base(_given_adapter(adapter), name)) if adapter else source
     if adapter and _given_adapter(adapter).folder.resolve() != own.folder.resolve():
-        raise InputError(f"--adapter {adapter}: --model {name} holds an adapter already; give the model without it")
+        raise OptionError(f"--adapter {adapter}: --model {name} holds an adapter already; give the model without it")
     if _holds_model(source):
         logger.info("--model %s: the adapter beside its weights is merged into them", name)
         return replace(source, adapter=own)
@@ -93,13 +93,13 @@ def _with_base(source: Source, adapter: Adapter) -> Source:
     """The source of the model that an adapter says it was trained on."""
     base, advice = adapter.config.base_model_name_or_path, f"give the base as --model and {source.name} as --adapter"
     if not base:
-        raise InputError(f"--model {source.name}: is an adapter that does not say of which model; {advice}")
+        raise OptionError(f"--model {source.name}: is an adapter that does not say of which model; {advice}")
     try:
         found = _found("its base", base, adapter.config.revision)
     except InputError as error:
-        raise InputError(f"--model {source.name}: is an adapter, and {error.message}; {advice}") from error
+        raise OptionError(f"--model {source.name}: is an adapter, and {error.message}; {advice}") from error
     if not _holds_model(found):
-        raise InputError(f"--model {source.name}: is an adapter, and its base {base} is no model; {advice}")
+        raise OptionError(f"--model {source.name}: is an adapter, and its base {base} is no model; {advice}")
     logger.info("--model %s: is an adapter; it is merged into its base, %s", source.name, base)
     return replace(source, location=found.location, pin=found.pin, adapter=replace(adapter, base=base))
 

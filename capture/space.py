@@ -12,7 +12,7 @@ from ..data.cache.folder import shard_files
 from ..data.cache.kept_columns import stored_bytes
 from ..data.cache.layout import too_large
 from ..data.cache.shard import shard_bytes
-from ..data.errors import InputError
+from ..data.errors import OptionError
 from ..data.options.settings import CaptureSettings
 from .memory import free_bytes
 from .samples import EncodedShard
@@ -58,7 +58,7 @@ def require_space(
     logger.info("%s: about %s in %d shards to make, %s free", out, human_size(needed), len(missing), human_size(free))
     replaced = sum(path.stat().st_size for path in shard_files(out) if int(path.stem) not in kept)
     if needed > free + replaced:
-        raise InputError(
+        raise OptionError(
             f"--out {out}: about {human_size(needed)} are needed for {len(missing)} shards and {human_size(free)} are free; "
             "make room, give another --out, or fewer --max-samples"
         )
@@ -72,7 +72,7 @@ def _require_memory(sizes: Sequence[int], tokens: int, together: int, rows: int)
     logger.info("about %s of main memory for the shards in hand, %s free", human_size(needed), human_size(free))
     if needed > free:
         advice = f"give --shard-size {max(1, rows * free // (2 * needed))}, or " if rows > 1 else ""
-        raise InputError(
+        raise OptionError(
             f"--shard-size: the shards in hand need about {human_size(needed)} of main memory, and {human_size(free)} are free "
             f"for this process; {advice}a smaller --max-length"
         )
@@ -82,7 +82,7 @@ def _require_small(shards: Iterable[EncodedShard], heads: int) -> None:
     """Raises InputError where a shard would have more tokens than the format allows."""
     for lengths in ([len(prompt.ids) for prompt in shard.prompts] for shard in shards):
         if fault := too_large(max(lengths, default=0), sum(lengths), heads):
-            raise InputError(f"--max-length, --shard-size: a shard would have {fault}; lower one of them")
+            raise OptionError(f"--max-length, --shard-size: a shard would have {fault}; lower one of them")
 
 
 def human_size(count: int) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..data.errors import InputError
+from ..data.errors import InputError, OptionError
 from ..data.options.settings import BUILT_IN_TEMPLATES, CaptureSettings, ValidateSettings
 from ..data.prompts.answers import answers_of
 from ..data.prompts.maker import PromptMaker
@@ -197,7 +197,7 @@ def _is_other_model(record: Mapping[str, Any], fingerprint: str, name: str, dtyp
         return bool(before != fingerprint)
     captured = record["settings"].get("dtype")
     advice = f"; it was captured as {captured}, so give --dtype {captured}" if dtype != captured else ""
-    raise InputError(
+    raise OptionError(
         f"--model {name}: is not the model that was captured ({record['model']['name']}, {before!s:.12}; this is "
         f"{fingerprint:.12}){advice}; --allow-other-model validates the ranking on it all the same"
     )

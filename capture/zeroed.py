@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..data.errors import InputError
+from ..data.errors import OptionError
 from ..data.files.foreign import foreign_faults_told
 from ..data.options.export_settings import ExportSettings
 from . import models
@@ -43,23 +43,23 @@ def write_checkpoint(
     name, revision, adapter = settings.model, None, settings.adapter
     if name is None:
         if not isinstance(captured.get("name"), str):
-            raise InputError("--format checkpoint: the ranking is an imported list, which names no model; give --model")
+            raise OptionError("--format checkpoint: the ranking is an imported list, which names no model; give --model")
         name, revision = captured["name"], captured.get("commit")
         own = (captured.get("adapter") or {}).get("name")
         adapter = adapter or (None if own in (None, name) else own)
     dtype = (record.get("settings") or {}).get("dtype", "fp32")
     if dtype not in models.DTYPES:
-        raise InputError(f"--format checkpoint: the ranking was captured as {dtype!r:.20}, which is no precision of a model")
+        raise OptionError(f"--format checkpoint: the ranking was captured as {dtype!r:.20}, which is no precision of a model")
     source = resolve(name, settings.trust_remote_code, captured.get("arguments") or {}, revision, adapter)
     config, tokenizer = models.load_config(source), models.load_tokenizer(source)
     if getattr(config, "quantization_config", None) or source.arguments.get("quantization_config"):
-        raise InputError(f"--model {name}: is quantised, so the columns of a head cannot be set to zero; give one that is not")
+        raise OptionError(f"--model {name}: is quantised, so the columns of a head cannot be set to zero; give one that is not")
     model = models.load_model(source, dtype, torch.device("cpu"), with_head=True)
     fingerprint = models.model_fingerprint(models.decoder_of(model), source.adapter.sha256 if source.adapter else "")
     before = captured.get("fingerprint")
     if before != fingerprint and not settings.allow_other_model:
         what = f"the model that was captured ({captured.get('name')}, {before!s:.12}" if before else "known to be the list's ("
-        raise InputError(
+        raise OptionError(
             f"--model {name}: is not {what}; this is {fingerprint:.12}); --allow-other-model takes it all the same"
         )
     zero_heads(model, heads)
@@ -81,7 +81,7 @@ def zero_heads(model: PreTrainedModel, heads: Iterable[tuple[int, int]]) -> None
     places = {weight.data_ptr() for weight in weights.values()}
     shared = [name for name, each in model.named_parameters() if each.data_ptr() in places]
     if len(places) < len(weights) or len(shared) > len(weights):
-        raise InputError("--format checkpoint: output projections of the model share their weights, so no head has its own")
+        raise OptionError("--format checkpoint: output projections of the model share their weights, so no head has its own")
     for layer, weight in weights.items():
         per_head = weight.unflatten(1, (layers[layer].heads, -1))  # [M,H,D], a view
         per_head[:, gates[layer][0] == 0] = 0
@@ -96,5 +96,5 @@ def _weight(layer: int, found: AttentionLayer) -> Tensor:
         return cast(Tensor, weight).data.T
     if not isinstance(projection, nn.Linear) or not usable:
         kind = type(projection).__name__ if projection is not None else "no module that was found"
-        raise InputError(f"--format checkpoint: the output projection of layer {layer} is {kind}, whose columns cannot be set")
+        raise OptionError(f"--format checkpoint: the output projection of layer {layer} is {kind}, whose columns cannot be set")
     return cast(Tensor, weight).data

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Self
 
 from .voice import spoken
 
@@ -21,6 +22,10 @@ class HeadscoreError(Exception):
         """The message as it was written."""
         return " ".join(map(str, self.args))
 
+    def retold(self, message: str) -> Self:
+        """An error of the same cause with another message, for one who knows more of where it happened."""
+        return type(self)(message)
+
     def __str__(self) -> str:
         return self.message if self.of_command_line else spoken(self.message)
 
@@ -29,6 +34,14 @@ class InputError(HeadscoreError):
     """Something the user gave cannot be used: an option, a file, a row, a model or a cache (exit status 2)."""
 
     exit_status = 2
+
+
+class OptionError(InputError):
+    """An option or parameter cannot be used: its value, or that it is given together with others."""
+
+
+class NewerFormatError(InputError):
+    """A cache or shard of a newer format, which a newer headscore reads; it is whole, so nothing is made again in its place."""
 
 
 class DamagedShardError(InputError):

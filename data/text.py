@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError, printable
+from .errors import OptionError, printable
 
 _SUSPECT = re.compile(r"[^ -~\n]")  # a quick first look
 
@@ -71,9 +71,9 @@ def require_text(what: str, value: str | Path) -> None:
     """
     text = str(value)
     if "\0" in text:
-        raise InputError(f"{what}: {text!r:.80} has a null character in it")
+        raise OptionError(f"{what}: {text!r:.80} has a null character in it")
     if any("\ud800" <= character <= "\udfff" for character in text):
-        raise InputError(f"{what}: {text!r:.80} is not text in UTF-8, and no result could name it")
+        raise OptionError(f"{what}: {text!r:.80} is not text in UTF-8, and no result could name it")
 
 
 def shown(value: Any) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.cache.folder import Cache
-from ..data.errors import InputError, one_line
+from ..data.errors import InputError, OptionError, one_line
 from .evidence.task_length import TaskTokens
 from .forks import require_own_threads
 from .kept import Store
@@ -108,7 +108,7 @@ def _spread(executor: Executor, work: Callable[[Path], ShardSums], paths: Sequen
     except (RuntimeError, TypeError, AttributeError) as error:
         if isinstance(error, BrokenExecutor) or _can_be_sent(work):
             raise
-        raise InputError(
+        raise OptionError(
             f"--workers: a function in a signal or measure cannot be sent to another process ({one_line(error)[:160]}); "
             "leave out --workers"
         ) from error

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import polars as pl
 
 from ..data.cache.reader import Block, Shard
-from ..data.errors import InputError
+from ..data.errors import OptionError
 from .expressions import columns_of, names_of, read_expressions, require_line_by_line, require_same_in_parts
 
 TOKENS: dict[str, Any] = {"position": pl.Float64, "tokens": pl.Float64, "id": pl.Int64}
@@ -68,7 +68,7 @@ class Columns:
             wrong = found[name].is_null() | ~found[name].is_finite()
             if wrong.any():
                 place = table["position"][int(wrong.arg_max() or 0)]
-                raise InputError(f"--measure {name}: is not a number for a token at position {place:.0f} in {shard.path}")
+                raise OptionError(f"--measure {name}: is not a number for a token at position {place:.0f} in {shard.path}")
             require_same_in_parts(expressions[name], table, found[name], f"--measure {name}", "token")
         weights = np.empty(found.shape)
         for place, column in enumerate(found):  # not all at once, as that takes their memory twice more
@@ -116,9 +116,9 @@ def choose_columns(
     schema = columns.schema()
     for name, expression in own.items():
         if name in taken:
-            raise InputError(f"--measure {name}: there already is a measure of this name")
+            raise OptionError(f"--measure {name}: there already is a measure of this name")
         if len(names_of(expression, schema, f"--measure {name}")) != 1:
-            raise InputError(f"--measure {name}: gives several columns; give one")
+            raise OptionError(f"--measure {name}: gives several columns; give one")
         require_line_by_line(expression, schema, f"--measure {name}", "token")
     return Columns(columns.span_names, columns.unions, own)
 

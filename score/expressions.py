@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ..data.errors import InputError, did_you_mean, one_line
+from ..data.errors import InputError, OptionError, did_you_mean, one_line
 
 Schema = Mapping[str, Any]
 
@@ -45,24 +45,26 @@ def read_expressions(given: Mapping[str, Any], flag: str) -> dict[str, pl.Expr]:
         elif isinstance(value, str):
             made[name] = _from_sql(value, f"{flag} {name}")
         else:
-            raise InputError(f"{flag} {name}: expected SQL text or a polars expression, got {value!r:.80}")
+            raise OptionError(f"{flag} {name}: expected SQL text or a polars expression, got {value!r:.80}")
     return made
 
 
 def _from_sql(text: str, where: str) -> pl.Expr:
     bare = _QUOTED.sub(" ", text)
     if found := _SUBQUERY.search(bare):
-        raise InputError(f"{where}: '{found[0]}' is not for expressions: a subquery could read files; put a name in quotes")
+        raise OptionError(f"{where}: '{found[0]}' is not for expressions: a subquery could read files; put a name in quotes")
     if _COMMENT.search(bare) or any(sign in bare for sign in "'\"\\$`"):
-        raise InputError(f"{where}: has a comment, or quotes that cannot be told apart; leave them out")
+        raise OptionError(f"{where}: has a comment, or quotes that cannot be told apart; leave them out")
     if len(_OPERATOR.findall(bare)) > MAX_OPERATORS or len(text) > MAX_LETTERS:
-        raise InputError(f"{where}: has more than {MAX_OPERATORS} operators or {MAX_LETTERS} letters; IN (…) takes many values")
+        raise OptionError(
+            f"{where}: has more than {MAX_OPERATORS} operators or {MAX_LETTERS} letters; IN (…) takes many values"
+        )
     try:
         expression = pl.sql_expr(text)
     except (pl.exceptions.PolarsError, ValueError) as error:
-        raise InputError(f"{where}: is not an SQL expression: {one_line(error)[:160]}") from error
+        raise OptionError(f"{where}: is not an SQL expression: {one_line(error)[:160]}") from error
     if expression.meta != expression.meta.undo_aliases():
-        raise InputError(f"{where}: '{text:.60}' gives its result another name; is an operator missing?")
+        raise OptionError(f"{where}: '{text:.60}' gives its result another name; is an operator missing?")
     return expression
 
 
@@ -74,7 +76,7 @@ def read_python_file(path: Path, flag: str) -> dict[str, pl.Expr]:
     try:
         spec = importlib.util.spec_from_file_location(path.stem, path)
         if spec is None or spec.loader is None:
-            raise InputError(f"{flag} {path}: is not a Python file; its name must end in .py")
+            raise OptionError(f"{flag} {path}: is not a Python file; its name must end in .py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         functions = functions_of(module)
@@ -82,12 +84,12 @@ def read_python_file(path: Path, flag: str) -> dict[str, pl.Expr]:
     except InputError:
         raise
     except (Exception, SystemExit) as error:  # whatever a user's code raises
-        raise InputError(f"{flag} {path}: {type(error).__name__}: {one_line(error)[:200]}") from error
+        raise OptionError(f"{flag} {path}: {type(error).__name__}: {one_line(error)[:200]}") from error
     if not made:
-        raise InputError(f"{flag} {path}: has no function without arguments, which is what a signal is")
+        raise OptionError(f"{flag} {path}: has no function without arguments, which is what a signal is")
     for name, value in made.items():
         if not isinstance(value, pl.Expr):
-            raise InputError(f"{flag} {path}: {name}() returns {type(value).__name__}, not a polars expression")
+            raise OptionError(f"{flag} {path}: {name}() returns {type(value).__name__}, not a polars expression")
     return made
 
 
@@ -108,9 +110,9 @@ def names_of(expression: pl.Expr, schema: Schema, where: str) -> list[str]:
         missing = [name for name in expression.meta.root_names() if name not in schema]
         name = (missing or ["?"])[0]
         near = did_you_mean(name, list(schema))
-        raise InputError(f"{where}: there is no '{name:.80}'; {near}there are {', '.join(schema)}") from error
+        raise OptionError(f"{where}: there is no '{name:.80}'; {near}there are {', '.join(schema)}") from error
     except pl.exceptions.PolarsError as error:
-        raise InputError(f"{where}: cannot be computed: {one_line(error)[:160]}") from error
+        raise OptionError(f"{where}: cannot be computed: {one_line(error)[:160]}") from error
 
 
 def columns_of(expression: pl.Expr, schema: Schema) -> list[str]:
@@ -139,11 +141,11 @@ def require_line_by_line(expression: pl.Expr, schema: Schema, where: str, line: 
         backwards = tried.reverse().select(expression)
         alone = [tried[place : place + 1].select(expression) for place in range(len(tried))]
     except Exception as error:  # a function of the user's may raise anything
-        raise InputError(f"{where}: cannot be computed: {one_line(error)[:160]}") from error
+        raise OptionError(f"{where}: cannot be computed: {one_line(error)[:160]}") from error
     if not together.dtypes[0].is_numeric() and together.dtypes[0] not in (pl.Boolean, pl.Null):
-        raise InputError(f"{where}: gives {together.dtypes[0]}, not numbers")
+        raise OptionError(f"{where}: gives {together.dtypes[0]}, not numbers")
     if len(together) != len(tried):
-        raise InputError(f"{where}: gives {len(together)} values for {len(tried)} {line}s; it must give one for each {line}")
+        raise OptionError(f"{where}: gives {len(together)} values for {len(tried)} {line}s; it must give one for each {line}")
     values = _floats(together)
     same = len(backwards) == len(tried) and _equal(values, _floats(backwards)[::-1])
     if (
@@ -151,7 +153,7 @@ def require_line_by_line(expression: pl.Expr, schema: Schema, where: str, line: 
         or not all(len(one) == 1 for one in alone)
         or not _equal(values, np.concatenate([_floats(one) for one in alone]))
     ):
-        raise InputError(
+        raise OptionError(
             f"{where}: its value for one {line} depends on other {line}s; it must be computed from that {line} alone"
         )
 
@@ -174,7 +176,7 @@ def require_same_in_parts(expression: pl.Expr, frame: pl.DataFrame, found: pl.Se
     for part in parts:
         some = frame[part].select(expression)
         if len(some) != len(part) or not _equal(_floats(some), values[part]):
-            raise InputError(
+            raise OptionError(
                 f"{where}: its value for one {line} depends on other {line}s; it must be computed from that {line} alone"
             )
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ..data.errors import InputError
+from ..data.errors import OptionError
 from ..data.options.settings import ScoreSettings, Unit
 from .means import Float
 from .ranking import rank
@@ -21,7 +21,7 @@ def heads_frame(recipe: Recipe, means: Mapping[str, Float], settings: ScoreSetti
         if weight and frame[name].has_nulls():
             layer, unit = frame.filter(pl.col(name).is_null()).select("layer", settings.by).row(0)
             where = f"layer {layer}, {settings.by} {unit}"
-            raise InputError(f"--weight {name}: the signal is undefined for every sample in {where}; leave it out")
+            raise OptionError(f"--weight {name}: the signal is undefined for every sample in {where}; leave it out")
     options = {"fusion": settings.fusion, "norm_mode": settings.norm_mode, "within": settings.within}
     ranked = rank(frame, settings.weights, unit=settings.by, **options)  # type: ignore[arg-type]
     signals = [column for name in means for column in (name, f"{name}_norm", f"{name}_rank")]

@@ -9,7 +9,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from ..data.errors import InputError
+from ..data.errors import OptionError
 
 Head = tuple[int, int]
 
@@ -53,10 +53,10 @@ def _count(text: str, units: int) -> int:
     found = _COUNT.fullmatch(text.strip())
     number = Fraction(found[1] + (found[2] or "")) if found else Fraction(0)
     if not found or not number:
-        raise InputError(f"--k: {text!r:.40} is not a number of heads such as 27, or a share of them such as 10%")
+        raise OptionError(f"--k: {text!r:.40} is not a number of heads such as 27, or a share of them such as 10%")
     count = max(1, math.floor(number * units / 100 + Fraction(1, 2))) if found[3] else int(number)
     if count >= units:
-        raise InputError(f"--k: {text!r:.40} leaves none of the {units} heads; give at most {units - 1}")
+        raise OptionError(f"--k: {text!r:.40} leaves none of the {units} heads; give at most {units - 1}")
     return count
 
 

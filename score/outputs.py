@@ -15,7 +15,7 @@ import yaml
 from .. import __version__
 from ..data.cache.folder import require_outside_caches
 from ..data.cache.model_shape import shape_record
-from ..data.errors import HeadscoreError, InputError
+from ..data.errors import HeadscoreError, OptionError
 from ..data.files.plain import require_own
 from ..data.files.strict_yaml import read_yaml
 from ..data.files.whole_file import output_folder, write_bytes, write_text
@@ -57,10 +57,10 @@ def results_folder(folder: Path, files: Sequence[str] | None = None) -> Iterator
     require_outside_caches(folder)
     with output_folder(folder):
         if (folder / METADATA_FILE).exists():
-            raise InputError(f"--out {folder}: is a cache; give the results a folder of their own")
+            raise OptionError(f"--out {folder}: is a cache; give the results a folder of their own")
         for name in files or (*RESULT_FILES, REPORT_FILE):
             if (folder / name).is_dir():
-                raise InputError(f"--out {folder}: a folder '{name}' is in the way of the result file; use another --out")
+                raise OptionError(f"--out {folder}: a folder '{name}' is in the way of the result file; use another --out")
         require_own(folder, (CONFIG_FILE,), (CHARTS_FOLDER,))
         with _log_file(folder / LOG_FILE):
             yield
@@ -155,16 +155,16 @@ def require_same_run(
     if overwrite or not there:
         return
     if CONFIG_FILE not in there:
-        raise InputError(f"--out {folder}: holds a {there[0]} of unknown origin; use another --out, or --overwrite")
+        raise OptionError(f"--out {folder}: holds a {there[0]} of unknown origin; use another --out, or --overwrite")
     try:
         existing = read_yaml(path)
     except HeadscoreError as error:
-        raise InputError(f"{error.message}; use another --out, or --overwrite") from error
+        raise error.retold(f"{error.message}; use another --out, or --overwrite") from error
     existing = without_former(existing, path) if isinstance(existing, dict) else {}
     compared = {*existing, *config} - ({"cache"} if RECORD_KEY in config else {"cache", RECORD_KEY})
     different = sorted(key for key in compared if _asked(key, existing) != _asked(key, config))
     if different:
-        raise InputError(
+        raise OptionError(
             f"--out {folder}: holds another run ({', '.join(different)} differ); use another --out, or --overwrite"
         )
 

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from ..data.cache.folder import Cache
-from ..data.errors import InputError, did_you_mean
+from ..data.errors import OptionError, did_you_mean
 from ..data.options.settings import QueryMode, ScoreSettings
 from .columns import DATA, Columns, choose_columns, union_name
 from .expressions import columns_of, expression_key, names_of, require_line_by_line
@@ -141,13 +141,13 @@ def choose_measures(cache: Cache, settings: ScoreSettings) -> Recipe:
     """What `settings` ask for of a cache, without its signals. Raises InputError as `choose_recipe`."""
     metadata = cache.metadata
     if settings.score_query_mode == "all_tokens" and metadata["settings"]["queries"] != "all_tokens":
-        raise InputError(
+        raise OptionError(
             f"--score-query-mode all_tokens: {cache.path} was captured with --queries last_token; "
             "capture it again with --queries all_tokens"
         )
     result_norms = metadata["attention"]["result_norms"]
     if settings.head_output == "result" and not result_norms:
-        raise InputError(
+        raise OptionError(
             f"--head-output result: {cache.path} has no result norms, as this model's output projection "
             "cannot be split by heads; use --head-output z"
         )
@@ -156,7 +156,7 @@ def choose_measures(cache: Cache, settings: ScoreSettings) -> Recipe:
     heads, kv_heads = metadata["dims"]["heads"], metadata["dims"].get("kv_heads")
     grouped = isinstance(kv_heads, int) and kv_heads > 0 and heads % kv_heads == 0
     if settings.by == "kv_head" and not grouped:
-        raise InputError(f"--by kv_head: {cache.path} does not say how its {heads} heads share key-value heads")
+        raise OptionError(f"--by kv_head: {cache.path} does not say how its {heads} heads share key-value heads")
     recipe = Recipe(
         mode=settings.score_query_mode,
         result=settings.head_output == "result",
@@ -172,7 +172,7 @@ def choose_measures(cache: Cache, settings: ScoreSettings) -> Recipe:
     for name in columns.own:
         if name in built_in_signals() or name in without_own.schema:
             what = "signal" if name in built_in_signals() else "measure"
-            raise InputError(f"--measure {name}: there already is a {what} of this name")
+            raise OptionError(f"--measure {name}: there already is a {what} of this name")
     return recipe
 
 
@@ -181,19 +181,19 @@ def with_signals(recipe: Recipe, settings: ScoreSettings) -> Recipe:
     found = _built_in(recipe)
     for where, name, expression in own_signals(settings, list(found)):
         if name in found:
-            raise InputError(f"{where}: there already is a signal of this name")
+            raise OptionError(f"{where}: there already is a signal of this name")
         signal = checked_signal(recipe, where, name, expression)
         others = {*RESULT_COLUMNS, *(column for other in found for column in _result_columns(other))}
         if clash := others.intersection(_result_columns(name)):
-            raise InputError(f"{where}: results have another column '{min(clash)}'; use another name")
+            raise OptionError(f"{where}: results have another column '{min(clash)}'; use another name")
         found[name] = signal
     for name in settings.weights:
         if name not in found:
             if recipe.schema.get(name) == pl.Float64:
-                raise InputError(
+                raise OptionError(
                     f"--weight {name}: is a measure, not a signal; make one of it: --signal 'x = {name}' --weight x=1"
                 )
-            raise InputError(
+            raise OptionError(
                 f"--weight {name}: there is no such signal; {did_you_mean(name, found)}there are {', '.join(found)}"
             )
     return dataclasses.replace(recipe, signals=found)
@@ -218,9 +218,9 @@ def _built_in(recipe: Recipe) -> dict[str, Signal]:
 def checked_signal(recipe: Recipe, where: str, name: str, expression: pl.Expr) -> Signal:
     """A signal of the user's that was tried out. Raises InputError where it cannot be one, or is named like a measure."""
     if name in recipe.schema:
-        raise InputError(f"{where}: there already is a measure of this name")
+        raise OptionError(f"{where}: there already is a measure of this name")
     if len(names_of(expression, recipe.schema, where)) != 1:
-        raise InputError(f"{where}: gives several columns; give one")
+        raise OptionError(f"{where}: gives several columns; give one")
     require_line_by_line(expression, recipe.schema, where, "sample")
     return Signal(name, expression, where, own=True)
 

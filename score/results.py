@@ -11,7 +11,7 @@ import polars as pl
 
 from ..data.cache.metadata import MAX_HEADS, has_shape
 from ..data.cache.model_shape import ModelShape, shape_of
-from ..data.errors import HeadscoreError, InputError
+from ..data.errors import HeadscoreError, InputError, OptionError
 from ..data.files.foreign import foreign_faults_told
 from ..data.files.plain import read_plain
 from ..data.files.strict_yaml import read_yaml
@@ -82,7 +82,7 @@ class Results:
         """The heads ranked by other weights, in the ranking's own way; InputError for a signal that it has not."""
         if missing := [name for name in weights if name not in self.signals]:
             has = ", ".join(self.signals) or "none"
-            raise InputError(f"--signal {missing[0]}: {self.folder} has no such signal; it has {has}")
+            raise OptionError(f"--signal {missing[0]}: {self.folder} has no such signal; it has {has}")
         frame = self.heads.select("layer", self.unit, *(pl.col(name) for name in weights))
         return rank(frame, dict(weights), unit=self.unit, **{name: self.options[name] for name in _RANKING_OPTIONS})
 
@@ -127,7 +127,7 @@ def read_results(folder: Path) -> Results:
     try:
         config = read_yaml(path)
     except HeadscoreError as error:
-        raise InputError(f"{folder}: holds no results of headscore score: {error.message}") from error
+        raise error.retold(f"{folder}: holds no results of headscore score: {error.message}") from error
     record: Any = config.get(RECORD_KEY) if isinstance(config, dict) else None
     imported = isinstance(record, dict) and IMPORTED_KEY in record
     if not has_shape(record, _IMPORTED_SHAPE if imported else _RECORD_SHAPE) or not has_shape(

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import polars as pl
 
 from ..data.cache.metadata import Metadata, model_name
-from ..data.errors import InputError
+from ..data.errors import InputError, OptionError
 from ..data.options.settings import ScoreSettings, Unit
 from .evidence.checks import Check, stability_line
 from .evidence.null import Null
@@ -186,5 +186,5 @@ def _limited(flag: str, asked: int | None, default: int, heads: int) -> int:
     if asked is None:
         return min(default, heads)
     if asked > heads:
-        raise InputError(f"{flag}: {asked} is more than the {heads} heads there are")
+        raise OptionError(f"{flag}: {asked} is more than the {heads} heads there are")
     return asked

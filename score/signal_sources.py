@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from ..data.errors import InputError, did_you_mean
+from ..data.errors import OptionError, did_you_mean
 from ..data.options.settings import ScoreSettings
 from . import signals as built_in
 from .expressions import functions_of, read_expressions, read_python_file
@@ -30,7 +30,7 @@ def own_signals(settings: ScoreSettings, known: Sequence[str]) -> Iterator[tuple
     given = {name: value for name, value in settings.signal.items() if value is not None}
     for name in [name for name in settings.signal if name not in given and name not in known]:
         meant = did_you_mean(name, known)
-        raise InputError(f"--signal {name}: is not a built-in signal; {meant}give NAME='SQL', or one of {', '.join(known)}")
+        raise OptionError(f"--signal {name}: is not a built-in signal; {meant}give NAME='SQL', or one of {', '.join(known)}")
     for name, expression in read_expressions(given, "--signal").items():
         yield f"--signal {name}", name, expression
     if settings.signals is not None:

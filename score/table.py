@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ..data.errors import InputError, one_line
+from ..data.errors import OptionError, one_line
 from .expressions import require_same_in_parts
 from .measures import Measure
 from .recipe import Recipe
@@ -52,9 +52,9 @@ class MeasureTable:
         try:
             found = frame.select(expressions)
         except Exception as error:  # what a function of the user's raises, or a cast that fails
-            raise InputError(f"--signal {self._failing(frame, names)}: cannot be computed: {one_line(error)[:160]}") from error
+            raise OptionError(f"--signal {self._failing(frame, names)}: cannot be computed: {one_line(error)[:160]}") from error
         if len(found) != len(frame):
-            raise InputError(f"--signal: {', '.join(names)} give {len(found)} values for {len(frame)} samples and heads")
+            raise OptionError(f"--signal: {', '.join(names)} give {len(found)} values for {len(frame)} samples and heads")
         finite = found.select(pl.all().is_finite().all()).row(0)  # null is passed over
         for name in [name for name, whole in zip(names, finite, strict=True) if not whole]:
             self._raise_not_finite(found[name])
@@ -76,7 +76,7 @@ class MeasureTable:
         line = int((~values.is_finite()).fill_null(False).arg_max() or 0)
         place = self.frame(["row", "layer", "head"])[line].to_dicts()[0]
         what = "NaN" if np.isnan(values[line]) else "infinity"
-        raise InputError(
+        raise OptionError(
             f"--signal {values.name}: gives {what} for row {place['row']} in L{place['layer']}H{place['head']}; "
             "make it null where it is undefined, as with CASE WHEN … THEN … END or NULLIF"
         )

@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from .. import __version__
-from ..data.errors import InputError
+from ..data.errors import InputError, OptionError
 from ..data.files.bounded_json import parse_json
 from ..data.files.foreign import foreign_faults_told
 from ..data.files.plain import read_plain
@@ -108,7 +108,7 @@ def validation_of(measured: Measured, settings: ValidateSettings) -> Validation:
     told = [*_cautions(measured.facts), *verdicts(table, measured.facts["units"])]
     intact = measured.outcomes.filter(set="intact")
     if settings.fit_weights and measured.single is None:
-        raise InputError("--fit-weights: single heads were not run; give --single, and the results that are validated")
+        raise OptionError("--fit-weights: single heads were not run; give --single, and the results that are validated")
     if measured.single is None and measured.gradient is None:
         return Validation(table, told, None, None, None, measured)
     effects = effects_of(measured.single, measured.gradient, intact, **how)
@@ -190,7 +190,7 @@ def ranking_options(options: Mapping[str, Any]) -> dict[str, Any]:
 def require_no_ranking(folder: Path) -> None:
     """Raises InputError where a folder holds a ranking, beside which a validation would be taken for a part of it."""
     if (folder / HEADS_PARQUET).exists():
-        raise InputError(f"--out {folder}: holds the results of a ranking; give the validation a folder of its own")
+        raise OptionError(f"--out {folder}: holds the results of a ranking; give the validation a folder of its own")
 
 
 def write_measured(folder: Path, measured: Measured) -> None:
@@ -215,7 +215,7 @@ def require_statistics_alone(place: Path, measured: Measured, settings: Validate
     for field in fields(settings):
         asked = getattr(settings, field.name) != field.default
         if asked and field.name not in _OF_STATISTICS and not there.get(field.name):
-            raise InputError(
+            raise OptionError(
                 f"{option_flag(field.name)}: needs the model, and {place} holds what was run; give the results of headscore "
                 "score for it, or make its statistics anew with --bootstrap, --level and --seed"
             )

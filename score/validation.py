@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ..data.errors import InputError
+from ..data.errors import OptionError
 from .intervals import BOOTSTRAP, LEVEL, mean_intervals
 from .means import Float
 from .outcomes import ACCURACIES, METRICS, Group, outcomes_of
@@ -89,11 +89,11 @@ def validation_table(
 
 def _require_options(bootstrap: int, level: float, seed: int) -> None:
     if bootstrap < 1:
-        raise InputError(f"--bootstrap: {bootstrap} is not a number of at least 1")
+        raise OptionError(f"--bootstrap: {bootstrap} is not a number of at least 1")
     if not 0 < level < 1:
-        raise InputError(f"--level: {level} is not between 0 and 1")
+        raise OptionError(f"--level: {level} is not between 0 and 1")
     if seed < 0:
-        raise InputError(f"--seed: {seed} is not a number of at least 0")
+        raise OptionError(f"--seed: {seed} is not a number of at least 0")
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from ..data.errors import InputError
+from ..data.errors import OptionError
 from ..data.options.settings import ScoreSettings
 from .agreement import aligned
 from .effects import single_changes
@@ -74,7 +74,7 @@ def fit_weights(
     """
     grid, changes = single_changes(single, intact)
     if not changes:
-        raise InputError("--fit-weights: no row has a value of nll or kl")
+        raise OptionError("--fit-weights: no row has a value of nll or kl")
     effect = "nll" if "nll" in changes else "kl"
     halves = _halves(changes[effect], seed)
     default = {name: weight for name, weight in settings.weights.items() if weight}
@@ -92,7 +92,7 @@ def fit_weights(
 def _halves(values: Float, seed: int) -> tuple[Float, Float]:
     rows = values.shape[1]
     if rows < 2:
-        raise InputError(f"--fit-weights: {rows} row has a value; weights are picked on one half of the rows, so give more")
+        raise OptionError(f"--fit-weights: {rows} row has a value; weights are picked on one half of the rows, so give more")
     order = np.random.default_rng(seed).permutation(rows)
     first, second = np.sort(order[: (rows + 1) // 2]), np.sort(order[(rows + 1) // 2 :])
     return values[:, first], values[:, second]
@@ -114,7 +114,7 @@ def _selected(ranked: pl.DataFrame, signals: Sequence[str], costs: Float, settin
             break
         chosen, best = candidates[place], found[place]
     if best == -1.0:
-        raise InputError("--fit-weights: all heads have the same effect, or no signal is defined for all, so nothing agrees")
+        raise OptionError("--fit-weights: all heads have the same effect, or no signal is defined for all, so nothing agrees")
     return chosen
 
 

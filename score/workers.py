@@ -11,7 +11,7 @@ from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from ..data.errors import HeadscoreError, InputError, RunError, one_line
+from ..data.errors import HeadscoreError, InputError, OptionError, RunError, one_line
 from ..data.options.settings import WorkSettings
 
 SECONDS_TO_CONNECT = 10
@@ -50,7 +50,7 @@ def _given(executor: Any) -> Iterator[Executor]:
 @contextlib.contextmanager
 def _processes(count: int) -> Iterator[Executor]:
     if sys.platform == "win32" and count > MAX_ON_WINDOWS:
-        raise InputError(f"--workers: {count} is more than the {MAX_ON_WINDOWS} that Windows allows")
+        raise OptionError(f"--workers: {count} is more than the {MAX_ON_WINDOWS} that Windows allows")
     # Not forked: a fork of a process with polars' threads may hang. Threads would be slower, as numpy's calls are short.
     spawn = multiprocessing.get_context("spawn")
     try:
@@ -76,7 +76,7 @@ def _dask(address: str) -> Iterator[Executor]:
     try:
         from distributed import Client
     except ModuleNotFoundError as error:
-        raise InputError("--dask: needs dask.distributed: pip install 'headscore[cluster]'") from error
+        raise OptionError("--dask: needs dask.distributed: pip install 'headscore[cluster]'") from error
     with _connected(Client, address) as client, client.get_executor(pure=False) as executor:
         try:
             yield executor
@@ -107,5 +107,5 @@ def _connected(client: Any, address: str) -> Any:
     except queue.Empty:
         answer = TimeoutError("no answer")
     if isinstance(answer, Exception):
-        raise InputError(f"--dask {address}: no Dask scheduler with workers answers there: {one_line(answer)[:160]}")
+        raise OptionError(f"--dask {address}: no Dask scheduler with workers answers there: {one_line(answer)[:160]}")
     return answer

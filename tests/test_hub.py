@@ -26,7 +26,7 @@ from headscore.data.cache.folder import open_cache
 CAPTURES = """
 import json, sys, time
 import headscore
-from headscore.data.cache import open_cache
+from headscore.data.cache.folder import open_cache
 for out, options in json.loads(sys.argv[1]).items():
     started = time.monotonic()
     try:

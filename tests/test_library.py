@@ -137,7 +137,7 @@ def test_dir_lists_the_public_names_and_all_of_them_are_there() -> None:
     assert set(headscore.__all__) == set(dir(headscore)) == {*headscore._PUBLIC, *headscore._CALLABLE_PACKAGES, "__version__"}
     errors = vars(sys.modules["headscore.data.errors"]).values()
     public = [e for e in errors if isinstance(e, type) and issubclass(e, HeadscoreError)]
-    inner = {"UnfitRowError", "ForeignShardError"}  # a row's reason, and a kind of InputError
+    inner = {"UnfitRowError"}  # a row's reason
     assert {e.__name__ for e in public} - inner == {name for name in headscore.__all__ if name.endswith("Error")}
 
 
@@ -303,7 +303,7 @@ def test_library_and_command_line_tell_the_same_fault_each_in_its_terms(cache: P
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.stderr.splitlines()[-1] == "headscore: error: --top-k: 13 is more than the 12 heads there are"
     traceback = subprocess.run([*command, "--debug"], capture_output=True, text=True).stderr
-    assert traceback.splitlines()[-1] == "headscore.data.errors.InputError: --top-k: 13 is more than the 12 heads there are"
+    assert traceback.splitlines()[-1] == "headscore.data.errors.OptionError: --top-k: 13 is more than the 12 heads there are"
 
 
 @pytest.mark.parametrize("path", [None, "", 3, b"x", []])

@@ -257,7 +257,7 @@ def test_a_refused_read_is_remembered() -> None:
 PROGRAM = """
 import sys
 import headscore
-from headscore.data.plain import PlainFile
+from headscore.data.files.plain import PlainFile
 real, calls, kept = PlainFile._fill, [], []
 def fill(*of):
     calls.append(1)

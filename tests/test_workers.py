@@ -209,7 +209,7 @@ DIES = """
 import os, signal, sys, time
 from functools import partial
 from headscore.data.errors import RunError
-from headscore.data.settings import WorkSettings
+from headscore.data.options.settings import WorkSettings
 from headscore.score.workers import executor_of
 
 def work(parent, item):

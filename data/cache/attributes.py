@@ -9,9 +9,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ..errors import DamagedShardError, InputError
+from ..errors import DamagedShardError, InputError, NewerFormatError
 from ..files.bounded_json import require_bounded
-from .metadata import FORMAT, FORMAT_VERSION, Metadata, check_metadata
+from .metadata import FORMAT, Metadata, check_metadata
 from .shard import CHECKSUMS, MAX_CHECKED_BYTES
 
 # As in layout.py: what a stranger's file may ask of a reader's memory.
@@ -22,7 +22,7 @@ MAX_ATTRIBUTE_BYTES = 16 << 20  # of all of them
 def shard_metadata(path: Path, file: h5py.h5f.FileID) -> Metadata:
     """The checked metadata of the shard in `path`, opened as `file`.
 
-    Raises DamagedShardError where it cannot be used, InputError where it is of another version of the format, and what HDF5 and
+    Raises DamagedShardError where it cannot be used, NewerFormatError where it is of a newer format, and what HDF5 and
     Python raise for attributes that make no sense.
     """
     metadata = _attributes(path, file)
@@ -30,9 +30,9 @@ def shard_metadata(path: Path, file: h5py.h5f.FileID) -> Metadata:
         raise DamagedShardError(f"{path}: is not a shard of a headscore cache")
     try:
         check_metadata(metadata, str(path), of_shard=True)
+    except NewerFormatError:
+        raise
     except InputError as error:
-        if metadata.get("format_version") != FORMAT_VERSION:
-            raise
         raise DamagedShardError(error.message) from error
     return metadata
 

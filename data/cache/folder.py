@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DamagedShardError, ForeignShardError, InputError, RunError, did_you_mean, one_line
+from ..errors import DamagedShardError, ForeignShardError, InputError, OptionError, RunError, did_you_mean, one_line
 from ..files.bounded_json import parse_json
 from ..files.plain import kind_of, names_in, read_plain, require_own
 from ..files.whole_file import output_folder, write_text
@@ -69,8 +69,8 @@ class Cache:
         """One of the cache's shards.
 
         Raises DamagedShardError where it is damaged and UnreadableFileError where the system refuses to read it (of an array:
-        when it is read), and ForeignShardError where it belongs to another capture or another place, or is no file of this
-        folder.
+        when it is read), ForeignShardError where it belongs to another capture or another place, or is no file of this folder,
+        and NewerFormatError where it is of a newer format.
         """
         from .reader import Shard  # here, as scores that are kept need no HDF5
 
@@ -96,7 +96,8 @@ class Cache:
     def skipped_in_whole(self, number: int) -> list[dict[str, Any]] | None:
         """The skipped rows of a shard that is there undamaged, else None; one that is there damaged is named in the log.
 
-        Raises ForeignShardError for one that is not this cache's, and UnreadableFileError for one that may be whole.
+        Raises ForeignShardError for one that is not this cache's, and UnreadableFileError or NewerFormatError for one that may
+        be whole.
         """
         from .reader import verify_shard
 
@@ -121,14 +122,14 @@ def require_known_spans(asked: Sequence[str], known: Sequence[str], where: str) 
     for name in asked:
         if name not in known:
             meant = did_you_mean(name, known)
-            raise InputError(f"--task-span: {where} has no span '{name}'; {meant}it has {', '.join(known)}")
+            raise OptionError(f"--task-span: {where} has no span '{name}'; {meant}it has {', '.join(known)}")
 
 
 def open_cache(path: Path) -> Cache:
     """Open a cache folder, or a single shard file as a cache of its own.
 
-    Raises InputError where there is none, its path is no text, it is of a newer format, or its metadata cannot be used, and
-    UnreadableFileError where the system refuses to read it.
+    Raises InputError where there is none, its path is no text, or its metadata cannot be used; NewerFormatError where it is of
+    a newer format, and UnreadableFileError where the system refuses to read it.
     """
     require_text("CACHE", path)
     kind = kind_of(path, follow_links=True)
@@ -151,7 +152,7 @@ def require_outside_caches(folder: Path) -> None:
     real = folder.resolve()
     for place in (real, *real.parents):
         if place.name in _OWN_FOLDERS and kind_of(place.parent / METADATA_FILE, follow_links=True):
-            raise InputError(f"--out {folder}: lies in '{place.name}' of the cache {place.parent}; use another --out")
+            raise OptionError(f"--out {folder}: lies in '{place.name}' of the cache {place.parent}; use another --out")
 
 
 def shard_path(folder: Path, number: int) -> Path:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, UnreadableFileError, printable
+from ..errors import DamagedShardError, ForeignShardError, UnreadableFileError, printable
 from ..files.whole_file import given_path
 from ..options.signatures import library_call
 from ..prompts.controls import WHAT_CONTROLS_ARE
@@ -20,7 +20,8 @@ def inspect(cache: str | Path, *, verify: bool = False) -> dict[str, Any]:
     """Facts about a cache: model, data, templates, dims, samples, tokens, size, skipped rows and a marked example.
 
     With `verify` every array of every shard is read back and checked. `damaged` lists what is wrong, one line per shard, and
-    `unreadable` the shards that the system refuses to read, which may be whole. Raises InputError for what is not a cache.
+    `unreadable` the shards that the system refuses to read, which may be whole. Raises InputError for what is not a cache,
+    and NewerFormatError where it or a shard of it is of a newer format.
     """
     opened = open_cache(given_path("cache", cache))
     samples = tokens = 0
@@ -35,7 +36,7 @@ def inspect(cache: str | Path, *, verify: bool = False) -> dict[str, Any]:
                 samples, tokens = samples + shard.samples, tokens + shard.tokens
                 skipped += shard.skipped
                 spot_checks += [entry | {"shard": shard.number} for entry in shard.metadata.get("spot_checks", [])]
-        except InputError as error:
+        except (DamagedShardError, ForeignShardError) as error:
             damaged.append(str(error))
         except UnreadableFileError as error:
             unreadable.append(str(error))

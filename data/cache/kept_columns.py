@@ -8,7 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from ..errors import DamagedShardError, InputError
+from ..errors import DamagedShardError, InputError, OptionError
 from ..files.bounded_json import MAX_ELEMENTS
 from ..prompts.paths import is_known, known_paths, some, value_at
 from ..prompts.rows import Row
@@ -44,7 +44,7 @@ def kept_values(columns: Iterable[str], rows: Sequence[Row], numbers: Sequence[i
     for column in columns:
         if not is_known(column, rows):
             what = "path" if "." in column else "column"
-            raise InputError(f"--keep {column}: is not a {what} of {source}; it has {some(known_paths(rows), MAX_PATHS)}")
+            raise OptionError(f"--keep {column}: is not a {what} of {source}; it has {some(known_paths(rows), MAX_PATHS)}")
     drawn = [(number, f"{source}: row {number}", rows[number]) for number in numbers]
     return {column: {number: _value(row, column, where) for number, where, row in drawn} for column in columns}
 
@@ -71,7 +71,7 @@ def require_small(kept: Kept, rows: Sequence[int]) -> None:
     values = sum(map(len, kept.values()))
     if size > MAX_KEPT_BYTES or values > MAX_KEPT_VALUES:
         largest = max(kept, key=lambda column: stored_bytes({column: kept[column]}))
-        raise InputError(
+        raise OptionError(
             f"--keep {largest}: of rows {rows[0]} to {rows[-1]} {size / 1e6:.1f} MB would be kept, most of it this column; "
             f"a shard holds {MAX_KEPT_BYTES / 1e6:.1f} MB of it, and {MAX_KEPT_VALUES} values: leave the column out, or give a "
             "smaller --shard-size"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, OptionError
 from ..files.plain import PlainFile, names_in, refusals_told
 from ..files.whole_file import TEMPORARY, given_path, remove_leftovers, write_bytes
 from ..options.settings import METADATA_FILE
@@ -42,7 +42,7 @@ def merge(caches: Sequence[str | Path], out: str | Path) -> Cache:
         if METADATA_FILE in names:
             opened.insert(0, open_cache(out))
         elif any(not name.endswith(TEMPORARY) for name in names):
-            raise InputError(f"--out {out}: is not empty and holds no cache; give a new folder")
+            raise OptionError(f"--out {out}: is not empty and holds no cache; give a new folder")
         first = opened[0]
         for cache in opened:
             if different := differences(first.metadata, cache.metadata):

@@ -3,7 +3,7 @@
 import json
 from typing import Any, get_args
 
-from ..errors import InputError
+from ..errors import InputError, NewerFormatError
 from ..options.settings import QueryMode
 from ..prompts.templates import MAX_SPANS
 
@@ -46,14 +46,15 @@ _SHARD_SHAPE: dict[str, Any] = {"shard": int, "skipped": [{"row": int, "reason":
 
 
 def check_metadata(metadata: Any, where: str, *, of_shard: bool = False) -> None:
-    """Raises InputError unless `metadata` is of this format and version and has what readers rely on."""
+    """Raises NewerFormatError for a newer version of this format, and InputError where what readers rely on is not there."""
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise InputError(f"{where}: is not a headscore cache")
     version = metadata.get("format_version")
     if type(version) is not int or version != FORMAT_VERSION:
-        newer = isinstance(version, int) and version > FORMAT_VERSION
-        advice = "upgrade headscore to read it" if newer else "capture it again"
-        raise InputError(f"{where}: cache format {version!r}, this headscore reads {FORMAT_VERSION}; {advice}")
+        told = f"{where}: cache format {version!r}, this headscore reads {FORMAT_VERSION}"
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise NewerFormatError(f"{told}; upgrade headscore to read it")
+        raise InputError(f"{told}; capture it again")
     optional = {key: shape for key, shape in OPTIONAL_SHAPE.items() if key in metadata}
     for key, shape in (METADATA_SHAPE | optional | (_SHARD_SHAPE if of_shard else {})).items():
         if not has_shape(metadata.get(key), shape):

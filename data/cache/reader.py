@@ -43,8 +43,8 @@ class Shard:
     manager. It takes no lock. follow_links: whether a symbolic link may stand for the file.
 
     Raises DamagedShardError for a file that is not a shard, or that is damaged or unsafe to read, UnreadableFileError where the
-    system refuses to read it; of the arrays, when they are asked for. Raises InputError as PlainFile, and for another version
-    of the format.
+    system refuses to read it; of the arrays, when they are asked for. Raises InputError as PlainFile, and
+    NewerFormatError.
     """
 
     def __init__(self, path: Path, *, follow_links: bool = False):

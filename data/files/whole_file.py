@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import InputError, RunError, one_line
+from ..errors import InputError, OptionError, RunError, one_line
 from ..text import require_text
 
 try:
@@ -183,7 +183,7 @@ def user_cache() -> Path:
 def given_path(what: str, value: Any) -> Path:
     """A path that a user gives for `what`. Raises InputError for an empty text, which would be the folder one is in."""
     if not isinstance(value, str | Path) or value == "":
-        raise InputError(f"{what}: expected a path, got {value!r:.80}")
+        raise OptionError(f"{what}: expected a path, got {value!r:.80}")
     return Path(value)
 
 
@@ -201,9 +201,9 @@ def output_folder(folder: Path) -> Iterator[None]:
             pass
         remove_leftovers(folder)
     except FileExistsError as error:
-        raise InputError(f"--out {folder}: is a file; give a folder") from error
+        raise OptionError(f"--out {folder}: is a file; give a folder") from error
     except OSError as error:
-        raise InputError(f"--out {folder}: cannot be written: {error.strerror or one_line(error)}") from error
+        raise OptionError(f"--out {folder}: cannot be written: {error.strerror or one_line(error)}") from error
     try:
         yield
     finally:

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import HeadscoreError, InputError, RunError, one_line
+from ..errors import HeadscoreError, OptionError, RunError, one_line
 from .plain import kind_of, names_in
 from .whole_file import TEMPORARY
 
@@ -53,9 +53,9 @@ def _require_free(path: Path, mark: str, overwrite: bool) -> bool:
     if not kind or (kind == stat.S_IFDIR and not names_in(path)):
         return False
     if kind != stat.S_IFDIR:
-        raise InputError(f"--out {path}: is not a folder; use another --out")
+        raise OptionError(f"--out {path}: is not a folder; use another --out")
     if not os.path.lexists(path / mark):
-        raise InputError(f"--out {path}: is a folder that headscore export did not write; use another --out")
+        raise OptionError(f"--out {path}: is a folder that headscore export did not write; use another --out")
     if not overwrite:
-        raise InputError(f"--out {path}: already exists; use another --out, or --overwrite")
+        raise OptionError(f"--out {path}: already exists; use another --out, or --overwrite")
     return True

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from ..errors import InputError, one_line
+from ..errors import OptionError, one_line
 from ..text import require_text, shown
 from ..voice import learn_options, option_flag
 
@@ -76,9 +76,9 @@ def checked_option(settings: type, name: str, value: Any) -> Any:
 def require_weight(what: str, value: float) -> None:
     """Raises InputError for a number that no sum can be weighted by; `what` is the option, for the message."""
     if not math.isfinite(value):
-        raise InputError(f"{what}: {value} is not a finite number")
+        raise OptionError(f"{what}: {value} is not a finite number")
     if abs(value) > MAX_WEIGHT:
-        raise InputError(f"{what}: {value:g} is not between {-MAX_WEIGHT:g} and {MAX_WEIGHT:g}")
+        raise OptionError(f"{what}: {value:g} is not between {-MAX_WEIGHT:g} and {MAX_WEIGHT:g}")
 
 
 def _texts_in(value: Any) -> Iterator[str | Path]:
@@ -117,9 +117,9 @@ def _coerced(flag: str, value: Any, hint: Any, field: "dataclasses.Field[Any]") 
     if kind is str and isinstance(value, Path):
         return str(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)) or value == "":
-        raise InputError(f"{flag}: expected {'a path' if kind is Path else kind.__name__}, got {shown(value):.80}")
+        raise OptionError(f"{flag}: expected {'a path' if kind is Path else kind.__name__}, got {shown(value):.80}")
     if kind is int and not -(1 << 63) <= value < 1 << 63:
-        raise InputError(f"{flag}: {shown(value):.40} has more than 64 bits")
+        raise OptionError(f"{flag}: {shown(value):.40} has more than 64 bits")
     return value
 
 
@@ -127,7 +127,7 @@ def _choice(flag: str, value: Any, choices: tuple[str, ...]) -> str:
     """The choice that is meant, with `-` for `_` or the other way round."""
     made = value.replace("-", "_") if isinstance(value, str) else value
     if made not in choices:
-        raise InputError(f"{flag}: {shown(value):.80} is not one of {', '.join(choices)}")
+        raise OptionError(f"{flag}: {shown(value):.80} is not one of {', '.join(choices)}")
     return made
 
 
@@ -135,7 +135,7 @@ def _names(flag: str, value: Any, may_be_empty: bool) -> tuple[str, ...]:
     values = (value,) if isinstance(value, str) else value
     are_names = isinstance(values, list | tuple) and all(isinstance(name, str) and name for name in values)
     if not are_names or not (values or may_be_empty):
-        raise InputError(f"{flag}: expected one or more names, got {shown(value):.80}")
+        raise OptionError(f"{flag}: expected one or more names, got {shown(value):.80}")
     return tuple(values)
 
 
@@ -145,9 +145,9 @@ def _assignments(flag: str, value: Any, number: bool) -> dict[str, Any]:
     made: dict[str, Any] = {}
     for name, given in pairs:
         if not isinstance(name, str) or not (number or re.fullmatch(_NAME, name)):  # a weight may be of any span's mass
-            raise InputError(f"{flag}: {shown(name):.80} is not a name; use letters, digits and _")
+            raise OptionError(f"{flag}: {shown(name):.80} is not a name; use letters, digits and _")
         if name in made:
-            raise InputError(f"{flag}: '{name}' appears twice")
+            raise OptionError(f"{flag}: '{name}' appears twice")
         made[name] = _number(flag, name, given) if number else given
     return made
 
@@ -155,14 +155,14 @@ def _assignments(flag: str, value: Any, number: bool) -> dict[str, Any]:
 def _texts(flag: str, value: Any) -> list[str] | tuple[str, ...]:
     texts = (value,) if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
-        raise InputError(f"{flag}: expected NAME=VALUE, got {shown(value):.80}")
+        raise OptionError(f"{flag}: expected NAME=VALUE, got {shown(value):.80}")
     return texts
 
 
 def _pair(flag: str, text: str, number: bool) -> tuple[str, str | None]:
     found = (_WEIGHT if number else _ASSIGNMENT).fullmatch(text)
     if not found:
-        raise InputError(f"{flag}: expected NAME=VALUE, got {text!r:.80}")
+        raise OptionError(f"{flag}: expected NAME=VALUE, got {text!r:.80}")
     return found[1], found[2]
 
 
@@ -172,7 +172,7 @@ def _number(flag: str, name: str, given: Any) -> float:
     except (TypeError, ValueError, OverflowError):
         value = math.nan
     if not math.isfinite(value):
-        raise InputError(f"{flag} {name}: {shown(given):.80} is not a finite number")
+        raise OptionError(f"{flag} {name}: {shown(given):.80} is not a finite number")
     require_weight(f"{flag} {name}", value)
     return value
 
@@ -181,7 +181,7 @@ def _as_json(flag: str, value: dict[str, Any]) -> str:
     try:
         return json.dumps(value)
     except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"{flag}: holds what JSON cannot: {one_line(error)[:200]}") from error
+        raise OptionError(f"{flag}: holds what JSON cannot: {one_line(error)[:200]}") from error
 
 
 def _check_range(flag: str, value: Any, metadata: Any) -> None:
@@ -190,4 +190,4 @@ def _check_range(flag: str, value: Any, metadata: Any) -> None:
         return
     if not math.isfinite(value) or (least is not None and value < least) or (most is not None and value > most):
         wanted = f"between {least} and {most}" if most is not None else f"a number of at least {least}"
-        raise InputError(f"{flag}: {value} is not {wanted}")
+        raise OptionError(f"{flag}: {value} is not {wanted}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import HeadscoreError, InputError
+from ..errors import HeadscoreError, InputError, OptionError
 from ..files.strict_yaml import read_yaml
 from .checked import checked_option
 from .evidence_settings import CompareSettings, ControlSettings, StabilitySettings, SweepSettings
@@ -49,9 +49,9 @@ def read_configuration(path: Path, names: Mapping[str, str]) -> dict[str, Any]:
         if key == RECORD_KEY:
             continue
         if name is None and other is None:
-            raise InputError(f"--config {path}: unknown key '{key:.80}'; known are {', '.join(sorted(set(names.values())))}")
+            raise OptionError(f"--config {path}: unknown key '{key:.80}'; known are {', '.join(sorted(set(names.values())))}")
         if name in values or (name is None and other in others):
-            raise InputError(f"--config {path}: '{key}' appears twice")
+            raise OptionError(f"--config {path}: '{key}' appears twice")
         if name is None:
             others[str(other)] = key
         else:
@@ -67,9 +67,9 @@ def _content(path: Path) -> dict[str, Any]:
     try:
         content = read_yaml(path, follow_links=True)
     except HeadscoreError as error:
-        raise InputError(f"--config {error.message}") from error
+        raise error.retold(f"--config {error.message}") from error
     if not isinstance(content, dict):
-        raise InputError(f"--config {path}: expected 'option: value' lines")
+        raise OptionError(f"--config {path}: expected 'option: value' lines")
     return content
 
 
@@ -91,12 +91,12 @@ def _value(path: Path, name: str, value: Any) -> Any:
         return None
     try:
         made = checked_option(_SETTINGS[name], name, value) if name in _SETTINGS else value
-    except InputError as error:
-        raise InputError(f"--config {path}: {error.message}") from error
+    except OptionError as error:
+        raise error.retold(f"--config {path}: {error.message}") from error
     if name in _SWITCHES and not isinstance(made, bool):
-        raise InputError(f"--config {path}: --{name}: expected true or false, got {made!r:.80}")
+        raise OptionError(f"--config {path}: --{name}: expected true or false, got {made!r:.80}")
     if name in PLACES:
         if not isinstance(made, str | Path) or made == "":
-            raise InputError(f"--config {path}: --{name}: expected a path, got {made!r:.80}")
+            raise OptionError(f"--config {path}: --{name}: expected a path, got {made!r:.80}")
         return read_place(name, made, path.parent)
     return made

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ..errors import InputError
+from ..errors import OptionError
 from .checked import Checked, option
 from .settings import Unit
 
@@ -25,7 +25,7 @@ class ChoiceSettings(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.top_k is not None and self.top_k_per_layer is not None:
-            raise InputError("--top-k: give either it or --top-k-per-layer")
+            raise OptionError("--top-k: give either it or --top-k-per-layer")
 
 
 @dataclass(frozen=True, kw_only=True)

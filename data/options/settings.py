@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import InputError, one_line
+from ..errors import OptionError, one_line
 from ..files.strict_json import parse_json
 from ..voice import option_flag
 from .checked import Checked, option, require_weight
@@ -113,22 +113,22 @@ class CaptureSettings(Checked):
             object.__setattr__(self, "template", os.path.join(os.curdir, self.template))  # noqa: PTH118 - Path drops "./"
         super().__post_init__()
         if self.system is not None and not self.chat:
-            raise InputError("--system: is for chat models; give --chat too")
+            raise OptionError("--system: is for chat models; give --chat too")
         if not self.generation_prompt and not self.chat:
-            raise InputError("--no-generation-prompt: is for chat models; give --chat too")
+            raise OptionError("--no-generation-prompt: is for chat models; give --chat too")
         if self.trailing_special and self.chat:
-            raise InputError("--trailing-special: with --chat the chat template says how a prompt ends; leave one of them out")
+            raise OptionError("--trailing-special: with --chat the chat template says how a prompt ends; leave one of them out")
         if taken := sorted(self.model_arguments().keys() & _OWN_ARGUMENTS.keys()):
-            raise InputError(f"--model-kwargs: {taken[0]} is {_OWN_ARGUMENTS[taken[0]]}")
+            raise OptionError(f"--model-kwargs: {taken[0]} is {_OWN_ARGUMENTS[taken[0]]}")
 
     def model_arguments(self) -> dict[str, Any]:
         """`--model-kwargs` as a dict; InputError where it is not a JSON object."""
         try:
             arguments = parse_json(self.model_kwargs or "{}")
         except ValueError as error:
-            raise InputError(f"--model-kwargs: not JSON: {one_line(error)[:200]}") from error
+            raise OptionError(f"--model-kwargs: not JSON: {one_line(error)[:200]}") from error
         if not isinstance(arguments, dict):
-            raise InputError(f"--model-kwargs: expected a JSON object, got {type(arguments).__name__}")
+            raise OptionError(f"--model-kwargs: expected a JSON object, got {type(arguments).__name__}")
         return arguments
 
 
@@ -172,7 +172,7 @@ class ScoreSettings(Checked):
             require_weight(option_flag(name), getattr(self, name))
         self._fold_weights()
         if not any(self.weights.values()):
-            raise InputError("--weight: every weight is 0, so there is nothing to rank by")
+            raise OptionError("--weight: every weight is 0, so there is nothing to rank by")
 
     @property
     def weights(self) -> dict[str, float]:
@@ -188,7 +188,7 @@ class ScoreSettings(Checked):
                 continue
             given, older = weight.pop(name), f"lambda_{name}"
             if getattr(self, older) not in (given, DEFAULT_WEIGHTS[name]):
-                raise InputError(f"--weight {name}={given:g}: {option_flag(older)} says {getattr(self, older):g}; give one")
+                raise OptionError(f"--weight {name}={given:g}: {option_flag(older)} says {getattr(self, older):g}; give one")
             object.__setattr__(self, older, given)
         object.__setattr__(self, "weight", weight)
 
@@ -213,7 +213,7 @@ class BootstrapSettings(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.bootstrap is None and (self.strata or self.cluster):
-            raise InputError("--strata and --cluster: belong to the bootstrap; give --bootstrap, too")
+            raise OptionError("--strata and --cluster: belong to the bootstrap; give --bootstrap, too")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +227,7 @@ class WorkSettings(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.dask and self.workers > 1:
-            raise InputError("--workers: is for processes of this machine; leave it out with --dask")
+            raise OptionError("--workers: is for processes of this machine; leave it out with --dask")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,9 +280,9 @@ class ValidateSettings(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.model is None and (self.revision or self.adapter):
-            raise InputError("--revision and --adapter: belong to a --model; give it, too")
+            raise OptionError("--revision and --adapter: belong to a --model; give it, too")
         if self.fit_weights and not self.single:
-            raise InputError("--fit-weights: needs the effects of single heads; give --single")
+            raise OptionError("--fit-weights: needs the effects of single heads; give --single")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping
 
-from ..errors import InputError
+from ..errors import OptionError
 from .templates import Prompt, Span
 
 CONTROLLED = "question"  # the span whose text is replaced
@@ -43,7 +43,7 @@ def controlled(prompt: Prompt, kind: str, seed: int, row: int) -> Prompt:
     text, spans, done = prompt.text, prompt.spans, len(prompt.text)
     for number, place in reversed(list(enumerate(_places(prompt)))):
         if place.end > done:
-            raise InputError(f"--control {kind}: row {row}: two spans '{CONTROLLED}' overlap, so neither can be replaced")
+            raise OptionError(f"--control {kind}: row {row}: two spans '{CONTROLLED}' overlap, so neither can be replaced")
         done = place.start
         new = made(text[place.start : place.end], f"{seed} {row} {number}")
         spans = tuple(_moved(span, place, len(new)) for span in spans)
@@ -54,7 +54,7 @@ def controlled(prompt: Prompt, kind: str, seed: int, row: int) -> Prompt:
 def require_controlled_span(kind: str, span_names: tuple[str, ...], source: str) -> None:
     """Raises InputError where no prompt of a data file has a span that a control could replace."""
     if CONTROLLED not in span_names:
-        raise InputError(
+        raise OptionError(
             f"--control {kind}: replaces the span '{CONTROLLED}', and the prompts of {source} have only "
             f"{', '.join(span_names)}; call what asks by this name, as in {{{CONTROLLED}=goal}}"
         )

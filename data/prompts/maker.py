@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from ..errors import InputError, UnfitRowError
+from ..errors import InputError, OptionError, UnfitRowError
 from .paths import holds_lists, is_known, known_paths, some, text_at
 from .rows import Row
 from .styles import ROW_STYLES, RowStyle
@@ -47,7 +47,7 @@ class PromptMaker:
             self.templates = style.templates[template] if template else next(iter(style.templates.values()))
             self._prompt = partial(_styled_prompt, style, self.templates)
         elif brings_spans and template:
-            raise InputError(f"--template {template}: {source} brings text and spans of its own; leave it out")
+            raise OptionError(f"--template {template}: {source} brings text and spans of its own; leave it out")
         elif not brings_spans:
             raise _unknown_style(source, known_paths(rows))
         placeholders = [placeholder for each in self.templates for placeholder in each.placeholders]

@@ -65,7 +65,7 @@ def text_at(row: dict[str, Any], path: str, where: str, *, is_list: bool = False
         choices = labelled_choices(value, path, where)
     except InputError as error:
         inner = list(_inner_paths(path, value))
-        raise InputError(f"{error.message}; it has {some(inner)}" if inner else error.message) from error
+        raise error.retold(f"{error.message}; it has {some(inner)}" if inner else error.message) from error
     if not choices:
         raise UnfitRowError(f"'{path}' has no choices")
     return choice_lines(choices)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, OptionError
 from ..options.settings import BUILT_IN_TEMPLATES
 
 ASKED_SPANS = ("question", "choices")  # give their names to the spans of paths that they stand in
@@ -153,7 +153,7 @@ def read_template(path: Path) -> Template:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         built_in = ", ".join(BUILT_IN_TEMPLATES)
-        raise InputError(f"--template {path}: cannot be read: {error.strerror}; built in are {built_in}") from error
+        raise OptionError(f"--template {path}: cannot be read: {error.strerror}; built in are {built_in}") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"--template {path}: not UTF-8 text at byte {error.start}") from error
+        raise OptionError(f"--template {path}: not UTF-8 text at byte {error.start}") from error
     return Template(path.name, text.removesuffix("\n"))

@@ -120,7 +120,7 @@ def _tokenized(prompts: Sequence[tuple[int, Prompt]], tokenizer: Any, add_specia
             for prompt in prompts:  # to tell which one is at fault
                 _tokenized([prompt], tokenizer, add_special)
             raise
-        raise InputError(f"row {prompts[0][0]}: {error.message}") from error
+        raise error.retold(f"row {prompts[0][0]}: {error.message}") from error
     return {**encoded, "bare": bare}
 
 

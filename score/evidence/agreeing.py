@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ...data.errors import InputError
+from ...data.errors import InputError, OptionError
 from ..rank_correlation import kendall, spearman
 from .overlap import chance_overlap, overlap, rbo
 from .rankings import Ranking
@@ -104,7 +104,7 @@ def pair_tables(table: pl.DataFrame, rankings: Sequence[Ranking], top_k: int | N
         shortest = min(rankings[one], rankings[other], key=len)
         k = min(DEFAULT_TOP_K, len(shortest)) if top_k is None else top_k
         if k > len(shortest):
-            raise InputError(f"--top-k: {k} is more than the {len(shortest)} heads that {shortest.name} lists")
+            raise OptionError(f"--top-k: {k} is more than the {len(shortest)} heads that {shortest.name} lists")
         a, b = LABELS[one], LABELS[other]
         of_pair = [
             {"a": a, "b": b, "layer": key[0], **_layer(part, a, b, k)}

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import polars as pl
 
 from ...data.cache.folder import Cache
-from ...data.errors import InputError
+from ...data.errors import OptionError
 from ...data.options.settings import BootstrapSettings, ScoreSettings
 from ..columns import DATA
 from ..frames import by_unit
@@ -60,12 +60,12 @@ def with_stability(
     names = [name for name, weight in settings.weights.items() if weight]
     most = MAX_VALUES // (len(recipe.layers) * recipe.heads * len(names))
     if count > most:
-        raise InputError(f"--bootstrap: {count} replicates of {len(names)} signals do not fit in memory; at most {most} do")
+        raise OptionError(f"--bootstrap: {count} replicates of {len(names)} signals do not fit in memory; at most {most} do")
     drawn = sample_weights(cache, recipe, store, bootstrap)
     means = weighted_means(cache, recipe, store, names, drawn.weights)
     for name, values in means.items():
         if np.isnan(values).any():
-            raise InputError(f"--bootstrap: {name} is undefined for all samples of a head in some replicate; leave it out")
+            raise OptionError(f"--bootstrap: {name} is undefined for all samples of a head in some replicate; leave it out")
     combined, ranks = _ranked(recipe, means, settings, len(heads))
     low, high = (np.quantile(combined, end, axis=0, method="nearest") for end in (LOW, HIGH))
     rank_low, rank_high = (np.quantile(ranks, end, axis=0, method="nearest") for end in (LOW, HIGH))
@@ -101,14 +101,16 @@ def sample_weights(cache: Cache, recipe: Recipe, store: Store | None, bootstrap:
     for option, column in columns.items():
         if column is not None and f"{DATA}{column}" not in recipe.data:
             there = ", ".join(name.removeprefix(DATA) for name in recipe.data) or "none"
-            raise InputError(f"{option} {column}: {cache.path} keeps no such column (it keeps {there}); capture it with --keep")
+            raise OptionError(
+                f"{option} {column}: {cache.path} keeps no such column (it keeps {there}); capture it with --keep"
+            )
     names = {option: f"{DATA}{column}" for option, column in columns.items() if column is not None}
     table = known_of_samples(cache, recipe, store, ["row", *dict.fromkeys(names.values())])
     order = np.argsort(table["row"], kind="stable")
     strata, clusters = (table[names[option]][order].tolist() if option in names else None for option in columns)
     if clusters is not None and None in clusters:
         row = table["row"][order][clusters.index(None)]
-        raise InputError(f"--cluster {bootstrap.cluster}: is null for row {row}, so it is not known what it is drawn with")
+        raise OptionError(f"--cluster {bootstrap.cluster}: is null for row {row}, so it is not known what it is drawn with")
     count = bootstrap.bootstrap or 0
     weights = np.empty((count, len(order)), np.uint16)
     weights[:, order] = draws(len(order), count, strata=strata, clusters=clusters)

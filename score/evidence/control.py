@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from ...data.cache.folder import Cache, open_cache
-from ...data.errors import InputError
+from ...data.errors import OptionError
 from ...data.files.whole_file import given_path
 from ...data.options.evidence_settings import ControlSettings
 from ...data.options.places import written_options, written_place
@@ -76,7 +76,7 @@ def control(
     own = pick(ControlSettings, options)
     chosen = ControlSettings(**own)
     if (chosen.against is None) != chosen.random_span:
-        raise InputError("--against: give either a cache that is the control, or --random-span")
+        raise OptionError("--against: give either a cache that is the control, or --random-span")
     settings = ScoreSettings(**{name: value for name, value in options.items() if name not in own})
     opened = open_cache(given_path("cache", cache))
     if out is None:
@@ -101,7 +101,7 @@ def _control(cache: Cache, settings: ScoreSettings, chosen: ControlSettings, par
         found = against_cache(cache, recipe, other, settings, names, partial)
     tested = [name for name in weighted if name in found.signals]
     if not tested:
-        raise InputError(
+        raise OptionError(
             f"--random-span: no weighted signal ({', '.join(weighted)}) depends on where the task's span stands; "
             "give one that does a weight, as in --weight task=1"
         )
@@ -172,7 +172,7 @@ def _columns(
         found = (own, other, own - other, p, q, (q <= chosen.fdr).astype(np.float64))
         for suffix, values in zip(COLUMNS, found, strict=True):
             if f"{name}{suffix}" in columns:
-                raise InputError(f"--signal {name}: results have another column '{name}{suffix}'; use another name")
+                raise OptionError(f"--signal {name}: results have another column '{name}{suffix}'; use another name")
             columns[f"{name}{suffix}"] = values
     return columns
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...data.errors import InputError
+from ...data.errors import OptionError
 from ...data.files.whole_file import write_bytes, write_text
 from ..outputs import CONFIG_FILE, HEADS_PARQUET, require_same_run, yaml_text
 from ..validated import is_validation
@@ -42,5 +42,5 @@ def write_analysis(
 def require_free(folder: Path, files: Sequence[str], config: dict[str, Any], overwrite: bool) -> None:
     """Raises InputError where a folder holds a ranking or a validation, or an analysis with other options."""
     if (folder / HEADS_PARQUET).exists() or is_validation(folder):
-        raise InputError(f"--out {folder}: holds the results of another command; give the analysis a folder of its own")
+        raise OptionError(f"--out {folder}: holds the results of another command; give the analysis a folder of its own")
     require_same_run(folder, config, overwrite, [CONFIG_FILE, *files])

@@ -5,7 +5,7 @@ from typing import Any
 
 from ...data.cache.folder import Cache
 from ...data.cache.metadata import Metadata, differences, model_name
-from ...data.errors import InputError
+from ...data.errors import InputError, OptionError
 from ...data.prompts.controls import WHAT_CONTROLS_ARE
 
 SAME_ROWS, OTHER_TASK = "same rows", "other task"
@@ -50,7 +50,7 @@ def pairing_of(cache: Cache, other: Cache) -> Pairing:
     _require_same_model(cache, other)
     control, same_data = two["settings"].get("control"), one["data"].get("sha256") == two["data"].get("sha256")
     if control and not same_data:
-        raise InputError(
+        raise OptionError(
             f"--against {other.path}: holds control prompts of other rows ({two['data'].get('path')}), not of those of "
             f"{cache.path} ({one['data'].get('path')}); capture the control of these with --control {control}"
         )
@@ -64,7 +64,7 @@ def _require_same_model(cache: Cache, other: Cache) -> None:
     shapes: list[Any] = [(each["dims"]["layers"], each["dims"]["heads"], each["layers"]) for each in (one, two)]
     if shapes[0] == shapes[1] and all(one["model"].get(key) == two["model"].get(key) for key in _SAME_MODEL):
         return
-    raise InputError(
+    raise OptionError(
         f"--against {other.path}: is from another model than {cache.path} ({_named(two)}, {_named(one)}); a control is "
         "captured with the same model, adapter and --dtype"
     )

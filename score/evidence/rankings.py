@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import polars as pl
 
 from ...data.cache.folder import open_cache
-from ...data.errors import InputError, did_you_mean
+from ...data.errors import InputError, OptionError, did_you_mean
 from ...data.files.plain import kind_of
 from ...data.options.evidence_settings import Effect
 from ...data.options.settings import METADATA_FILE, ScoreSettings, Unit
@@ -117,7 +117,7 @@ def _of_validation(place: Path, asked: Effect | None) -> Ranking:
     costs = costs_of(read_effects(place))
     there = [name for name in get_args(Effect) if name in costs.columns]
     if not there or asked not in (None, *there):
-        raise InputError(f"--effect {asked}: {place} does not have it; it has {', '.join(there) or 'none'}")
+        raise OptionError(f"--effect {asked}: {place} does not have it; it has {', '.join(there) or 'none'}")
     effect = asked or there[0]
     unit: Unit = "kv_head" if unit_of("effects", costs) == "kv_head" else "head"
     found = costs.select("layer", unit, score=effect).drop_nulls()
@@ -141,7 +141,7 @@ def _known(place: Path, signal: str, signals: list[str]) -> str:
     if name not in signals:
         meant = did_you_mean(name, signals)
         has = ", ".join(("combined", *signals))
-        raise InputError(f"--compare-by {signal}: {place} has no such signal; {meant}it has {has}")
+        raise OptionError(f"--compare-by {signal}: {place} has no such signal; {meant}it has {has}")
     return name
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ...data.errors import InputError
+from ...data.errors import InputError, OptionError
 
 SEED = 42
 _ITEMS = 1 << 22  # draws that are held at once
@@ -47,13 +47,15 @@ def draws(
     stratum = stratum_of[first]  # of each cluster
     if (stratum[cluster_of] != stratum_of).any():
         place = int((stratum[cluster_of] != stratum_of).argmax())
-        raise InputError(
+        raise OptionError(
             f"--cluster: {str(clusters[place]) if clusters is not None else place!r:.80} has samples in more than one of "
             "--strata; give a column whose values lie in one each"
         )
     sizes = np.bincount(stratum)
     if n > 1 and sizes.max() == 1:
-        raise InputError("--strata and --cluster: nothing is left to draw, as every stratum is drawn whole; give other columns")
+        raise OptionError(
+            "--strata and --cluster: nothing is left to draw, as every stratum is drawn whole; give other columns"
+        )
     order = np.argsort(stratum, kind="stable")
     starts = np.repeat(np.cumsum(sizes) - sizes, sizes)
     lengths = np.repeat(sizes, sizes)

@@ -8,7 +8,7 @@ from typing import get_args
 
 import numpy as np
 
-from ...data.errors import InputError, did_you_mean
+from ...data.errors import OptionError, did_you_mean
 from ...data.options.checked import require_weight
 from ...data.options.settings import Fusion, NormMode, Within
 
@@ -60,9 +60,9 @@ def read_grid(texts: Sequence[str], signals: Sequence[str], given: Mapping[str, 
         option = name.replace("-", "_")
         key = option if option in CHOICES and name not in signals else name
         if not equals or not values:
-            raise InputError(f"--grid {text}: expected NAME=FROM:TO:COUNT or NAME=VALUE,VALUE, such as ent=0:2:21")
+            raise OptionError(f"--grid {text}: expected NAME=FROM:TO:COUNT or NAME=VALUE,VALUE, such as ent=0:2:21")
         if key in seen:
-            raise InputError(f"--grid {text}: {name} has an axis already")
+            raise OptionError(f"--grid {text}: {name} has an axis already")
         seen.add(key)
         if key in CHOICES and key not in signals:
             choices[key] = _choices(text, key, values)
@@ -70,12 +70,12 @@ def read_grid(texts: Sequence[str], signals: Sequence[str], given: Mapping[str, 
             weights[name] = _weights(text, values)
         else:
             meant = did_you_mean(name, [*signals, *CHOICES])
-            raise InputError(
+            raise OptionError(
                 f"--grid {text}: {name} is neither a signal nor fusion, norm_mode or within; {meant}see headscore signals"
             )
     count = math.prod(len(axis) for axis in (*weights.values(), *choices.values()))
     if count > MAX_SETTINGS:
-        raise InputError(f"--grid: {count} settings are more than {MAX_SETTINGS}; give fewer values")
+        raise OptionError(f"--grid: {count} settings are more than {MAX_SETTINGS}; give fewer values")
     return SettingsGrid(weights, choices)
 
 
@@ -83,7 +83,7 @@ def _choices(text: str, name: str, values: str) -> tuple[str, ...]:
     chosen = [value.strip().replace("-", "_") for value in values.split(",")]
     for value in chosen:
         if value not in CHOICES[name]:
-            raise InputError(f"--grid {text}: '{value}' is not one of {', '.join(CHOICES[name])}")
+            raise OptionError(f"--grid {text}: '{value}' is not one of {', '.join(CHOICES[name])}")
     return tuple(dict.fromkeys(chosen))
 
 
@@ -92,14 +92,14 @@ def _weights(text: str, values: str) -> tuple[float, ...]:
         if ":" in values:
             start, stop, count = values.split(":")
             if not 1 <= int(count) <= MAX_SETTINGS:
-                raise InputError(f"--grid {text}: the last number says how many weights, 1 to {MAX_SETTINGS}")
+                raise OptionError(f"--grid {text}: the last number says how many weights, 1 to {MAX_SETTINGS}")
             found = np.linspace(float(start), float(stop), int(count)).tolist()
         else:
             found = [float(value) for value in values.split(",")]
     except ValueError as error:
-        raise InputError(f"--grid {text}: expected numbers as FROM:TO:COUNT, or with commas between") from error
+        raise OptionError(f"--grid {text}: expected numbers as FROM:TO:COUNT, or with commas between") from error
     for weight in found:
         if not math.isfinite(weight):
-            raise InputError(f"--grid {text}: {weight} is not a finite number")
+            raise OptionError(f"--grid {text}: {weight} is not a finite number")
         require_weight(f"--grid {text}: the weight", weight)
     return tuple(sorted({round(weight, 12) + 0.0 for weight in found}))

@@ -10,7 +10,7 @@ import polars as pl
 
 from ... import __version__
 from ...data.cache.folder import Cache, open_cache
-from ...data.errors import InputError, printable
+from ...data.errors import OptionError, printable
 from ...data.files.whole_file import given_path
 from ...data.options.evidence_settings import SweepSettings
 from ...data.options.places import written_place
@@ -121,7 +121,7 @@ def sweep_of(
         _require_same_heads(scores, reference)
     k = scores.top_k
     if k > len(reference):
-        raise InputError(f"--top-k: {k} is more than the {len(reference)} heads that {reference.name} lists")
+        raise OptionError(f"--top-k: {k} is more than the {len(reference)} heads that {reference.name} lists")
     lines, counts = _swept(scores, grid, reference, k)
     keys = ["layer", scores.unit]
     heads = scores.heads.select(*keys, "rank").join(counts, on=keys, how="left", maintain_order="left")
@@ -138,10 +138,10 @@ def _given(scores: Scores) -> Ranking:
 
 def _require_same_heads(scores: Scores, reference: Ranking) -> None:
     if reference.unit != scores.unit:
-        raise InputError(f"--against {reference.name}: ranks by {reference.unit}, and this sweep by {scores.unit}; see --by")
+        raise OptionError(f"--against {reference.name}: ranks by {reference.unit}, and this sweep by {scores.unit}; see --by")
     keys = ["layer", scores.unit]
     if len(reference.heads.join(scores.heads, on=keys, how="anti")):
-        raise InputError(f"--against {reference.name}: has heads that this cache does not have; it is of another model")
+        raise OptionError(f"--against {reference.name}: has heads that this cache does not have; it is of another model")
 
 
 def _swept(scores: Scores, grid: SettingsGrid, reference: Ranking, k: int) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -154,7 +154,7 @@ def _swept(scores: Scores, grid: SettingsGrid, reference: Ranking, k: int) -> tu
     weights = pl.DataFrame(axes.combinations(), schema=dict.fromkeys(columns.values(), pl.Float64), orient="row")
     weights = weights.filter(pl.any_horizontal(pl.all() != 0))
     if weights.is_empty():
-        raise InputError("--grid: every weight is 0 in every setting, so there is nothing to rank by")
+        raise OptionError("--grid: every weight is 0 in every setting, so there is nothing to rank by")
     _require_defined(scores, [name for name in names if (weights[columns[name]] != 0).any()])
     own = reference.heads.select(*keys, reference="score", in_reference=pl.col("rank") <= k)
     heads = scores.heads.select(*keys, *names).join(own, on=keys, how="left")
@@ -180,7 +180,7 @@ def _swept(scores: Scores, grid: SettingsGrid, reference: Ranking, k: int) -> tu
 def _require_defined(scores: Scores, names: list[str]) -> None:
     for name in names:
         if scores.heads[name].has_nulls():
-            raise InputError(f"--grid {name}: the signal is undefined for every sample of some head; leave it out")
+            raise OptionError(f"--grid {name}: the signal is undefined for every sample of some head; leave it out")
 
 
 def _agreement(ranked: pl.DataFrame, k: int) -> pl.DataFrame:

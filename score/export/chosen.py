@@ -12,7 +12,7 @@ import polars as pl
 from ... import __version__
 from ...data.cache.metadata import MAX_HEADS, MAX_LAYERS
 from ...data.cache.model_shape import ModelShape
-from ...data.errors import InputError
+from ...data.errors import InputError, OptionError
 from ...data.options.export_settings import ChoiceSettings, ExportSettings, GroupBy
 from ...data.options.settings import Unit
 from ..outputs import CONFIG_FILE
@@ -72,7 +72,7 @@ class Chosen:
             return self.pairs
         shape = self.shape
         if shape.kv_heads is None:
-            raise InputError(f"--format {self.format}: {self.results.folder} does not say which heads are in a group")
+            raise OptionError(f"--format {self.format}: {self.results.folder} does not say which heads are in a group")
         size = shape.heads // shape.kv_heads
         return [(layer, head) for layer, group in self.pairs for head in range(group * size, (group + 1) * size)]
 
@@ -83,7 +83,7 @@ class Chosen:
         if shape is None:
             known = "is an imported list, which does not tell" if self.results.imported else "is too old to tell"
             again = "export a ranking of headscore score" if self.results.imported else "run headscore score on its cache again"
-            raise InputError(f"--format {self.format}: {folder} {known} the shape of the model; {again}")
+            raise OptionError(f"--format {self.format}: {folder} {known} the shape of the model; {again}")
         units = shape.heads if self.results.unit == "head" else shape.kv_heads
         expected = {(layer, unit) for layer in shape.layers for unit in range(units or 0)}
         if expected != set(self.results.heads.select("layer", self.results.unit).iter_rows()):
@@ -94,7 +94,7 @@ class Chosen:
         """D and M: the width of a head's z, and of the residual stream; InputError where either is not known."""
         shape = self.shape
         if shape.head_dim is None or shape.hidden_size is None:
-            raise InputError(
+            raise OptionError(
                 f"--format {self.format}: {self.results.folder} does not tell how wide heads and residual stream are, or its "
                 "layers differ in it"
             )
@@ -103,24 +103,26 @@ class Chosen:
     def require_top(self) -> None:
         """Raises InputError where no heads were chosen."""
         if self.settings.top_k is None and self.settings.top_k_per_layer is None:
-            raise InputError(f"--format {self.format}: writes chosen heads; give --top-k or --top-k-per-layer")
+            raise OptionError(f"--format {self.format}: writes chosen heads; give --top-k or --top-k-per-layer")
 
     def require_all(self) -> None:
         """Raises InputError where heads were chosen, of a format that is of all of them."""
         if self.settings.top_k is not None or self.settings.top_k_per_layer is not None:
             option = "--top-k" if self.settings.top_k is not None else "--top-k-per-layer"
-            raise InputError(f"--format {self.format}: writes all heads, of which its reader takes a share; leave out {option}")
+            raise OptionError(
+                f"--format {self.format}: writes all heads, of which its reader takes a share; leave out {option}"
+            )
 
     def require_query_heads(self) -> None:
         """Raises InputError where groups are ranked, of a format that lists heads."""
         if self.unit != "head":
             advice = "leave out --by" if self.results.unit == "head" else "score with --by head"
-            raise InputError(f"--format {self.format}: lists query heads, and this is a ranking of groups of them; {advice}")
+            raise OptionError(f"--format {self.format}: lists query heads, and this is a ranking of groups of them; {advice}")
 
     def require_suffix(self, *suffixes: str) -> None:
         """Raises InputError where the path ends in none of these, by which the format's readers go."""
         if self.path.suffix.lower() not in suffixes:
-            raise InputError(f"--out {self.path}: a {self.format} file must end in {' or '.join(suffixes)}")
+            raise OptionError(f"--out {self.path}: a {self.format} file must end in {' or '.join(suffixes)}")
 
     def matrix(self) -> tuple[int, int]:
         """L and how many units each layer has, of formats that are matrices of them.
@@ -131,12 +133,12 @@ class Chosen:
         there = set(self.heads["layer"])
         if missing := [layer for layer in range(layers) if layer not in there]:
             told = ", ".join(map(str, missing[:8])) + (", …" if len(missing) > 8 else "")
-            raise InputError(
+            raise OptionError(
                 f"--format {self.format}: has a line for every layer of the model, and layers {told} have no heads in the "
                 "ranking; export a list, such as csv"
             )
         if not self.results.whole or len(self.heads) != layers * units:
-            raise InputError(f"--format {self.format}: needs all heads of the model, and {self.results.folder} has some")
+            raise OptionError(f"--format {self.format}: needs all heads of the model, and {self.results.folder} has some")
         return layers, units
 
     def by_group(self) -> "Chosen":
@@ -180,7 +182,7 @@ def choose(results: Results, settings: ExportSettings, path: Path) -> Chosen:
     """
     heads = _ordered(results, settings)
     if settings.by == "head" and results.unit == "kv_head":
-        raise InputError(f"--by head: {results.folder} ranks groups of heads; score with --by head")
+        raise OptionError(f"--by head: {results.folder} ranks groups of heads; score with --by head")
     unit: Unit = results.unit
     if settings.by == "kv_head" and unit == "head":
         heads, unit = _of_groups(heads, results, settings.group), "kv_head"
@@ -201,7 +203,7 @@ def _ordered(results: Results, settings: ChoiceSettings) -> pl.DataFrame:
     signal = settings.signal or COMBINED
     name = signal.removeprefix("-")
     if signal == f"-{COMBINED}":
-        raise InputError(f"--signal {signal}: only a signal can be turned around")
+        raise OptionError(f"--signal {signal}: only a signal can be turned around")
     frame = results.heads if signal == COMBINED else results.ranked({name: -1.0 if signal.startswith("-") else 1.0})
     kinds = {"layer": pl.Int64, results.unit: pl.Int64, "score": pl.Float64, "rank": pl.Int64}
     heads = frame.select("layer", results.unit, pl.col(COMBINED).alias("score"), "rank")
@@ -218,14 +220,14 @@ def _ordered(results: Results, settings: ChoiceSettings) -> pl.DataFrame:
     if not is_sound:
         raise InputError(f"{results.folder}: its table of heads is damaged; run headscore score again")
     if len(heads) > 1 and heads["score"].n_unique() == 1:
-        raise InputError(f"--signal {signal}: is the same in every head, so it puts none before another")
+        raise OptionError(f"--signal {signal}: is the same in every head, so it puts none before another")
     return heads.sort("rank", "layer", results.unit)
 
 
 def _of_groups(heads: pl.DataFrame, results: Results, how: GroupBy) -> pl.DataFrame:
     """Groups of heads by the mean or the largest score of theirs; equal ones by their best head."""
     if "kv_head" not in results.heads.columns or results.heads["kv_head"].has_nulls():
-        raise InputError(f"--by kv_head: {results.folder} does not say which heads share a key-value head")
+        raise OptionError(f"--by kv_head: {results.folder} does not say which heads share a key-value head")
     members = results.heads.select(pl.col("layer", "head", "kv_head").cast(pl.Int64))
     score = pl.col("score").mean() if how == "mean" else pl.col("score").max()
     groups = heads.join(members, on=["layer", "head"]).group_by("layer", "kv_head").agg(score, _best=pl.col("rank").min())
@@ -236,12 +238,12 @@ def _of_groups(heads: pl.DataFrame, results: Results, how: GroupBy) -> pl.DataFr
 def _top(heads: pl.DataFrame, settings: ChoiceSettings, what: str) -> pl.DataFrame:
     if settings.top_k is not None:
         if settings.top_k > len(heads):
-            raise InputError(f"--top-k: {settings.top_k} is more than the {len(heads)} {what} there are")
+            raise OptionError(f"--top-k: {settings.top_k} is more than the {len(heads)} {what} there are")
         return heads.head(settings.top_k)
     if (k := settings.top_k_per_layer) is None:
         return heads
     if k > (fewest := min(heads.group_by("layer").len()["len"].to_list())):
-        raise InputError(f"--top-k-per-layer: {k} is more than the {fewest} {what} that a layer has in the ranking")
+        raise OptionError(f"--top-k-per-layer: {k} is more than the {fewest} {what} that a layer has in the ranking")
     return heads.filter(pl.col("rank").rank("ordinal").over("layer") <= k)
 
 

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import polars as pl
 
 from ... import __version__
-from ...data.errors import InputError
+from ...data.errors import OptionError
 from ...data.files.whole_file import given_path, write_bytes, write_text
 from ...data.options.export_settings import ImportFormat, ImportSettings
 from ...data.options.settings import RECORD_KEY, Unit
@@ -40,7 +40,7 @@ def import_list(file: str | Path, out: str | Path, *, overwrite: bool = False, *
     """
     format = ImportSettings(**options).format
     if format is None:
-        raise InputError(f"--format: give one of {', '.join(get_args(ImportFormat))}")
+        raise OptionError(f"--format: give one of {', '.join(get_args(ImportFormat))}")
     path, folder = given_path("file", file), given_path("--out", out)
     require_text("file", path)
     unit, lines, content = read_list(path, format)
@@ -55,7 +55,7 @@ def import_list(file: str | Path, out: str | Path, *, overwrite: bool = False, *
     config = {"by": unit, RECORD_KEY: {"headscore": __version__, IMPORTED_KEY: facts}}
     with results_folder(folder, FILES):
         if is_validation(folder):
-            raise InputError(f"--out {folder}: holds a validation; give the list a folder of its own")
+            raise OptionError(f"--out {folder}: holds a validation; give the list a folder of its own")
         require_same_run(folder, config, overwrite, FILES)
         (folder / CONFIG_FILE).unlink(missing_ok=True)  # written last, so that its presence says the others are of one list
         table = io.BytesIO()

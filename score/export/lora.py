@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 
-from ...data.errors import InputError
+from ...data.errors import OptionError
 from ...data.head_parts import Mask, groups_among, of_heads
 from .chosen import Chosen, counts_in_layers
 from .modules import module_path, plain_path, require_paths
@@ -32,7 +32,7 @@ def peft(chosen: Chosen) -> Content:
         ranks |= dict.fromkeys(sorted(path for path in paths if path), RANK_OF_A_HEAD * count)
         masks |= _masks(chosen, layer, [head for own, head in heads if own == layer])
     if not ranks:
-        raise InputError("--format peft: no layer with chosen heads has a projection whose path is known")
+        raise OptionError("--format peft: no layer with chosen heads has a projection whose path is known")
     patterns = {re.escape(path): rank for path, rank in ranks.items()}
     config = {
         "task_type": "CAUSAL_LM",

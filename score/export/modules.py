@@ -1,6 +1,6 @@
 """The modules of a model whose rows or columns are its heads, one after the other, by what a ranking's record tells."""
 
-from ...data.errors import InputError
+from ...data.errors import OptionError
 from .chosen import Chosen
 
 _PLAIN = {
@@ -33,7 +33,7 @@ def plain_path(chosen: Chosen, part: str, layer: int) -> str | None:
 def require_paths(chosen: Chosen) -> None:
     """Raises InputError where a ranking does not tell the paths of the model's modules."""
     if not chosen.shape.paths:
-        raise InputError(
+        raise OptionError(
             f"--format {chosen.format}: the cache of {chosen.results.folder} does not have the paths of the model's modules, "
             "as it was made by an older headscore; capture it again"
         )

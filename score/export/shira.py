@@ -5,7 +5,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from ...data.errors import InputError
+from ...data.errors import OptionError
 from ...data.head_parts import of_heads
 from ...data.text import json_text
 from .chosen import Chosen, counts_in_layers
@@ -59,7 +59,7 @@ def shira(chosen: Chosen) -> Content:
 def _r(chosen: Chosen, counts: dict[int, int], width: int, model_width: int) -> int:
     if len(set(counts.values())) > 1:
         few, most = (picker(counts, key=lambda layer: counts[layer]) for picker in (min, max))
-        raise InputError(
+        raise OptionError(
             f"--format shira: has one {_RULE} for all layers, and there are {counts[few]} heads in layer {few} and "
             f"{counts[most]} in layer {most}; choose as many in each with --top-k-per-layer"
         )
@@ -67,14 +67,14 @@ def _r(chosen: Chosen, counts: dict[int, int], width: int, model_width: int) -> 
     if (k * width * model_width) % both:
         step = both // math.gcd(width * model_width, both)
         known = f"k may be a multiple of {step}" if step <= chosen.shape.heads else "no k of this model gives one"
-        raise InputError(f"--format shira: {_RULE} is not a whole number for k = {k} heads in a layer; {known}")
+        raise OptionError(f"--format shira: {_RULE} is not a whole number for k = {k} heads in a layer; {known}")
     return k * width * model_width // both
 
 
 def _path(chosen: Chosen, part: str, layer: int) -> str:
     path = plain_path(chosen, part, layer)
     if path is None:
-        raise InputError(
+        raise OptionError(
             f"--format shira: layer {layer} has no {part} projection whose {'columns' if part == 'output' else 'rows'} are its "
             "heads and nothing else"
         )

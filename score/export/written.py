@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...data.cache.folder import require_outside_caches
-from ...data.errors import InputError
+from ...data.errors import OptionError
 from ...data.files.plain import kind_of
 from ...data.files.whole_file import write_bytes
 from ...data.files.whole_folder import whole_folder
@@ -60,7 +60,7 @@ def require_writable(path: Path) -> None:
     """Raises InputError for a path that no export can have, before any work is done."""
     require_text("--out", path)
     if not path.name or path.name in (os.curdir, os.pardir):
-        raise InputError(f"--out {path}: is not the name of a file or folder; give one")
+        raise OptionError(f"--out {path}: is not the name of a file or folder; give one")
     require_outside_caches(path)
 
 
@@ -95,9 +95,9 @@ def _write_file(path: Path, content: bytes, provenance: Mapping[str, Any] | None
     for each in (path,) if provenance is None else (path, beside):
         kind = kind_of(each)
         if kind not in (0, stat.S_IFREG):
-            raise InputError(f"--out {each}: is not a regular file; use another --out")
+            raise OptionError(f"--out {each}: is not a regular file; use another --out")
         if kind and not overwrite:
-            raise InputError(f"--out {each}: already exists; use another --out, or --overwrite")
+            raise OptionError(f"--out {each}: already exists; use another --out, or --overwrite")
     if provenance is not None:
         write_bytes(beside, json_bytes({**provenance, "file": path.name, "sha256": hashlib.sha256(content).hexdigest()}))
     write_bytes(path, content)
