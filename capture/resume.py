@@ -125,7 +125,7 @@ def finished_shards(cache: Cache) -> Finished:
 def _kept(out: Path, earlier: _Earlier, metadata: Metadata, overwrite: bool) -> set[int]:
     different = differences(earlier.metadata, metadata) if earlier.metadata else []
     if different and not overwrite:
-        if earlier.whole and (contradiction := _contradiction(out, earlier.metadata or {})):
+        if earlier.metadata and earlier.whole and (contradiction := _contradiction(out, earlier.metadata)):
             raise InputError(contradiction)
         raise InputError(
             f"{out}: holds another capture: {'; '.join(different)}; use another --out, or --overwrite to start anew"

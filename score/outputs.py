@@ -116,7 +116,8 @@ def run_config(scores: Scores, extra: Mapping[str, Any], folder: Path) -> dict[s
     record = {"headscore": __version__, "samples": scores.samples}
     if scores.missing_shards:
         record["missing_shards"] = scores.missing_shards
-    record |= {key: scores.metadata[key] for key in _RECORD_KEYS if key in scores.metadata}
+    told: Mapping[str, Any] = scores.metadata
+    record |= {key: told[key] for key in _RECORD_KEYS if key in told}
     record |= shape_record(scores.metadata)
     if scores.null:
         record["null"] = scores.null.record()

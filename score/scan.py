@@ -156,7 +156,7 @@ def rows(
     Raises InputError for a layer or head that is no whole number or not in the cache, and for a damaged shard.
     """
     opened = open_cache(given_path("cache", cache))
-    settings = ScoreSettings(score_query_mode=score_query_mode, task_span=opened.metadata["span_names"][:1])
+    settings = ScoreSettings(score_query_mode=score_query_mode, task_span=tuple(opened.metadata["span_names"][:1]))
     choose_recipe(opened, settings, partial)
     for name, number in (("layer", layer), ("head", 0 if head is None else head)):
         if isinstance(number, bool) or not isinstance(number, int | np.integer):

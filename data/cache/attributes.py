@@ -4,14 +4,14 @@ import json
 import zlib
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import h5py
 import numpy as np
 
 from ..errors import DamagedShardError, InputError, NewerFormatError
 from ..files.bounded_json import require_bounded
-from .metadata import FORMAT, Metadata, check_metadata
+from .metadata import FORMAT, ShardMetadata, check_metadata
 from .shard import CHECKSUMS, MAX_CHECKED_BYTES
 
 # As in layout.py: what a stranger's file may ask of a reader's memory.
@@ -19,7 +19,7 @@ MAX_ATTRIBUTES = 256
 MAX_ATTRIBUTE_BYTES = 16 << 20  # of all of them
 
 
-def shard_metadata(path: Path, file: h5py.h5f.FileID) -> Metadata:
+def shard_metadata(path: Path, file: h5py.h5f.FileID) -> ShardMetadata:
     """The checked metadata of the shard in `path`, opened as `file`.
 
     Raises DamagedShardError where it cannot be used, NewerFormatError where it is of a newer format, and what HDF5 and
@@ -34,10 +34,10 @@ def shard_metadata(path: Path, file: h5py.h5f.FileID) -> Metadata:
         raise
     except InputError as error:
         raise DamagedShardError(error.message) from error
-    return metadata
+    return cast(ShardMetadata, metadata)
 
 
-def _attributes(path: Path, file: h5py.h5f.FileID) -> Metadata:
+def _attributes(path: Path, file: h5py.h5f.FileID) -> dict[str, Any]:
     contents = _contents(path, file)
     large = {key: text for key, text in contents.items() if isinstance(text, bytes) and len(text) > MAX_CHECKED_BYTES}
     texts = {key: text for key, text in contents.items() if isinstance(text, bytes) and key != "format"}

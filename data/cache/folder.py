@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import DamagedShardError, ForeignShardError, InputError, OptionError, RunError, did_you_mean, one_line
 from ..files.bounded_json import parse_json
@@ -181,7 +181,7 @@ def read_metadata(folder: Path) -> Metadata | None:
     except ValueError as error:
         raise InputError(f"{path}: cannot be read as JSON: {one_line(error)[:160]}") from error
     check_metadata(metadata, str(path))
-    return dict(metadata)
+    return cast(Metadata, metadata)
 
 
 def write_metadata(folder: Path, metadata: Metadata, *, keep_existing: bool) -> None:

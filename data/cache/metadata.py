@@ -1,7 +1,8 @@
 """What a cache says about itself: the content of `cache.json` and of every shard's attributes."""
 
 import json
-from typing import Any, get_args
+from collections.abc import Mapping
+from typing import Any, NotRequired, TypedDict, get_args
 
 from ..errors import InputError, NewerFormatError
 from ..options.settings import QueryMode
@@ -14,7 +15,112 @@ MAX_LAYERS = 1024  # the deepest models of today have 126; each layer of each ar
 SPAN_RULE = "trimmed"  # how masks are made of spans; another rule is to have another name
 LONGEST_SHOWN = 60  # characters of a value in an error message
 
-Metadata = dict[str, Any]
+
+class DataFacts(TypedDict):
+    """The data file: its path as given, the hex sha256 of its bytes, how many rows it has, and their style."""
+
+    path: str
+    sha256: str
+    rows: int
+    style: str
+
+
+class NamedText(TypedDict):
+    """A template, or a chat template's frame."""
+
+    name: str
+    text: str
+
+
+class CaptureFacts(TypedDict):
+    """The options that decide what is captured; `dtype` is the one in use. Caches of older versions have fewer."""
+
+    queries: str
+    max_samples: NotRequired[int]
+    max_length: NotRequired[int]
+    seed: NotRequired[int]
+    dtype: NotRequired[str]
+    shard_size: NotRequired[int]
+    chat: NotRequired[dict[str, Any] | None]
+    special_tokens: NotRequired[dict[str, list[str]] | None]
+    spans: NotRequired[str]
+    keep: NotRequired[list[str]]
+    control: NotRequired[str]
+    compression: NotRequired[str]
+
+
+class Attention(TypedDict):
+    """How attention was captured: `recorded` or `eager`; whether rows sum to 1, and whether there are norms of W_O z."""
+
+    way: NotRequired[str]
+    full_rows: bool
+    result_norms: bool
+
+
+class Dims(TypedDict):
+    """Of the model; those that layers differ in are left out."""
+
+    layers: int
+    heads: int
+    kv_heads: NotRequired[int]
+    head_dim: NotRequired[int]
+    hidden_size: NotRequired[int]
+
+
+class Plan(TypedDict):
+    """How many rows are drawn, and how many shards they make."""
+
+    rows: NotRequired[int]
+    shards: int
+
+
+class Example(TypedDict):
+    """A sample as pieces of text with the spans that they are in."""
+
+    row: int
+    pieces: list[dict[str, Any]]
+
+
+class ExampleTokens(TypedDict):
+    """A sample as the texts of its tokens."""
+
+    row: int
+    tokens: list[str]
+
+
+class Metadata(TypedDict):
+    """What a cache says about itself, as docs/cache-format.md specifies it. Unknown keys stay in it.
+
+    What the model adds is not there before the model is loaded.
+    """
+
+    format: str
+    format_version: int
+    versions: dict[str, str]
+    model: dict[str, Any]
+    data: DataFacts
+    templates: list[NamedText]
+    span_names: list[str]
+    settings: CaptureFacts
+    plan: Plan
+    example: Example
+    examples: NotRequired[list[ExampleTokens]]
+    dims: NotRequired[Dims]
+    layers: NotRequired[list[int]]
+    projections: NotRequired[list[dict[str, str | None]]]
+    attention: NotRequired[Attention]
+    self_check: NotRequired[dict[str, Any]]
+    control: NotRequired[dict[str, Any]]  # in the record of a control's results, never in a cache
+
+
+class ShardMetadata(Metadata, total=False):
+    """What a shard says about itself besides: its number, the rows it leaves out, and what is known of its samples."""
+
+    shard: int
+    skipped: list[dict[str, Any]]
+    spot_checks: list[dict[str, Any]]
+    kept: dict[str, list[Any]]
+
 
 METADATA_SHAPE: dict[str, Any] = {  # what a reader relies on; a list has elements of the shape given
     "versions": {},
@@ -74,12 +180,12 @@ def check_metadata(metadata: Any, where: str, *, of_shard: bool = False) -> None
         raise InputError(f"{where}: its metadata has no usable 'plan' or 'settings'; capture it again")
 
 
-def _unusable_optional(metadata: Metadata) -> str | None:
+def _unusable_optional(metadata: Mapping[str, Any]) -> str | None:
     """A key in which something that need not be there is not as it should be."""
     for key, shapes in _OPTIONAL_INNER.items():
         if not all(has_shape(metadata[key][name], shape) for name, shape in shapes.items() if name in metadata[key]):
             return key
-    dims: Metadata = metadata["dims"]
+    dims: dict[str, int] = metadata["dims"]
     layers: list[int] = metadata["layers"]
     if any(dims.get(name, 1) < 1 for name in _OPTIONAL_INNER["dims"]) or dims["heads"] % dims.get("kv_heads", 1):
         return "dims"
@@ -111,9 +217,8 @@ def identity(metadata: Metadata) -> dict[str, Any]:
 
     Names, paths and versions are not among them: a capture may go on in another place, and on another machine.
     """
-    parts: dict[str, Any] = {
-        key: metadata[key] for key in ("templates", "span_names", "attention", "layers", "plan") if key in metadata
-    }
+    said: Mapping[str, Any] = metadata
+    parts: dict[str, Any] = {key: said[key] for key in _IDENTITY if key in said}
     if "dims" in metadata:  # the others follow from the model
         parts["dims"] = {key: metadata["dims"].get(key) for key in ("layers", "heads")}
     parts |= {name: metadata["model"].get(key) for name, key in _FINGERPRINTS.items() if key in metadata["model"]}
@@ -128,6 +233,7 @@ _FORMER_SETTINGS: dict[str, Any] = {  # what caches without these keys were made
     "keep": [],
     "control": None,
 }
+_IDENTITY = ("templates", "span_names", "attention", "layers", "plan")  # as they are
 _FINGERPRINTS = {"model": "fingerprint", "tokenizer": "tokenizer_fingerprint"}
 
 

@@ -45,7 +45,7 @@ def shape_record(metadata: Metadata) -> dict[str, Any]:
     `layers` is there only if they are not 0…L−1. A projection is one path with `{layer}` in the place of the number where all
     layers follow it, else the list of theirs, or None where no layer has it.
     """
-    dims = metadata.get("dims", {})
+    dims: Mapping[str, Any] = metadata.get("dims", {})
     record: dict[str, Any] = {"dims": {name: dims[name] for name in _DIMS if name in dims}}
     layers = metadata.get("layers", [])
     if layers != list(range(len(layers))):

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from math import ceil, prod
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import h5py
 import numpy as np
@@ -69,7 +69,7 @@ def shard_bytes(queries: QueryMode | str, samples: int, tokens: int, layers: int
 
 
 def write_shard(
-    path: Path, number: int, arrays: Mapping[str, Array], metadata: Metadata, skipped: Sequence[Mapping[str, Any]]
+    path: Path, number: int, arrays: Mapping[str, Array], metadata: Mapping[str, Any], skipped: Sequence[Mapping[str, Any]]
 ) -> None:
     """Write one shard under its final name, whole or not at all.
 
@@ -82,7 +82,7 @@ def write_shard(
         attributes = {key: _as_attribute(value) for key, value in values.items()}
         for key, value in _with_checksums(attributes).items():
             _write_attribute(file, key, value)
-        for name in stored_arrays(metadata):
+        for name in stored_arrays(cast(Metadata, metadata)):
             data = np.ascontiguousarray(arrays[name], dtype=ARRAYS[name][0])
             stored = {"chunks": _chunks(data.shape), "fletcher32": True} if data.size else {}
             file.create_dataset(name, data=data, **stored)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from ...data.cache.folder import Cache
+from ...data.cache.metadata import ExampleTokens
 from ...data.cache.reader import Block, Shard
 from ...data.errors import InputError
 
@@ -35,7 +36,7 @@ def attended(cache: Cache, heads: Sequence[tuple[int, int]], most: int = 3, grou
     return [line for shard, sample, example in _examples(cache, most) for line in _lines(shard, sample, example, heads, group)]
 
 
-def _examples(cache: Cache, most: int) -> Iterator[tuple[Shard, int, dict[str, Any]]]:
+def _examples(cache: Cache, most: int) -> Iterator[tuple[Shard, int, ExampleTokens]]:
     """The examples that are there: the open shard, the sample's number in it, and what the metadata has of it."""
     wanted = {example["row"]: example for example in cache.metadata.get("examples", [])[:most]}
     if not wanted:
@@ -48,7 +49,7 @@ def _examples(cache: Cache, most: int) -> Iterator[tuple[Shard, int, dict[str, A
             return
 
 
-def _lines(shard: Shard, sample: int, example: Line, heads: Sequence[tuple[int, int]], group: int) -> Iterator[Line]:
+def _lines(shard: Shard, sample: int, example: ExampleTokens, heads: Sequence[tuple[int, int]], group: int) -> Iterator[Line]:
     """The lines of one sample."""
     offsets, tokens = shard.offsets()[sample : sample + 2], example["tokens"]
     length = int(offsets[1] - offsets[0])

@@ -4,7 +4,7 @@ import base64
 import html
 import itertools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ... import __version__
@@ -77,7 +77,7 @@ def _formula(scores: Scores) -> str:
     return f"{terms}, {group} within the {settings.within}; {settings.norm_mode}{own}"
 
 
-def _pairs(values: dict[str, Any]) -> str:
+def _pairs(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
 
 
