@@ -208,7 +208,10 @@ HOSTILE: dict[str, tuple[Callable[[h5py.File], None], str]] = {
     "no offsets": (lambda f: replace(f, "samples/offset", np.zeros(0, "int64"), False), "'samples/offset' has -1 along n"),
     "no format": (lambda f: f.attrs.__delitem__("format"), "is not a shard of a headscore cache"),
     "text in the heap": (lambda f: f.attrs.__setitem__("model", "{}"), "has no usable 'model'"),
-    "newer format": (lambda f: f.attrs.__setitem__("format_version", 2), "cache format 2, this headscore reads 1; upgrade"),
+    "no version": (
+        lambda f: f.attrs.__setitem__("format_version", 0),
+        "cache format 0, this headscore reads 1; capture it again",
+    ),
 }
 
 

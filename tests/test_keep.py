@@ -273,7 +273,7 @@ def test_columns_are_checked_without_torch(data: Path) -> None:
         "except Exception as error: print(type(error).__name__, 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program, str(data)], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["InputError", "False"]
+    assert done.stdout.split() == ["OptionError", "False"]
 
 
 @pytest.mark.parametrize(
