@@ -367,11 +367,11 @@ def inspect(
     debug: DEBUG = False,
 ) -> None:
     """Show what a cache holds: model, data, template, dims, samples, skipped rows, and an example with its spans."""
-    from .data.cache.inspection import HOW_TO_COMPLETE, report
+    from .data.cache.inspection import HOW_TO_COMPLETE, facts_text
     from .data.cache.inspection import inspect as library_inspect
 
     facts = library_inspect(cache, verify=verify)
-    print(json_text(facts, indent=2) if as_json else report(facts))
+    print(json_text(facts, indent=2) if as_json else facts_text(facts))
     shards = facts["shards"]
     if facts["damaged"]:
         raise InputError(f"{cache}: {len(facts['damaged'])} of {shards['there']} shards are damaged; {HOW_TO_COMPLETE}")

@@ -283,6 +283,6 @@ def _write_report(folder: Path, cache: Cache, scores: Scores) -> None:
 
 
 def _write_validation_page(folder: Path, found: Validation, level: float) -> None:
-    from .score.report.validation_page import write_report  # here, as Altair takes half a second to load
+    from .score.report.validation_page import write_validation_page  # here, as Altair takes half a second to load
 
-    write_report(folder, found, level)
+    write_validation_page(folder, found, level)

@@ -51,12 +51,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from headscore.capture import models
 from headscore.capture.device import computing_on
-from headscore.capture.metadata import data_metadata, with_model
 from headscore.capture.recorder import Recorder
-from headscore.capture.samples import EncodedShard, Marker, ShardSamples, SkipLimit, encode_shards, read_prompts
 from headscore.capture.selfcheck import checked_recorder
 from headscore.capture.shards import capture_shards
 from headscore.capture.sources import resolve
+from headscore.capture.tokenising import EncodedShard, Marker, ShardSamples, SkipLimit, encode_shards, read_prompts
+from headscore.capture.written_metadata import data_metadata, with_model
 from headscore.data.cache.folder import Cache, write_metadata
 from headscore.data.cache.metadata import Metadata
 from headscore.data.options.settings import CaptureSettings

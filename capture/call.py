@@ -11,7 +11,7 @@ from ..data.options.settings import CaptureSettings
 from ..data.options.signatures import library_call
 from ..data.text import logged_in_one_line
 from .local import local_adapter, local_model, require_device_name
-from .samples import Prompts, read_prompts
+from .tokenising import Prompts, read_prompts
 
 if TYPE_CHECKING:
     import polars as pl
@@ -60,7 +60,7 @@ def capture_prompts(
     progress: Callable[[int, int], None] | None,
 ) -> "pl.DataFrame":
     """Capture prompts that `checked_prompts` gave; see `capture`."""
-    from .pipeline import captured  # here, as it loads torch
+    from .capturing import captured  # here, as it loads torch
 
     with logged_in_one_line("transformers", "huggingface_hub", "peft"):
         return captured(out, settings, prompts, overwrite, progress)

@@ -14,7 +14,7 @@ from ..data.files.foreign import foreign_faults_told
 from ..data.options.settings import CaptureSettings
 from ..data.prompts.templates import Prompt, Span, Template
 from ..data.prompts.tokens import Skipped
-from .samples import Prompts
+from .tokenising import Prompts
 
 CHAT_TEMPLATE = "chat"  # its name among the templates of a cache
 _CHAT = "--chat: "  # how messages begin

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
-from ..data.cache.checks import ROW_SUM_TOLERANCE
+from ..data.cache.value_checks import ROW_SUM_TOLERANCE
 from ..data.errors import InputError, RunError, one_line
 from ..data.options.settings import CaptureSettings
 from ..data.prompts.tokens import Tokens

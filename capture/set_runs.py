@@ -11,7 +11,7 @@ import polars as pl
 from ..data.errors import OptionError
 from ..data.files.journal import Journal
 from .ablation import heads_of_groups
-from .outcomes import Head
+from .evaluator import Head
 from .readings import Outcomes
 from .validating import Opened
 

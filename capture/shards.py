@@ -25,8 +25,8 @@ from .prefixes import prompt_groups
 from .recorder import Recorder
 from .resume import require_ours
 from .runner import Runner, Work
-from .samples import EncodedShard, Marker, ShardSamples, SkipLimit
 from .spotcheck import SpotChecks
+from .tokenising import EncodedShard, Marker, ShardSamples, SkipLimit
 from .unfinished import UnfinishedShard
 
 logger = logging.getLogger("headscore")

@@ -15,7 +15,7 @@ from ..data.cache.shard import shard_bytes
 from ..data.errors import OptionError
 from ..data.options.settings import CaptureSettings
 from .memory import free_bytes
-from .samples import EncodedShard
+from .tokenising import EncodedShard
 
 logger = logging.getLogger("headscore")
 

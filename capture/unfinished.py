@@ -12,8 +12,8 @@ from ..data.errors import RunError
 from ..data.prompts.tokens import Sample, Skipped
 from .batches import Batch
 from .recorded import Recorded, wider_dtype
-from .samples import ShardSamples
 from .spotcheck import SpotChecks
+from .tokenising import ShardSamples
 
 logger = logging.getLogger("headscore")
 

@@ -16,12 +16,12 @@ from . import models
 from .ablation import AttentionLayer, layers_heard
 from .chat import CHAT_TEMPLATE, in_chat
 from .device import computing_on
-from .outcomes import Evaluator
+from .evaluator import Evaluator
 from .questions import Question, questions_of
 from .ranks import this_rank
-from .samples import Prompts, encode_shards
 from .selfcheck import checked_recorder
 from .sources import resolve
+from .tokenising import Prompts, encode_shards
 
 logger = logging.getLogger("headscore")
 

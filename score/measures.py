@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..data.cache.checks import require_sums
 from ..data.cache.reader import Block, Shard
+from ..data.cache.value_checks import require_sums
 from ..data.options.settings import QueryMode
 from .columns import Columns
 

@@ -10,9 +10,9 @@ import numpy.typing as npt
 import polars as pl
 from polars.io.plugins import register_io_source
 
-from ..data.cache.checks import require_row_sums
 from ..data.cache.folder import Cache, open_cache
 from ..data.cache.reader import Block, Shard
+from ..data.cache.value_checks import require_row_sums
 from ..data.errors import InputError
 from ..data.files.whole_file import given_path
 from ..data.options.settings import HeadOutput, QueryMode, ScoreSettings

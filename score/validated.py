@@ -278,7 +278,7 @@ def _read_table(path: Path) -> pl.DataFrame | None:
 def write_validation(folder: Path, found: Validation, config: Mapping[str, Any]) -> None:
     """Write the statistics, and the options that they were made by; files that only an earlier run had are removed.
 
-    So is its report, which is of other statistics; `write_report` of report/validation_page.py makes it anew.
+    So is its report, which is of other statistics; `write_validation_page` of report/validation_page.py makes it anew.
     """
     files: dict[str, bytes] = {
         "validation.csv": csv(found.table).encode(),

@@ -133,8 +133,8 @@ def described(prompts: Sequence[Ids], gpu: Gpu) -> str:
 
 def main(path: str) -> None:
     from headscore.capture import models
-    from headscore.capture.samples import encode_shards, read_prompts
     from headscore.capture.sources import resolve
+    from headscore.capture.tokenising import encode_shards, read_prompts
     from headscore.data.options.settings import CaptureSettings
 
     settings = CaptureSettings(data=path, max_samples=1 << 30, max_skipped=1.0)

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 import headscore
 from headscore.capture.ablation import attention_layers
-from headscore.capture.outcomes import Evaluator
+from headscore.capture.evaluator import Evaluator
 from headscore.capture.questions import Question, questions_of
 from headscore.capture.readings import Outcomes
 from headscore.data.prompts.answers import AnswerKind, answers_of

@@ -144,9 +144,9 @@ def test_the_cache_says_which_adapter(llama: Path, adapter: Path, beside: Path, 
 
 
 def report(cache: Path) -> str:
-    from headscore.data.cache.inspection import report
+    from headscore.data.cache.inspection import facts_text
 
-    return report(headscore.inspect(cache))
+    return facts_text(headscore.inspect(cache))
 
 
 def test_no_change_of_an_adapter_is_too_small_for_the_fingerprint(llama: Path, adapter: Path, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_how_arrays_are_cut_changes_nothing(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("headscore.data.cache.shard.CHUNK_ITEMS", sizes[0])
         patch.setattr("headscore.data.cache.reader.BLOCK_ITEMS", sizes[1])
-        patch.setattr("headscore.data.cache.checks._ITEMS", sizes[1])
+        patch.setattr("headscore.data.cache.value_checks._ITEMS", sizes[1])
         patch.setattr("headscore.data.cache.layout.LEAST_CHUNK_BYTES", 1)
         made = metadata(LAYERS, HEADS, {"layers": [1, 4]})
         write_shard(shard_path(folder, 0), 0, arrays, made, [])

@@ -17,12 +17,13 @@ from parity import assert_parity
 from transformers import LlamaConfig
 
 import headscore
-from headscore.capture import attention, device, pipeline, prefixes, recorder, reductions, shards, space
+from headscore.capture import attention, device, prefixes, recorder, reductions, shards, space
+from headscore.capture import capturing as pipeline
 from headscore.capture.batches import batch_counts, longest_first
 from headscore.capture.lengths import LengthRules
 from headscore.capture.runner import Runner
-from headscore.capture.samples import EncodedShard
 from headscore.capture.space import require_space
+from headscore.capture.tokenising import EncodedShard
 from headscore.data.cache.folder import open_cache
 from headscore.data.cache.reader import Shard
 from headscore.data.cache.shard import ARRAYS

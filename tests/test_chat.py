@@ -18,7 +18,7 @@ from tokenizers import AddedToken, processors
 
 import headscore
 from headscore.capture.chat import in_chat
-from headscore.capture.samples import Marker, Prompts, encode_shards
+from headscore.capture.tokenising import Marker, Prompts, encode_shards
 from headscore.data.cache.folder import open_cache
 from headscore.data.cache.reader import Shard
 from headscore.data.errors import InputError

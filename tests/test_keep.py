@@ -25,7 +25,7 @@ from test_resume import length_of_one_sample, poison
 from test_score import BY_HAND, write_cache
 
 import headscore
-from headscore.capture import samples
+from headscore.capture import tokenising as samples
 from headscore.data.cache import kept_columns as kept
 from headscore.data.cache import shard
 from headscore.data.cache.folder import open_cache, shard_files, shard_path
@@ -267,7 +267,7 @@ def test_unknown_columns_are_told_before_the_model_is_looked_for(keep: Any, mess
 
 def test_columns_are_checked_without_torch(data: Path) -> None:
     program = (
-        "import sys; from headscore.capture.samples import read_prompts\n"
+        "import sys; from headscore.capture.tokenising import read_prompts\n"
         "from headscore.data.options.settings import CaptureSettings\n"
         "try: read_prompts(CaptureSettings(data=sys.argv[1], keep='nothing'))\n"
         "except Exception as error: print(type(error).__name__, 'torch' in sys.modules)"

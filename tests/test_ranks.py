@@ -19,7 +19,7 @@ import headscore
 from headscore.capture.memory import free_bytes
 from headscore.capture.models import resolve_device
 from headscore.capture.ranks import Rank, this_rank
-from headscore.capture.samples import encode_share, read_prompts, without_special_tokens
+from headscore.capture.tokenising import encode_share, read_prompts, without_special_tokens
 from headscore.data.cache.folder import open_cache, shard_path
 from headscore.data.errors import InputError
 from headscore.data.options.settings import CaptureSettings

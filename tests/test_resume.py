@@ -19,7 +19,8 @@ import torch
 from test_capture import arrays_of, assert_same
 
 import headscore
-from headscore.capture import prefixes, recorder, reductions, samples, space
+from headscore.capture import prefixes, recorder, reductions, space
+from headscore.capture import tokenising as samples
 from headscore.data.cache.folder import open_cache, shard_files, shard_path
 from headscore.data.cache.reader import Shard
 from headscore.data.cache.shard import shard_bytes

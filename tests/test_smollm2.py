@@ -16,8 +16,8 @@ from test_score import SIGNALS, eager_means
 import headscore
 from headscore.capture.chat import in_chat
 from headscore.capture.models import load_tokenizer
-from headscore.capture.samples import Marker, encode_shards, read_prompts
 from headscore.capture.sources import resolve
+from headscore.capture.tokenising import Marker, encode_shards, read_prompts
 from headscore.data.cache.folder import open_cache
 from headscore.data.cache.reader import Shard
 from headscore.data.cache.shard import ARRAYS

@@ -20,13 +20,14 @@ from test_selfcheck import BERT_SIZES
 from transformers import BertConfig
 
 import headscore
-from headscore.capture import attention, pipeline, reductions, reference
+from headscore.capture import attention, reductions, reference
+from headscore.capture import capturing as pipeline
 from headscore.capture.check_result import SelfCheck
 from headscore.capture.lengths import NO_RULES, LengthRules
 from headscore.capture.spotcheck import FEW_PROMPTS, SHARE_OF_TOKENS, SpotChecks
 from headscore.capture.unfinished import UnfinishedShard
 from headscore.data.cache.folder import open_cache
-from headscore.data.cache.inspection import report
+from headscore.data.cache.inspection import facts_text
 from headscore.data.cache.reader import Shard
 from headscore.data.errors import RunError
 from headscore.data.prompts.tokens import Tokens
@@ -191,7 +192,7 @@ def test_a_spot_check_that_compared_nothing_says_so(
     for cache in (tmp_path / "a", tmp_path / "b"):
         facts = headscore.inspect(cache)
         assert facts["spot_checks"]["ways"] == ["none"] and facts["spot_checks"]["largest_difference"] is None
-        assert "alone, without a comparison" in report(facts)
+        assert "alone, without a comparison" in facts_text(facts)
     assert caplog.text.count("its spot check compared nothing") >= 2
     error = RuntimeError("no such kernel")
     with pytest.raises(RunError, match="llama: fails: RuntimeError: no such kernel"):

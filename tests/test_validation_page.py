@@ -19,7 +19,7 @@ import headscore
 from headscore.data.errors import InputError, printable
 from headscore.data.options.settings import ValidateSettings
 from headscore.score.report.marks import INK
-from headscore.score.report.validation_page import charts, write_report
+from headscore.score.report.validation_page import charts, write_validation_page
 from headscore.score.validated import REPORT_FILE, Measured, validation_of, write_measured
 
 HOSTILE = "<script>alert(1)</script></script><b>@@css@@ & \u202e\"'\\"
@@ -50,7 +50,7 @@ def made(signals: tuple[str, ...] = ("combined", "out"), ks: tuple[int, ...] = (
 
 def written(folder: Path, found: headscore.Validation) -> tuple[str, Any]:
     """The page, and what its script reads."""
-    write_report(folder, found, 0.95)
+    write_validation_page(folder, found, 0.95)
     text = (folder / REPORT_FILE).read_text()
     return text, json.loads(re.search(r'id="page-data">(.*?)</script>', text, re.DOTALL)[1])  # type: ignore[index]
 

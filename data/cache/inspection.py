@@ -78,7 +78,7 @@ def _size(path: Path) -> int:
         return 0
 
 
-def report(facts: dict[str, Any]) -> str:
+def facts_text(facts: dict[str, Any]) -> str:
     """The facts of `inspect` as plain text; characters that could drive a terminal are shown escaped."""
     model, data, settings, dims = (facts[key] for key in ("model", "data", "settings", "dims"))
     shards = facts["shards"]

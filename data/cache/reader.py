@@ -15,12 +15,12 @@ from ..errors import DamagedShardError, HeadscoreError, InputError, one_line
 from ..files.plain import PlainFile
 from ..options.settings import MAX_TOKENS
 from .attributes import shard_metadata
-from .checks import require_row_sums, require_values
 from .kept_columns import checked_kept
 from .layout import checked_layout, linked, too_large
 from .metadata import MAX_HEADS, MAX_LAYERS
 from .shard import ARRAYS, Array, stored_arrays
 from .structures import Structures
+from .value_checks import require_row_sums, require_values
 
 BLOCK_ITEMS = 1 << 22  # values of one array that are read at once, unless a single sample has more
 
@@ -87,7 +87,7 @@ class Shard:
         """An array of ARRAYS by its name, whole, of one layer or some, or of the samples of a block; what is read is checked.
 
         Raises InputError where the shard has no such array, DamagedShardError where its data is damaged or holds values that
-        cannot be (`checks.require_values`), and UnreadableFileError where the system refuses to read it.
+        cannot be (`value_checks.require_values`), and UnreadableFileError where the system refuses to read it.
         """
         shape = self._shape(name)
         dtype, axes = ARRAYS[name]

@@ -25,7 +25,7 @@ logger = logging.getLogger("headscore")
 _FACTS = ("model", "data", "rows", "ablation", "answer", "draws", "noise_floor")
 
 
-def write_report(folder: Path, found: Validation, level: float) -> None:
+def write_validation_page(folder: Path, found: Validation, level: float) -> None:
     """Write validation.html and charts/*.svg, *.png to `folder`, each whole or not at all.
 
     Args:

@@ -12,14 +12,14 @@ from ..data.options.settings import CaptureSettings
 from . import models
 from .chat import in_chat
 from .device import computing_on, profile_of
-from .metadata import data_metadata, with_model
 from .ranks import this_rank
 from .resume import finished_shards, require_same_capture, start_cache
-from .samples import Marker, Prompts, SkipLimit, encode_shard, encode_share, first_samples, without_special_tokens
 from .selfcheck import checked_recorder
 from .shards import Progress, capture_shards
 from .sources import resolve
 from .space import require_space
+from .tokenising import Marker, Prompts, SkipLimit, encode_shard, encode_share, first_samples, without_special_tokens
+from .written_metadata import data_metadata, with_model
 
 logger = logging.getLogger("headscore")
 

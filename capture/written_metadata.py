@@ -12,8 +12,8 @@ from ..data.prompts.alignment import token_texts
 from ..data.prompts.tokens import Sample, marked_text
 from . import models
 from .check_result import SelfCheck
-from .samples import Prompts
 from .sources import Source
+from .tokenising import Prompts
 
 EXAMPLE_TOKENS = 1000
 EXAMPLES = 3  # samples whose tokens are kept as texts
