@@ -20,7 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterf
 from ..data.errors import RunError
 from .exact import exact_attention
 from .projections import output_projection
-from .reductions import LEAST_LOGIT, Softmax
+from .reductions import MIN_LOGIT, Softmax
 
 NAME = "headscore_recording"
 # Looks whether a row of a batch holds several sequences, which none does here, and waits for a GPU to know.
@@ -144,7 +144,7 @@ def _softmax(query: Tensor, mask: Tensor | None, options: dict[str, Any]) -> Sof
     bias = options.get("position_bias")
     if bias is not None:
         if mask is not None and mask.dtype == torch.bool:
-            mask = torch.where(mask, bias, LEAST_LOGIT)
+            mask = torch.where(mask, bias, MIN_LOGIT)
         else:
             mask = bias if mask is None else mask + bias
     sinks = options.get("sinks")
