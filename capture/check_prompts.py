@@ -47,10 +47,10 @@ def check_prompts(
 
     Raises RunError where memory does not hold eager attention over any of them, and CannotRecordError as `Reference`.
     """
-    most = checkable_tokens(model, recorder.heads)
+    most = checkable_tokens(model, recorder.known.heads)
     while True:
         pairs = prompt_pairs(shortest, longest, limits, max(most, MIN_CHECKED))
-        reference = Reference(model, recorder, thorough=True)
+        reference = Reference(model, recorder.known, recorder.all_tokens, thorough=True)
         try:
             found = CheckPrompts(pairs, reference, {})
             found.values.update({_key(prompt): reference(prompt.ids) for prompt in found.prompts})

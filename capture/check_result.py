@@ -2,19 +2,15 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+from transformers import PreTrainedModel
 
 from .lengths import LengthRules
+from .recorder import Recorder
 
 logger = logging.getLogger("headscore")
-
-
-def common(by_layer: Mapping[int, int]) -> int | None:
-    """The number that all layers have, None where they differ in it."""
-    different = set(by_layer.values())
-    return different.pop() if len(different) == 1 else None
 
 
 @dataclass(frozen=True)
@@ -43,7 +39,7 @@ class SelfCheck:
     heads: int
     kv_heads: int | None
     head_dim: int | None
-    way: str
+    way: Literal["recorded", "eager"]
     full_rows: bool
     result_norms: bool
     shared_prefixes: bool
@@ -77,3 +73,18 @@ class SelfCheck:
                 "self-check: the longest prompt has %d tokens, but memory holds eager attention over no more than about %d: "
                 "what begins beyond that is not checked", self.longest, most,
             )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CheckedModel:
+    """A model that has passed the self-check.
+
+    Args:
+        model: as loaded.
+        recorder: the one that the check was made with, and so is right for the model.
+        check: what was found.
+    """
+
+    model: PreTrainedModel
+    recorder: Recorder
+    check: SelfCheck

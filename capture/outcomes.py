@@ -13,9 +13,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..data.errors import HeadscoreError, RunError, one_line
-from .ablation import AttentionLayer, HeadGates, MeanOutputs, Means, gates_without
+from .ablation import HeadGates, MeanOutputs, Means, gates_without
 from .batches import batch_counts, padded
 from .device import computing_on, profile_of
+from .layers import AttentionLayer
 from .lengths import NO_RULES, LengthRules
 from .model_state import ModelState
 from .out_of_memory import is_out_of_memory

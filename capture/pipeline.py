@@ -16,7 +16,7 @@ from .metadata import data_metadata, with_model
 from .ranks import this_rank
 from .resume import finished_shards, require_same_capture, start_cache
 from .samples import Marker, Prompts, SkipLimit, encode_shard, encode_share, first_samples, without_special_tokens
-from .selfcheck import checked_recorder
+from .selfcheck import checked_model
 from .shards import Progress, capture_shards
 from .sources import resolve
 from .space import require_space
@@ -56,7 +56,7 @@ def captured(
         return _frame([])
     in_order = (own.get(number) or encode_shard(prompts, number, tokenizer, settings) for number in range(count))
     first = first_samples(prompts, in_order, share.skipped, marker, settings)
-    checked = encoded or first
+    prompts_to_check = encoded or first
     metadata = data_metadata(settings, dtype, tokenizer, prompts, count, first)
     kept = require_same_capture(out, metadata, overwrite, own)
     require_space(out, own, kept, settings, config, profile_of(device).together)
@@ -64,14 +64,14 @@ def captured(
     quantised = bool(getattr(config, "quantization_config", None) or source.arguments.get("quantization_config"))
     with computing_on(device):  # what a model's code makes as it loads may go to the current device
         model = models.load_model(source, dtype, device, settings.device_map, quantised=quantised)
-    models.require_same_vocabulary(source, model, max(int(prompt.ids.max()) for prompt in checked))
+    models.require_same_vocabulary(source, model, max(int(prompt.ids.max()) for prompt in prompts_to_check))
     logger.info("%s: %s on %s", settings.model, dtype, "several devices" if settings.device_map else device)
     with computing_on(device):
-        recorder, check = checked_recorder(model, checked, dtype, settings)
-        check.log()
-        cache = start_cache(out, with_model(metadata, source, model, check), overwrite, rank)
+        checked = checked_model(model, prompts_to_check, dtype, settings)
+        checked.check.log()
+        cache = start_cache(out, with_model(metadata, source, model, checked.check), overwrite, rank)
         limit = SkipLimit(settings, len(prompts.drawn), len(share.skipped))
-        made = capture_shards(cache, own, marker, model, recorder, settings, limit, progress, check)
+        made = capture_shards(cache, own, marker, checked, settings, limit, progress)
 
     finished = finished_shards(cache)
     lines, skipped = finished.lines, finished.skipped

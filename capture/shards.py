@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from transformers import PreTrainedModel
 
 from ..data.cache import SKIPPED_FILE, Cache, shard_path
 from ..data.errors import InputError, RunError
@@ -18,11 +17,10 @@ from ..data.kept_columns import as_stored, of_rows
 from ..data.settings import CaptureSettings
 from ..data.shard import Array, write_shard
 from ..data.tokens import Skipped
-from .check_result import SelfCheck
+from .check_result import CheckedModel
 from .device import profile_of
 from .interrupts import Interrupts
 from .prefixes import prompt_groups
-from .recorder import Recorder
 from .resume import require_ours
 from .runner import Runner, Work
 from .samples import EncodedShard, Marker, ShardSamples, SkipLimit
@@ -38,12 +36,10 @@ def capture_shards(
     cache: Cache,
     shards: Mapping[int, EncodedShard],
     marker: Marker,
-    model: PreTrainedModel,
-    recorder: Recorder,
+    checked: CheckedModel,
     settings: CaptureSettings,
     limit: SkipLimit,
     progress: Progress | None,
-    check: SelfCheck,
 ) -> int:
     """Make those of the shards (by number) that are not there whole, and return how many were made.
 
@@ -54,13 +50,14 @@ def capture_shards(
     RunError where the disk refuses, the model fails, or a sample gives values that are not finite (with `--on-nan skip`: where
     that makes too many), and KeyboardInterrupt after a Ctrl-C; whole shards stay in any case.
     """
+    model, recorder, check = checked.model, checked.recorder, checked.check
     runner = Runner(model, recorder, settings.batch_tokens or 1, settings.batch_size, rules=check.rules, longest=check.longest)
     profile = profile_of(model.device)
     parts = list(_run_together(shards, profile.together))
     prompts = [prompt for shard in shards.values() for prompt in shard.prompts]
     longest = max(prompts, key=lambda prompt: len(prompt.ids), default=None)
     dtype, seed = cache.metadata["settings"]["dtype"], settings.seed
-    spot_checks = SpotChecks(model, recorder, check, dtype, seed, prompts)
+    spot_checks = SpotChecks(checked, dtype, seed, prompts)
     done, made, stopped = 0, 0, False
     unfinished: dict[int, tuple[Work, UnfinishedShard]] = {}
     writing: deque[Future[None]] = deque()

@@ -13,14 +13,14 @@ from ..data.rows import Row, data_file, read_data, sample_rows
 from ..data.settings import CaptureSettings, ValidateSettings
 from ..data.templates import BUILT_IN_TEMPLATES, Template
 from . import models
-from .ablation import AttentionLayer, layers_heard
 from .chat import CHAT_TEMPLATE, in_chat
 from .device import computing_on
+from .layers import AttentionLayer
 from .outcomes import Evaluator
 from .questions import Question, questions_of
 from .ranks import this_rank
 from .samples import Prompts, encode_shards
-from .selfcheck import checked_recorder
+from .selfcheck import checked_model
 from .sources import resolve
 
 logger = logging.getLogger("headscore")
@@ -101,11 +101,11 @@ def opened_for(record: Mapping[str, Any], options: ValidateSettings) -> Opened:
     fingerprint = models.model_fingerprint(decoder, source.adapter.sha256 if source.adapter else "")
     other_model = _is_other_model(record, fingerprint, source.name, dtype, options)
     with computing_on(device):
-        recorder, check = checked_recorder(decoder, shard.prompts, dtype, settings)
-    check.log()
-    layers = layers_heard(recorder)
+        checked = checked_model(decoder, shard.prompts, dtype, settings)
+    checked.check.log()
+    layers = checked.recorder.known.layers
     evaluator = Evaluator(
-        model, layers, questions, rules=check.rules, batch_tokens=options.batch_tokens, batch_size=options.batch_size
+        model, layers, questions, rules=checked.check.rules, batch_tokens=options.batch_tokens, batch_size=options.batch_size
     )
     subject = {
         "model": fingerprint,

@@ -187,7 +187,7 @@ def test_running_out_of_memory_halves_the_batch(
             raise torch.OutOfMemoryError("no memory")
         real_start(self, lengths, *prefix, **options)
 
-    monkeypatch.setattr(shards.Recorder, "start", start)
+    monkeypatch.setattr(recorder.Recorder, "start", start)
     headscore.capture(tmp_path / "c", model=str(llama), max_samples=24, shard_size=10, queries="all_tokens", seed=7)
     assert_same(arrays_of(cache), arrays_of(tmp_path / "c"), exactly=False)
 
@@ -200,7 +200,7 @@ def test_out_of_memory_with_one_sample_says_what_to_lower(llama: Path, tmp_path:
         raise torch.OutOfMemoryError("no memory")
 
     def capture_shards(*of: Any) -> int:  # the self-check has passed
-        monkeypatch.setattr(shards.Recorder, "start", forward_runs_out)
+        monkeypatch.setattr(recorder.Recorder, "start", forward_runs_out)
         return shards.capture_shards(*of)
 
     monkeypatch.setattr(pipeline, "capture_shards", capture_shards)
@@ -422,7 +422,7 @@ def test_shards_that_fill_batches_together_and_padding_change_nothing(
     widths: set[int] = set()
     real = recorder.Recorder.run
     spy = lambda self, model, **inputs: (widths.add(inputs["input_ids"].shape[1] % 8), real(self, model, **inputs))[1]  # noqa: E731
-    monkeypatch.setattr(shards.Recorder, "run", spy)
+    monkeypatch.setattr(recorder.Recorder, "run", spy)
     headscore.capture(tmp_path / "c", share_prefixes=False, **options)
     assert 0 in widths
     assert_same(arrays_of(tmp_path / "one"), arrays_of(tmp_path / "c"), exactly=False)
