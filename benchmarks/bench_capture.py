@@ -55,7 +55,7 @@ from headscore.capture.device import computing_on
 from headscore.capture.metadata import data_metadata, with_model
 from headscore.capture.samples import EncodedShard, Marker, ShardSamples, SkipLimit, encode_shards, read_prompts
 from headscore.capture.selfcheck import checked_model
-from headscore.capture.shards import capture_shards
+from headscore.capture.shards import ShardMaker
 from headscore.capture.sources import resolve
 from headscore.data.cache import Cache, write_metadata
 from headscore.data.metadata import Metadata
@@ -138,7 +138,7 @@ class Prompts:
             limit, checked = SkipLimit(settings, self._arguments.samples, 0), self._checked[queries]
             checked = replace(checked, check=replace(checked.check, shared_prefixes=share))
             with computing_on(self._base.device):
-                capture_shards(cache, dict(enumerate(shards)), marker, checked, settings, limit, None)
+                ShardMaker(cache, dict(enumerate(shards)), marker, checked, settings, limit).run(None)
 
     def _settings(self, queries: str, share: bool, spot_checks: bool = True) -> CaptureSettings:
         names = ("data", "template", "max_length") if self._arguments.data else ()

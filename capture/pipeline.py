@@ -17,7 +17,7 @@ from .ranks import this_rank
 from .resume import finished_shards, require_same_capture, start_cache
 from .samples import Marker, Prompts, SkipLimit, encode_shard, encode_share, first_samples, without_special_tokens
 from .selfcheck import checked_model
-from .shards import Progress, capture_shards
+from .shards import Progress, ShardMaker
 from .sources import resolve
 from .space import require_space
 
@@ -71,7 +71,7 @@ def captured(
         checked.check.log()
         cache = start_cache(out, with_model(metadata, source, model, checked.check), overwrite, rank)
         limit = SkipLimit(settings, len(prompts.drawn), len(share.skipped))
-        made = capture_shards(cache, own, marker, checked, settings, limit, progress)
+        made = ShardMaker(cache, own, marker, checked, settings, limit).run(progress)
 
     finished = finished_shards(cache)
     lines, skipped = finished.lines, finished.skipped

@@ -199,11 +199,12 @@ def test_out_of_memory_with_one_sample_says_what_to_lower(llama: Path, tmp_path:
         tried.append(len(lengths))
         raise torch.OutOfMemoryError("no memory")
 
-    def capture_shards(*of: Any) -> int:  # the self-check has passed
-        monkeypatch.setattr(recorder.Recorder, "start", forward_runs_out)
-        return shards.capture_shards(*of)
+    class ShardMaker(shards.ShardMaker):
+        def run(self, *of: Any) -> int:  # the self-check has passed
+            monkeypatch.setattr(recorder.Recorder, "start", forward_runs_out)
+            return super().run(*of)
 
-    monkeypatch.setattr(pipeline, "capture_shards", capture_shards)
+    monkeypatch.setattr(pipeline, "ShardMaker", ShardMaker)
     monkeypatch.setitem(device.PROFILES, "cpu", replace(device.PROFILES["cpu"], batch_overhead=5000))  # all in one batch
     with pytest.raises(RunError, match="lower max_length"):
         headscore.capture(tmp_path / "c", model=str(llama), max_samples=4, share_prefixes=False, batch_tokens=5000)
