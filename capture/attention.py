@@ -78,13 +78,14 @@ def recording(model: PreTrainedModel, listener: Listener) -> Iterator[None]:
     if not model._can_set_attn_implementation():
         raise UnsupportedModelError(f"{model.config.model_type}: does not use transformers' attention interface")
     projections: dict[nn.Module, nn.Module | None] = {}
-    hooks: list[Any] = []
+    hooks = contextlib.ExitStack()
 
     def projection_of(module: nn.Module, width: int) -> nn.Module | None:
         if module not in projections:
             found = projections[module] = output_projection(module, width)
             if found is not None:
-                hooks.append(found.register_forward_pre_hook(lambda _, inputs: listener.project(inputs[0])))
+                hook = found.register_forward_pre_hook(lambda _, inputs: listener.project(inputs[0]))
+                hooks.callback(hook.remove)
         return projections[module]
 
     def attend(
@@ -103,6 +104,13 @@ def recording(model: PreTrainedModel, listener: Listener) -> Iterator[None]:
             listener.project(output.flatten(2))
         return output, None
 
+    with hooks, _attending(model, attend):
+        yield
+
+
+@contextlib.contextmanager
+def _attending(model: PreTrainedModel, attend: Callable[..., tuple[Tensor, None]]) -> Iterator[None]:
+    """Within this context `model` calls `attend` in place of its attention function, with the masks that SDPA gets."""
     previous = model.config._attn_implementation
     packed = getattr(masking_utils, _PACKED, None)
     if packed:
@@ -118,8 +126,6 @@ def recording(model: PreTrainedModel, listener: Listener) -> Iterator[None]:
             setattr(masking_utils, _PACKED, packed)
         for interface in (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS):
             interface._global_mapping.pop(NAME, None)
-        for hook in hooks:
-            hook.remove()
 
 
 def _require_understood(module: nn.Module, key: Tensor, mask: Tensor | None, options: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from parity import assert_parity
 from transformers import LlamaConfig
 
 import headscore
-from headscore.capture import attention, device, pipeline, prefixes, recorder, reductions, shards, space
+from headscore.capture import attention, device, models, pipeline, prefixes, recorder, reductions, shards, space
 from headscore.capture.batches import batch_counts, longest_first
 from headscore.capture.lengths import LengthRules
 from headscore.capture.runner import Runner
@@ -443,7 +443,7 @@ def test_shards_that_memory_does_not_hold_are_refused_before_the_model_is_loaded
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(space, "free_bytes", lambda device: 200_000)
-    monkeypatch.setattr(pipeline.models, "load_model", lambda *_, **__: pytest.fail("was loaded"))
+    monkeypatch.setattr(models, "load_model", lambda *_, **__: pytest.fail("was loaded"))
     with pytest.raises(InputError, match=r"shard_size: the shards in hand need about .* of main memory.*give shard_size=\d+"):
         headscore.capture(tmp_path / "c", model=str(llama), max_samples=24)
     assert not (tmp_path / "c").exists()
