@@ -38,7 +38,7 @@ def attention_layers(model: PreTrainedModel) -> dict[int, AttentionLayer]:
                 recorder.run(decoder, input_ids=tokens, use_cache=False)
                 recorder.take()
             return dict(recorder.known.layers)
-        except Exception as error:  # of a model that goes by another way, or of none
+        except Exception as error:  # whatever an architecture's code raises
             failure = failure or error
     raise failure  # type: ignore[misc]
 

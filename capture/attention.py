@@ -42,11 +42,17 @@ class UnsupportedModelError(CannotRecordError):
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """One attention layer's forward pass: query [B,H,T,D], key [B,G,P+T,D], value [B,G,P+T,D'].
+    """One attention layer's forward pass.
 
-    projection: the layer's output projection, None where it has none. `sdpa()` makes the heads' output [B,T,H,D'] by SDPA,
-    where `softmax` is plain. `exact(b)` makes the patterns [H,T,P+T] and the output [T,H,D'] of sample b in float32, by the
-    model's own eager attention function.
+    Args:
+        module: the attention module.
+        projection: the layer's output projection, None where it has none.
+        query: [B,H,T,D].
+        key: [B,G,P+T,D], of which the first P are those of a shared prefix.
+        value: [B,G,P+T,D'].
+        softmax: how logits become weights.
+        sdpa: makes the heads' output [B,T,H,D'] by SDPA, which is right where `softmax.plain`.
+        exact: makes the patterns [H,T,P+T] and the output [T,H,D'] of one sample in float32, by its own eager attention.
     """
 
     module: nn.Module

@@ -88,5 +88,5 @@ class BatchBuffers:
         return Recording.of(whole, self.layers)
 
     def as_prefix(self, tokens: int, kv_cache: Cache) -> Prefix:
-        """The prefix of so many tokens that was run, with the keys and values that the model left in `kv_cache`."""
+        """The prefix of `tokens` tokens that was run, with the keys and values that the model left in `kv_cache`."""
         return Prefix(tokens, SharedPrefix(kv_cache.layers), self._sums)

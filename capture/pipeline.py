@@ -26,9 +26,16 @@ logger = logging.getLogger("headscore")
 def captured(
     out: Path, settings: CaptureSettings, prompts: Prompts, overwrite: bool, progress: Progress | None
 ) -> pl.DataFrame:
-    """Make this process's share of the shards of a cache that are not there yet; see `headscore.capture` in `call.py`.
+    """Make those shards of this process's share that are not in the cache yet; see `headscore.capture` in `call.py`.
 
-    prompts: as `call.checked_prompts` gives them. Returns one line per sample that is stored by now.
+    Args:
+        out: the cache folder.
+        settings: of the capture.
+        prompts: as `call.checked_prompts` gives them.
+        overwrite: replace another capture.
+        progress: called with (samples done, samples in all).
+
+    Returns one line per sample that is stored by now. Raises InputError and RunError as `capture`.
     """
     started, rank = time.monotonic(), this_rank()
     remove_leftovers(out / SHARDS_FOLDER)

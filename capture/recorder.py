@@ -242,7 +242,7 @@ class Recorder:
         return batch.recording()
 
     def take_prefix(self, tokens: int, kv_cache: Cache) -> Prefix:
-        """The batch of one that was run, as a prefix of so many tokens."""
+        """The batch, of a single prefix of `tokens` tokens, for prompts that begin with it."""
         batch = self._batch
         self.clear()
         return batch.as_prefix(tokens, kv_cache)

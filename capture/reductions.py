@@ -29,9 +29,12 @@ BITS = math.log2(math.e)  # bits in a nat
 class Softmax:
     """How a layer turns q·k into weights: softmax over keys of capped(q·k · scaling) + mask, with a sink beside the keys.
 
-    mask: None or [B or 1, H or 1, T, P+T] (boolean: True is attended; float: added to the logits). softcap: c in
-    c · tanh(logits / c) (Gemma 2). sinks: [B or 1, H, T or 1, 1], the logit of one more key that nothing is read from
-    (gpt-oss); a pattern row then sums to less than 1.
+    Args:
+        scaling: factor on q·k.
+        mask: None or [B or 1, H or 1, T, P+T]. Boolean: True is attended; float: added to the logits.
+        softcap: c in c · tanh(logits / c) (Gemma 2).
+        sinks: [B or 1, H, T or 1, 1], the logit of one more key from which nothing is read (gpt-oss). A pattern row then sums
+            to less than 1.
     """
 
     scaling: float
@@ -48,8 +51,13 @@ class Softmax:
 def last_token_patterns(query: Tensor, key: Tensor, lengths: Tensor, softmax: Softmax) -> Tensor:
     """The pattern row of each sample's last real token, over keys up to that token.
 
-    query [B,H,T,D], key [B,G,P+T,D] whose first P are those of a shared prefix, lengths [B] of the real queries ->
-    [B,H,P+T]; each row sums to 1 (with sinks to less) and is exactly 0 after the last real token.
+    Args:
+        query: [B,H,T,D].
+        key: [B,G,P+T,D], of which the first P are those of a shared prefix.
+        lengths: [B], the real queries of each sample.
+        softmax: how logits become weights.
+
+    Returns [B,H,P+T]. Each row sums to 1 (with sinks to less) and is exactly 0 after the last real token.
     """
     last = lengths - 1
     each = torch.arange(len(last), device=query.device)

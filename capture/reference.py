@@ -1,4 +1,4 @@
-"""What the model's own eager attention gives for one prompt, alone and whole: what recorded values are held against."""
+"""What the model's own eager attention gives for one prompt, alone and whole; recorded values are compared with it."""
 
 import contextlib
 from collections import defaultdict

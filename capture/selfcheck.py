@@ -176,7 +176,10 @@ class _Passes:
     def together(self, samples: Sequence[Tokens], groups: Sequence[Group], longest: int) -> list[tuple[Recorded, int]]:
         """For each sample what is recorded of its batch, and its position in it; every group makes one batch.
 
-        longest: as of a `Runner`.
+        Args:
+            samples: to be run.
+            groups: their numbers.
+            longest: as of a `Runner`.
         """
         return self._run(samples, groups, self.rules, longest)
 

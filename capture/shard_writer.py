@@ -18,7 +18,7 @@ class ShardWriter:
 
     Args:
         cache: the shards' cache, whose metadata each of them gets.
-        max_waiting: so many shards may wait for being written; with more, `write` waits.
+        max_waiting: maximum of shards that wait to be written; beyond that `write` waits.
     """
 
     def __init__(self, cache: Cache, max_waiting: int):

@@ -190,7 +190,7 @@ class ShardMaker:
 
 
 def _run_together(shards: Mapping[int, EncodedShard], tokens: int) -> Iterator[list[int]]:
-    """The numbers of shards in parts that are run together; a part ends with the shard that brings it to so many tokens."""
+    """The numbers of shards in parts that are run together; a part ends with the shard that brings it to `tokens`."""
     numbers, so_far = list[int](), 0
     for number, shard in shards.items():
         numbers.append(number)

@@ -1,4 +1,4 @@
-"""Runs some samples of every shard once more, alone and whole, before the shard is written: a net under all that is clever.
+"""Runs some samples of every shard once more, alone and whole, before the shard is written.
 
 Batches, padding, shared prefixes and the recording itself should change nothing. The self-check shows that for a few prompts;
 this shows it for prompts of every shard, with what is about to be written.
@@ -22,7 +22,7 @@ from .runner import Runner, Work
 
 logger = logging.getLogger("headscore")
 
-# In half precision one head of many may be further off by rounding alone, so many times the tolerance of the self-check.
+# Factor on the self-check's tolerance: in half precision one head of many may be further off by rounding alone.
 _LOW_PRECISION = 3
 
 # A checked token costs about three of those that are captured, as each sample is run alone and whole by eager attention.
