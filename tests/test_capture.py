@@ -20,6 +20,7 @@ import headscore
 from headscore.capture import attention, device, models, pipeline, prefixes, recorder, reductions, shards, space
 from headscore.capture.batches import batch_counts, longest_first
 from headscore.capture.lengths import LengthRules
+from headscore.capture.recorded import Recorded
 from headscore.capture.runner import Runner
 from headscore.capture.samples import EncodedShard
 from headscore.capture.space import require_space
@@ -343,6 +344,36 @@ def test_what_follows_the_last_attention_is_run_once_and_never_again(llama: Path
     for name, values in found[0].arrays.items():
         np.testing.assert_array_equal(values, found[2].arrays[name])
         assert not np.array_equal(values, found[1].arrays[name])
+
+
+def one_pass(listener: recorder.Recorder, model: Any) -> Recorded:
+    listener.start(torch.tensor([10]))
+    listener.run(model, input_ids=torch.arange(2, 12)[None], use_cache=False)
+    return listener.take().finish()
+
+
+def test_a_layer_that_has_attention_in_some_passes_only_is_refused() -> None:
+    model = tiny.build(tiny.CONFIGS["llama"]()).get_decoder()
+    first, second, third = model.layers
+    listener = recorder.Recorder(all_tokens=False)
+    with torch.inference_mode(), listener.listening(model):
+        model.layers = torch.nn.ModuleList([first, second])
+        assert one_pass(listener, model).layers == list(listener.known.layers) == [0, 1]
+        model.layers = torch.nn.ModuleList([first, third])
+        with pytest.raises(attention.UnsupportedModelError, match="layer 2: has attention in some passes only"):
+            one_pass(listener, model)
+
+
+def test_one_layer_without_output_projection_leaves_no_result_norms_in_any_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.build(tiny.CONFIGS["llama"]()).get_decoder()
+    real = attention.output_projection
+    last_has_none = lambda module, width: None if module.layer_idx == 2 else real(module, width)  # noqa: E731
+    monkeypatch.setattr(attention, "output_projection", last_has_none)
+    listener = recorder.Recorder(all_tokens=True)
+    with torch.inference_mode(), listener.listening(model):
+        passes = [one_pass(listener, model).arrays for _ in range(2)]
+    assert not listener.known.results
+    assert passes[0].keys() == passes[1].keys() and not any("result_norm" in name for name in passes[0])
 
 
 @pytest.mark.parametrize(("name", "expected"), [("llama", {False}), ("mistral_window", {True})])
