@@ -48,7 +48,7 @@ from .score.validated import (
 )
 
 if TYPE_CHECKING:
-    from .capture.ablation import AttentionLayer
+    from .capture.layers import AttentionLayer
 
 logger = logging.getLogger("headscore")
 

@@ -50,10 +50,10 @@ from shapes import PRESETS
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from headscore.capture import models
+from headscore.capture.check_result import CheckedModel
 from headscore.capture.device import computing_on
-from headscore.capture.recorder import Recorder
-from headscore.capture.selfcheck import checked_recorder
-from headscore.capture.shards import capture_shards
+from headscore.capture.selfcheck import checked_model
+from headscore.capture.shards import ShardMaker
 from headscore.capture.sources import resolve
 from headscore.capture.tokenising import EncodedShard, Marker, ShardSamples, SkipLimit, encode_shards, read_prompts
 from headscore.capture.written_metadata import data_metadata, with_model
@@ -117,15 +117,15 @@ class Prompts:
         shards, marker = self._shards(self._settings("last_token", True))
         samples = [prompt for shard in shards for prompt in shard.prompts]
         self.ids = [prompt.ids for prompt in samples]
-        self._recorders: dict[str, Recorder] = {}
+        self._checked: dict[str, CheckedModel] = {}
         self._metadata: dict[str, Metadata] = {}
         for queries in {OURS[way] for way in arguments.ways if way in OURS}:
             settings = self._settings(queries, True)
             with computing_on(self._base.device):
-                self._recorders[queries], self._check = checked_recorder(self._base, samples, arguments.dtype, settings)
+                checked = self._checked[queries] = checked_model(self._base, samples, arguments.dtype, settings)
             first = marker(shards[0]).samples
             metadata = data_metadata(settings, arguments.dtype, self._tokenizer, self._read, len(shards), first)
-            self._metadata[queries] = with_model(metadata, self._source, self._base, self._check)
+            self._metadata[queries] = with_model(metadata, self._source, self._base, checked.check)
 
     def capture(self, queries: str, share: bool, spot_checks: bool) -> None:
         """All shards, made in a folder of their own; a data file is read and tokenised each time, as it is in a capture."""
@@ -135,10 +135,10 @@ class Prompts:
             (Path(folder) / "shards").mkdir()
             cache = Cache(Path(folder), self._metadata[queries], (), len(shards))
             write_metadata(cache.path, cache.metadata, keep_existing=False)
-            limit, recorder = SkipLimit(settings, self._arguments.samples, 0), self._recorders[queries]
-            check = replace(self._check, shared_prefixes=share)
+            limit, checked = SkipLimit(settings, self._arguments.samples, 0), self._checked[queries]
+            checked = replace(checked, check=replace(checked.check, shared_prefixes=share))
             with computing_on(self._base.device):
-                capture_shards(cache, dict(enumerate(shards)), marker, self._base, recorder, settings, limit, None, check)
+                ShardMaker(cache, dict(enumerate(shards)), marker, checked, settings, limit).run(None)
 
     def _settings(self, queries: str, share: bool, spot_checks: bool = True) -> CaptureSettings:
         names = ("data", "template", "max_length") if self._arguments.data else ()

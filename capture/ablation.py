@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
@@ -12,6 +11,7 @@ from transformers import PreTrainedModel
 from ..data.errors import InputError
 from ..data.options.settings import How
 from .device import computing_on
+from .layers import AttentionLayer
 from .models import decoder_of
 from .recorder import Recorder
 
@@ -21,23 +21,6 @@ if TYPE_CHECKING:
 Means = Mapping[int, Tensor]  # of z, [H,D] by layer
 
 _PROBE_TOKENS = 4
-
-
-@dataclass(frozen=True)
-class AttentionLayer:
-    """An attention layer of a model.
-
-    Args:
-        projection: its output projection, None where it has none.
-        heads: query heads.
-        kv_heads: groups of them that share a key.
-        attention: the layer itself.
-    """
-
-    projection: nn.Module | None
-    heads: int
-    kv_heads: int
-    attention: nn.Module | None = None
 
 
 def attention_layers(model: PreTrainedModel) -> dict[int, AttentionLayer]:
@@ -54,20 +37,10 @@ def attention_layers(model: PreTrainedModel) -> dict[int, AttentionLayer]:
                 tokens = torch.zeros((1, _PROBE_TOKENS), dtype=torch.long, device=decoder.device)
                 recorder.run(decoder, input_ids=tokens, use_cache=False)
                 recorder.take()
-            return layers_heard(recorder)
-        except Exception as error:  # of a model that goes by another way, or of none
+            return dict(recorder.known.layers)
+        except Exception as error:  # whatever an architecture's code raises
             failure = failure or error
     raise failure  # type: ignore[misc]
-
-
-def layers_heard(recorder: Recorder) -> dict[int, AttentionLayer]:
-    """The attention layers of the model that a recorder has heard."""
-    return {
-        layer: AttentionLayer(
-            recorder.projections.get(layer), recorder.heads, recorder.kv_heads[layer], recorder.modules[layer]
-        )
-        for layer in sorted(recorder.modules)
-    }
 
 
 class HeadGates:

@@ -20,7 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterf
 from ..data.errors import RunError
 from .exact import exact_attention
 from .projections import output_projection
-from .reductions import LEAST_LOGIT, Softmax
+from .reductions import MIN_LOGIT, Softmax
 
 NAME = "headscore_recording"
 # Looks whether a row of a batch holds several sequences, which none does here, and waits for a GPU to know.
@@ -42,11 +42,17 @@ class UnsupportedModelError(CannotRecordError):
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """One attention layer's forward pass: query [B,H,T,D], key [B,G,P+T,D], value [B,G,P+T,D'].
+    """One attention layer's forward pass.
 
-    projection: the layer's output projection, None where it has none. `sdpa()` makes the heads' output [B,T,H,D'] by SDPA,
-    where `softmax` is plain. `exact(b)` makes the patterns [H,T,P+T] and the output [T,H,D'] of sample b in float32, by the
-    model's own eager attention function.
+    Args:
+        module: the attention module.
+        projection: the layer's output projection, None where it has none.
+        query: [B,H,T,D].
+        key: [B,G,P+T,D], of which the first P are those of a shared prefix.
+        value: [B,G,P+T,D'].
+        softmax: how logits become weights.
+        sdpa: makes the heads' output [B,T,H,D'] by SDPA, which is right where `softmax.plain`.
+        exact: makes the patterns [H,T,P+T] and the output [T,H,D'] of one sample in float32, by its own eager attention.
     """
 
     module: nn.Module
@@ -78,13 +84,14 @@ def recording(model: PreTrainedModel, listener: Listener) -> Iterator[None]:
     if not model._can_set_attn_implementation():
         raise UnsupportedModelError(f"{model.config.model_type}: does not use transformers' attention interface")
     projections: dict[nn.Module, nn.Module | None] = {}
-    hooks: list[Any] = []
+    hooks = contextlib.ExitStack()
 
     def projection_of(module: nn.Module, width: int) -> nn.Module | None:
         if module not in projections:
             found = projections[module] = output_projection(module, width)
             if found is not None:
-                hooks.append(found.register_forward_pre_hook(lambda _, inputs: listener.project(inputs[0])))
+                hook = found.register_forward_pre_hook(lambda _, inputs: listener.project(inputs[0]))
+                hooks.callback(hook.remove)
         return projections[module]
 
     def attend(
@@ -103,6 +110,13 @@ def recording(model: PreTrainedModel, listener: Listener) -> Iterator[None]:
             listener.project(output.flatten(2))
         return output, None
 
+    with hooks, _attending(model, attend):
+        yield
+
+
+@contextlib.contextmanager
+def _attending(model: PreTrainedModel, attend: Callable[..., tuple[Tensor, None]]) -> Iterator[None]:
+    """Within this context `model` calls `attend` in place of its attention function, with the masks that SDPA gets."""
     previous = model.config._attn_implementation
     packed = getattr(masking_utils, _PACKED, None)
     if packed:
@@ -118,8 +132,6 @@ def recording(model: PreTrainedModel, listener: Listener) -> Iterator[None]:
             setattr(masking_utils, _PACKED, packed)
         for interface in (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS):
             interface._global_mapping.pop(NAME, None)
-        for hook in hooks:
-            hook.remove()
 
 
 def _require_understood(module: nn.Module, key: Tensor, mask: Tensor | None, options: dict[str, Any]) -> None:
@@ -144,7 +156,7 @@ def _softmax(query: Tensor, mask: Tensor | None, options: dict[str, Any]) -> Sof
     bias = options.get("position_bias")
     if bias is not None:
         if mask is not None and mask.dtype == torch.bool:
-            mask = torch.where(mask, bias, LEAST_LOGIT)
+            mask = torch.where(mask, bias, MIN_LOGIT)
         else:
             mask = bias if mask is None else mask + bias
     sinks = options.get("sinks")

@@ -23,10 +23,12 @@ def capture(
 ) -> "pl.DataFrame":
     """Run a model once over a data file and store what the scores need; the library call of `headscore capture`.
 
-    out: the cache folder. If it already holds shards of the same capture, only the missing ones are made; `overwrite=True`
-    replaces another capture. Under a launcher of several processes (see `ranks.py`) each makes its share of the shards.
-    progress: called with (samples done, samples in all) of this process. options: the fields of CaptureSettings, by the names
-    and with the defaults of the command line.
+    Args:
+        out: the cache folder. If it holds shards of the same capture, only the missing ones are made. Under a launcher of
+            several processes (see `ranks.py`) each process makes its share of the shards.
+        overwrite: replace another capture that is in the folder.
+        progress: called with (samples done, samples in all) of this process.
+        options: the fields of CaptureSettings, by the names and with the defaults of the command line.
 
     Returns one line per sample that is stored by now: `sample`, `row` (0-based in the data file), `tokens`, `shard`.
     Raises InputError for options, data, model or an existing cache that cannot be used, RunError where the run fails.

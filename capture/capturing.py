@@ -9,14 +9,13 @@ import polars as pl
 from ..data.cache.folder import SHARDS_FOLDER, write_skipped
 from ..data.files.whole_file import remove_leftovers
 from ..data.options.settings import CaptureSettings
-from . import models
 from .chat import in_chat
+from .chosen_model import chosen_model
 from .device import computing_on, profile_of
-from .ranks import this_rank
-from .resume import finished_shards, require_same_capture, start_cache
-from .selfcheck import checked_recorder
-from .shards import Progress, capture_shards
-from .sources import resolve
+from .ranks import Rank, this_rank
+from .resume import Finished, finished_shards, require_same_capture, start_cache
+from .selfcheck import checked_model
+from .shards import Progress, ShardMaker
 from .space import require_space
 from .tokenising import Marker, Prompts, SkipLimit, encode_shard, encode_share, first_samples, without_special_tokens
 from .written_metadata import data_metadata, with_model
@@ -27,24 +26,26 @@ logger = logging.getLogger("headscore")
 def captured(
     out: Path, settings: CaptureSettings, prompts: Prompts, overwrite: bool, progress: Progress | None
 ) -> pl.DataFrame:
-    """Make this process's share of the shards of a cache that are not there yet; see `headscore.capture` in `call.py`.
+    """Make those shards of this process's share that are not in the cache yet; see `headscore.capture` in `call.py`.
 
-    prompts: as `call.checked_prompts` gives them. Returns one line per sample that is stored by now.
+    Args:
+        out: the cache folder.
+        settings: of the capture.
+        prompts: as `call.checked_prompts` gives them.
+        overwrite: replace another capture.
+        progress: called with (samples done, samples in all).
+
+    Returns one line per sample that is stored by now. Raises InputError and RunError as `capture`.
     """
     started, rank = time.monotonic(), this_rank()
     remove_leftovers(out / SHARDS_FOLDER)
-    device = models.resolve_device(settings.device, rank)
     if settings.device_map and rank.beside > 1:
         logger.warning(
             "--device-map: each of the %d processes of this machine spreads its model over all GPUs that it sees; "
             "start one, or give each GPUs of its own (CUDA_VISIBLE_DEVICES)", rank.beside,
         )  # fmt: skip
-    dtype = models.resolve_dtype(settings.dtype, device)
-    source = resolve(
-        settings.model, settings.trust_remote_code, settings.model_arguments(), settings.revision, settings.adapter
-    )
-    config = models.load_config(source)
-    tokenizer = models.load_tokenizer(source)
+    chosen = chosen_model(settings, rank)
+    tokenizer = chosen.tokenizer
     if settings.chat:
         prompts = in_chat(prompts, tokenizer, settings)
     share = encode_share(prompts, tokenizer, settings, rank)
@@ -56,37 +57,38 @@ def captured(
         return _frame([])
     in_order = (own.get(number) or encode_shard(prompts, number, tokenizer, settings) for number in range(count))
     first = first_samples(prompts, in_order, share.skipped, marker, settings)
-    checked = encoded or first
-    metadata = data_metadata(settings, dtype, tokenizer, prompts, count, first)
+    known_prompts = encoded or first
+    metadata = data_metadata(settings, chosen.dtype, tokenizer, prompts, count, first)
     kept = require_same_capture(out, metadata, overwrite, own)
-    require_space(out, own, kept, settings, config, profile_of(device).together)
+    require_space(out, own, kept, settings, chosen.config, profile_of(chosen.device).together)
 
-    quantised = bool(getattr(config, "quantization_config", None) or source.arguments.get("quantization_config"))
-    with computing_on(device):  # what a model's code makes as it loads may go to the current device
-        model = models.load_model(source, dtype, device, settings.device_map, quantised=quantised)
-    models.require_same_vocabulary(source, model, max(int(prompt.ids.max()) for prompt in checked))
-    logger.info("%s: %s on %s", settings.model, dtype, "several devices" if settings.device_map else device)
-    with computing_on(device):
-        recorder, check = checked_recorder(model, checked, dtype, settings)
-        check.log()
-        cache = start_cache(out, with_model(metadata, source, model, check), overwrite, rank)
-        limit = SkipLimit(settings, len(prompts.drawn), len(share.skipped))
-        made = capture_shards(cache, own, marker, model, recorder, settings, limit, progress, check)
+    model = chosen.load(max(int(prompt.ids.max()) for prompt in known_prompts))
+    logger.info("%s: %s on %s", settings.model, chosen.dtype, "several devices" if settings.device_map else chosen.device)
+    limit = SkipLimit(settings, len(prompts.drawn), len(share.skipped))
+    with computing_on(chosen.device):
+        checked = checked_model(model, known_prompts, chosen.dtype, settings)
+        checked.check.log()
+        cache = start_cache(out, with_model(metadata, chosen.source, model, checked.check), overwrite, rank)
+        made = ShardMaker(cache, own, marker, checked, settings, limit).run(progress)
 
     finished = finished_shards(cache)
-    lines, skipped = finished.lines, finished.skipped
-    if skipped:
-        limit.check(len(skipped), skipped[0]["row"], skipped[0]["reason"])  # with those of other processes
-    seconds = time.monotonic() - started
-    logger.info("%d of %d shards made in %.1f s", made, len(own), seconds)
+    if finished.skipped:
+        limit.check(len(finished.skipped), finished.skipped[0]["row"], finished.skipped[0]["reason"])  # of all processes
+    logger.info("%d of %d shards made in %.1f s", made, len(own), time.monotonic() - started)
     finished.require(out, own)
+    _tell_what_is_left(out, finished, count, rank)
+    return _frame(finished.lines)
+
+
+def _tell_what_is_left(out: Path, finished: Finished, shards: int, rank: Rank) -> None:
+    """Log how many shards other processes have to make; of several processes that end, the last one says what comes next."""
+    lines, skipped = finished.lines, finished.skipped
     if finished.missing:
-        logger.info("%s: %d of %d shards are still to be made by other processes", out, len(finished.missing), count)
-    elif write_skipped(out, skipped) or rank.index == 0:  # of several processes, the last one (or two that end together)
+        logger.info("%s: %d of %d shards are still to be made by other processes", out, len(finished.missing), shards)
+    elif write_skipped(out, skipped) or rank.index == 0:  # two may end together
         logger.info(
             "%s: complete: %d samples, %d skipped; next: headscore score %s --out RESULTS", out, len(lines), len(skipped), out
         )
-    return _frame(lines)
 
 
 def _frame(lines: list[tuple[int, int, int]]) -> pl.DataFrame:

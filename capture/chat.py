@@ -105,8 +105,8 @@ def _frame_spans(text: str, special: re.Pattern[str]) -> Iterator[Span]:
     yield Span("template", done, len(text))
 
 
-def _moved(spans: list[Span] | tuple[Span, ...], shift: int, least: int, most: int) -> Iterator[Span]:
-    """The spans `shift` characters on, with their edges kept between `least` and `most`."""
+def _moved(spans: list[Span] | tuple[Span, ...], shift: int, minimum: int, maximum: int) -> Iterator[Span]:
+    """The spans `shift` characters on, with their edges kept between `minimum` and `maximum`."""
     for span in spans:
-        start, end = (min(max(edge + shift, least), most) for edge in (span.start, span.end))
+        start, end = (min(max(edge + shift, minimum), maximum) for edge in (span.start, span.end))
         yield Span(span.name, start, end)

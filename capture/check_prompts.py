@@ -22,8 +22,8 @@ class CheckPrompts:
 
     Args:
         pairs: of two different prompts, or a single one.
-        reference: what has run them.
-        values: what it gave, by row and number of tokens.
+        reference: has run them.
+        values: what eager attention gave, by row and number of tokens.
     """
 
     pairs: list[list[Tokens]]
@@ -47,10 +47,10 @@ def check_prompts(
 
     Raises RunError where memory does not hold eager attention over any of them, and CannotRecordError as `Reference`.
     """
-    most = checkable_tokens(model, recorder.heads)
+    max_tokens = checkable_tokens(model, recorder.known.heads)
     while True:
-        pairs = prompt_pairs(shortest, longest, limits, max(most, MIN_CHECKED))
-        reference = Reference(model, recorder, thorough=True)
+        pairs = prompt_pairs(shortest, longest, limits, max(max_tokens, MIN_CHECKED))
+        reference = Reference(model, recorder.known, recorder.all_tokens, thorough=True)
         try:
             found = CheckPrompts(pairs, reference, {})
             found.values.update({_key(prompt): reference(prompt.ids) for prompt in found.prompts})
@@ -62,24 +62,24 @@ def check_prompts(
                 f"out of memory on {model.device} in the self-check's eager attention over {tried} tokens; "
                 "use a smaller --dtype"
             )
-        most = tried // 2
+        max_tokens = tried // 2
 
 
-def prompt_pairs(shortest: Tokens, longest: Tokens, limits: Sequence[int], most: int) -> list[list[Tokens]]:
+def prompt_pairs(shortest: Tokens, longest: Tokens, limits: Sequence[int], max_tokens: int) -> list[list[Tokens]]:
     """Pairs of prompts to run alone and in one batch.
 
     The shortest is paired with the longest, with a copy of it of middle length, and with one of its own length; each limit
-    between them, with copies of the longest from either side of it. So one of most pairs is padded, and what changes between
-    two lengths only, or with the company alone, shows too. A single prompt is paired with its first half, and one of a single
-    token stays alone.
+    between them, with copies of the longest from either side of it. So in most pairs one prompt has padding, and a change shows
+    that comes only between two lengths, or only beside another prompt. A single prompt is paired with its first half, and one
+    of a single token stays alone.
 
     Args:
         shortest: may be the longest.
-        longest: cut to `most` tokens where it has more, as is the shortest.
+        longest: cut to `max_tokens` where it has more, as is the shortest.
         limits: numbers of tokens beyond which something begins.
-        most: tokens that can be checked.
+        max_tokens: of a prompt that can be checked.
     """
-    top, bottom = min(len(longest.ids), most), min(len(shortest.ids), most)
+    top, bottom = min(len(longest.ids), max_tokens), min(len(shortest.ids), max_tokens)
     if bottom == top:
         shortest, bottom = (shortest, bottom) if shortest.row != longest.row else (longest, top // 2)
     if not bottom:

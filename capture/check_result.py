@@ -2,19 +2,15 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+from transformers import PreTrainedModel
 
 from .lengths import LengthRules
+from .recorder import Recorder
 
 logger = logging.getLogger("headscore")
-
-
-def common(by_layer: Mapping[int, int]) -> int | None:
-    """The number that all layers have, None where they differ in it."""
-    different = set(by_layer.values())
-    return different.pop() if len(different) == 1 else None
 
 
 @dataclass(frozen=True)
@@ -29,10 +25,10 @@ class SelfCheck:
         way: `recorded` beside SDPA or `eager`.
         full_rows: whether pattern rows sum to 1; with sink logits they do not.
         result_norms: whether there are norms of ‖W_O z‖.
-        shared_prefixes: whether what prompts have in common at their start may be run once; recurrent models cannot go on.
+        shared_prefixes: whether common prefixes may be run once; a recurrent model cannot go on from one.
         rules: which prompts may be run in one pass.
         rows: rows of the data file whose prompts, or copies of them cut to a length, were checked.
-        lengths: the tokens of those, rising.
+        lengths: the numbers of tokens of those, rising.
         longest: tokens of the longest prompt of all.
         largest_difference: from eager attention by array: total variation of attention, else relative.
         exact_difference: from an exact softmax of the same queries and keys, by array; empty for eager attention.
@@ -43,7 +39,7 @@ class SelfCheck:
     heads: int
     kv_heads: int | None
     head_dim: int | None
-    way: str
+    way: Literal["recorded", "eager"]
     full_rows: bool
     result_norms: bool
     shared_prefixes: bool
@@ -70,10 +66,25 @@ class SelfCheck:
 
     def log(self) -> None:
         """Say what was found, and what could not be checked."""
-        worst, most = max(self.largest_difference.values()), self.lengths[-1]
-        logger.info("self-check passed: within %.1g of the model's own eager attention, up to %d tokens", worst, most)
-        if most < self.longest:
+        worst, checked = max(self.largest_difference.values()), self.lengths[-1]
+        logger.info("self-check passed: within %.1g of the model's own eager attention, up to %d tokens", worst, checked)
+        if checked < self.longest:
             logger.warning(
                 "self-check: the longest prompt has %d tokens, but memory holds eager attention over no more than about %d: "
-                "what begins beyond that is not checked", self.longest, most,
+                "what begins beyond that is not checked", self.longest, checked,
             )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CheckedModel:
+    """A model that has passed the self-check.
+
+    Args:
+        model: as loaded.
+        recorder: the one that the check was made with, and so is right for the model.
+        check: what was found.
+    """
+
+    model: PreTrainedModel
+    recorder: Recorder
+    check: SelfCheck

@@ -21,7 +21,7 @@ LAST_ROWS = "last_token/attention"
 
 
 def differences(found: Mapping[str, Values], expected: Mapping[str, Values]) -> dict[str, float]:
-    """How far one layer's values are from what is expected of them, by array, for those that both have.
+    """How far one layer's values are from the expected ones, for each array that both have.
 
     Attention rows [H,T]: the largest total variation ½ Σ|a − b|, from 0 to 1. Else [H]: the largest difference as a share of
     the largest expected value. NaN where a value is. `last_token/stray`: the largest share of a last token's row that lies on
@@ -62,7 +62,7 @@ def checked_dtype(model: PreTrainedModel, dtype: str) -> str:
 
 
 class Comparison:
-    """Holds recorded values against expected ones, and remembers the largest difference by array as `worst`.
+    """Compares recorded values with expected ones, and remembers the largest difference by array as `worst`.
 
     Args:
         kind: of model, for messages.

@@ -16,9 +16,9 @@ class DeviceProfile:
 
     Args:
         enough_tokens: of a batch; a larger one is no faster, token by token.
-        batch_overhead: what a batch takes however small it is, as the tokens that take as long.
-        ahead: batches that are launched before what they gave is waited for.
-        pad_to: batches are padded to a multiple of so many tokens, which the kernels of a device like.
+        batch_overhead: the time that a batch takes however small it is, in tokens that take as long.
+        ahead: batches that are launched before the results of one are waited for.
+        pad_to: batches are padded to a multiple of this number of tokens, for which a device has faster kernels.
         together: tokens of the shards that are run together, so that their batches fill; one shard at a time if 0.
         block_bytes: of one temporary of `all_tokens`, which is worked on block by block: what stays in a cache, or keeps a
             device busy for longer than it takes to launch it.
@@ -68,8 +68,8 @@ def sent_to(device: torch.device, values: Tensor) -> Tensor:
 def computing_on(device: torch.device) -> Iterator[None]:
     """Within this context torch computes on a device as a capture needs it; afterwards all is as before.
 
-    Products of float32 matrices are exact to float32: TF32 would round queries and keys to 10 bits. On a GPU attention goes by
-    kernels that take any shape, and it is the current device, for kernels that ask for that one.
+    Products of float32 matrices are exact to float32: TF32 would round queries and keys to 10 bits. On a GPU attention
+    uses kernels that take any shape, and the GPU is made the current device, which some kernels ask for.
     """
     before = torch.get_float32_matmul_precision()
     with contextlib.ExitStack() as stack:

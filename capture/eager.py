@@ -18,10 +18,12 @@ Observer = Callable[[nn.Module, nn.Module | None, Tensor, Tensor | None], None]
 
 @contextlib.contextmanager
 def eager(model: PreTrainedModel, observe: Observer, modules: Iterable[nn.Module] | None = None) -> Iterator[None]:
-    """Within this context `model` runs its own eager attention and `observe` hears of each layer; afterwards all is as before.
+    """Within this context `model` runs its own eager attention; afterwards all is as before.
 
-    modules: the layers' attention modules; without them, all that return patterns and have an output projection. The model must
-    be called with `eager_options`.
+    Args:
+        model: it must be called with `eager_options`.
+        observe: hears of each layer.
+        modules: the layers' attention modules; None for all that return patterns and have an output projection.
     """
     layers = list(modules) if modules is not None else [module for module in model.modules() if output_projection(module)]
     hooks = [hook for module in layers for hook in _hooks(module, observe)]

@@ -13,9 +13,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..data.errors import HeadscoreError, RunError, one_line
-from .ablation import AttentionLayer, HeadGates, MeanOutputs, Means, gates_without
+from .ablation import HeadGates, MeanOutputs, Means, gates_without
 from .batches import batch_counts, padded
 from .device import computing_on, profile_of
+from .layers import AttentionLayer
 from .lengths import NO_RULES, LengthRules
 from .model_state import ModelState
 from .out_of_memory import is_out_of_memory
@@ -26,7 +27,7 @@ logger = logging.getLogger("headscore")
 
 Head = tuple[int, int]  # layer, head
 
-_BATCHES_AT_ONCE = 8  # sets are run together until they fill so many batches, so that few are not full
+_BATCHES_AT_ONCE = 8  # sets are run together until they fill this many batches, so that few batches are not full
 
 
 class Evaluator:
@@ -38,7 +39,7 @@ class Evaluator:
         questions: what it is asked.
         rules: which lengths may share a pass.
         batch_tokens: tokens in a batch, padding included; what suits the device if None.
-        batch_size: most sequences in a batch.
+        batch_size: maximum of sequences in a batch, None for no maximum.
         means: what stands in the place of a head that is taken out; 0 if None.
     """
 
@@ -68,7 +69,7 @@ class Evaluator:
         return math.ceil(_BATCHES_AT_ONCE * self._batch_tokens / max(1, tokens))
 
     def intact(self) -> Outcomes:
-        """What the model gives as it is, which is what later outcomes are held against."""
+        """What the model gives as it is, with which later outcomes are compared."""
         self._expected = torch.empty(0)
         return self._outcomes([[]])[0]
 

@@ -1,4 +1,4 @@
-"""An exact float32 attention over the very queries, keys and mask of a pass: what recording is held against in any dtype.
+"""An exact float32 attention over the queries, keys and mask of a pass; recordings in any dtype are compared with it.
 
 Comparing a low-precision pass with another one shows the rounding of both, which hides small faults. Here nothing but the
 softmax is computed twice: by the model's own eager attention function, in float32, from the same inputs.
@@ -93,16 +93,16 @@ def _of_sample(option: Any, sample: int) -> Any:
 
 def _additive(mask: Tensor | None, query: Tensor, key: Tensor, sample: int) -> Tensor:
     """The mask of one sample as a float32 tensor to be added to the logits."""
-    least = torch.finfo(torch.float32).min
+    minimum = torch.finfo(torch.float32).min
     if mask is None:
         queries, keys = query.shape[2], key.shape[2]
         seen = torch.ones((1, 1, queries, keys), dtype=torch.bool, device=query.device).tril(keys - queries)
     else:
         mask = mask[sample : sample + 1] if len(mask) > 1 else mask
         if mask.dtype != torch.bool:
-            return mask.float().clamp(min=least)
+            return mask.float().clamp(min=minimum)
         seen = mask
-    return torch.zeros(seen.shape, device=query.device).masked_fill_(~seen, least)
+    return torch.zeros(seen.shape, device=query.device).masked_fill_(~seen, minimum)
 
 
 def _textbook_attention(

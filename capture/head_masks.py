@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 
 from ..data.errors import InputError
 from ..data.head_parts import Groups, groups_among, of_heads
-from .ablation import AttentionLayer, attention_layers, gates_without, pairs_in
+from .ablation import attention_layers, gates_without, pairs_in
+from .layers import AttentionLayer
 from .projections import input_projections, input_width, output_width
 
 
@@ -62,8 +63,6 @@ def _rows(
     layer: int, found: AttentionLayer, heads: list[int], groups: Groups, paths: Mapping[nn.Module, str]
 ) -> dict[str, Tensor]:
     """The rows of a layer's heads in W_Q, and of their groups in W_K and W_V."""
-    if found.attention is None:
-        raise InputError(f"head_masks: layer {layer} has no attention module that was found")
     parts = input_projections(found.attention)
     z = input_width(found.projection) // found.heads
     shared = groups_among(heads, found.heads, found.kv_heads, groups)

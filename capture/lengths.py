@@ -1,4 +1,4 @@
-"""What in a model depends on how long a pass is: which lengths may share a pass, and which lengths are worth a check.
+"""Which lengths may share a pass in a model, and which lengths are worth a check.
 
 A causal model gives a token the same values whatever comes after it. Two kinds of position encoding break that: LongRoPE has
 one set of frequencies up to its original context and another one beyond, and dynamic NTK has other frequencies for every
@@ -23,7 +23,7 @@ class LengthRules:
     """Which prompts may be run in one pass.
 
     Args:
-        switches: rising numbers of tokens. A pass of more tokens is computed in another way than one of at most so many.
+        switches: rising numbers of tokens. A pass of more tokens is computed in another way than one of at most that number.
         alone_beyond: passes of more tokens than this are computed in a way of their own for every length. 0: all are;
             None: none are.
         limits: rising numbers of tokens beyond which something begins (a window, a chunk, a sparse choice of keys, a switch),

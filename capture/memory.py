@@ -15,11 +15,15 @@ SHARE_OF_FREE = 0.7  # the rest is for what a fit over two batches does not see,
 
 
 def fitting_tokens(run: Callable[[int], object], tokens: int, devices: Collection[torch.device]) -> int:
-    """How many tokens a batch may have, padding included: at most `enough_tokens`, at least one prompt of `tokens`.
+    """How many tokens a batch may have, padding included: at most `enough_tokens`, but at least one prompt.
 
-    run: runs a batch of so many prompts of `tokens` tokens; what it raises where memory runs out for two of them is taken to
-    mean that only one fits. devices: those of the model; on a GPU the peaks of a batch of one and of two prompts give what a
-    prompt takes, elsewhere nothing is run.
+    On a GPU, batches of one and of two prompts are run, and their peaks of memory tell what a prompt takes. Elsewhere nothing
+    is run.
+
+    Args:
+        run: runs a batch of a number of prompts. Where it raises OutOfMemoryError for two, only one fits.
+        tokens: of each of those prompts.
+        devices: those that the model is on.
     """
     gpus = [device for device in devices if device.type == "cuda"]
     if not gpus:

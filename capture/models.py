@@ -121,12 +121,15 @@ def load_model(
     quantised: bool = False,
     with_head: bool = False,
 ) -> PreTrainedModel:
-    """The decoder without its language-modelling head, in evaluation mode, on the device or spread by the device map.
+    """The decoder in evaluation mode, with the adapter merged into it.
 
-    An adapter is merged into it.
-
-    quantised: whether its linear layers are to be of another kind, which only transformers knows how to place. with_head: give
-    the whole model, with its head, instead.
+    Args:
+        source: where the model comes from.
+        dtype: fp32, fp16 or bf16.
+        device: that it is moved to.
+        device_map: how it is spread over several devices instead, as transformers takes it.
+        quantised: whether its linear layers are to be of another kind, which only transformers knows how to place.
+        with_head: give the whole model, with its language-modelling head, instead of the decoder.
 
     Raises InputError for what is not a causal language model and where weights are missing (transformers would go on with
     random ones), RunError where the model does not fit in memory.

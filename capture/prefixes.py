@@ -16,16 +16,18 @@ from .lengths import NO_RULES, LengthRules
 
 Ids = npt.NDArray[np.int32]
 
-LEAST_PREFIX = 8  # tokens; what is shorter is not worth the mask that attention to it needs
+MIN_PREFIX = 8  # tokens; what is shorter is not worth the mask that attention to it needs
 PREFIX_COST = 1 / 8  # what a token of a shared prefix takes of a batch, compared with one that is run
-MOST_NESTED = 100  # prefixes within prefixes that are looked at
+MAX_NESTED = 100  # prefixes within prefixes that are looked at
 
 
 @dataclass(frozen=True)
 class Group:
-    """Prompts whose first `prefix` tokens are the same; each has at least one token more.
+    """Prompts with the same first tokens.
 
-    members: the prompts' numbers, those of identical prompts together.
+    Args:
+        prefix: how many tokens they share; each prompt has at least one token more.
+        members: the prompts' numbers, those of identical prompts together.
     """
 
     prefix: int
@@ -63,15 +65,17 @@ def _is_way(rules: LengthRules, way: int, tokens: int) -> bool:
     return rules.way(tokens) == way
 
 
-_Found = tuple[float, list[Group], list[list[int]]]  # what is saved, the groups, and the prompts that are in none of them
+_Found = tuple[float, list[Group], list[list[int]]]  # tokens saved, groups, and prompts in no group
 
 
 class _Tree:
-    """Sorted prompts as a tree: any stretch of them shares what the least of its neighbours share.
+    """Sorted prompts as a tree: what all of a stretch of them share is the minimum of what neighbours share.
 
     Args:
-        prompts: as of `prompt_groups`, and so is `overhead`. members: those of the tree, sorted.
-        allowed: whether a prefix of so many tokens may be run apart.
+        prompts: the token ids of each.
+        members: numbers of the prompts of the tree, sorted by their ids, those of identical prompts together.
+        overhead: what a pass costs beside its tokens, in tokens.
+        allowed: whether a prefix of a number of tokens may be run apart.
     """
 
     def __init__(self, prompts: Sequence[Ids], members: list[list[int]], overhead: int, allowed: Callable[[int], bool]):
@@ -81,7 +85,7 @@ class _Tree:
 
     def best(self, share: bool) -> tuple[list[Group], list[list[int]]]:
         """The groups that save the most, and the prompts that are in none."""
-        return self._best(0, len(self._members), 0, MOST_NESTED)[1:] if share else ([], self._members)
+        return self._best(0, len(self._members), 0, MAX_NESTED)[1:] if share else ([], self._members)
 
     def _best(self, start: int, stop: int, outer: int, depth: int) -> _Found:
         """Of the prompts from `start` to `stop`, those in no group being in one with a prefix of `outer` tokens."""
@@ -90,35 +94,35 @@ class _Tree:
             return 0, [], self._members[start:stop]
         key = start, stop, outer
         if key not in self._known:
-            least = min(shared)
+            common = min(shared)
             found = self._of_parts(start, stop, outer, depth)
-            if least >= LEAST_PREFIX and self._allowed(least) and self._saved(stop - start, least, outer) > 0:
-                saved, groups, members = self._of_parts(start, stop, least, depth)
-                saved += self._saved(stop - start, least, outer)
+            if common >= MIN_PREFIX and self._allowed(common) and self._saved(stop - start, common, outer) > 0:
+                saved, groups, members = self._of_parts(start, stop, common, depth)
+                saved += self._saved(stop - start, common, outer)
                 if saved > found[0]:
-                    found = saved, [*groups, Group(least, members)], []
+                    found = saved, [*groups, Group(common, members)], []
             self._known[key] = found
         return self._known[key]
 
     def _of_parts(self, start: int, stop: int, outer: int, depth: int) -> _Found:
-        """The best of each part, where the prompts part."""
-        least = min(self._shared[start : stop - 1])
-        ends = [k + 1 for k in range(start, stop - 1) if self._shared[k] == least]
+        """The best of each part, where the stretch is divided after what all of it shares."""
+        common = min(self._shared[start : stop - 1])
+        ends = [k + 1 for k in range(start, stop - 1) if self._shared[k] == common]
         edges = itertools.pairwise([start, *ends, stop])
         found = [self._best(begin, end, outer, depth - 1) for begin, end in edges]
         saved, groups, members = zip(*found, strict=True)
         return sum(saved), list(itertools.chain(*groups)), list(itertools.chain(*members))
 
     def _saved(self, count: int, prefix: int, outer: int) -> float:
-        """The tokens that so many prompts save with a group of their own, in place of one with a prefix of `outer` tokens."""
+        """The tokens that `count` prompts save with a group of their own, instead of one with a prefix of `outer` tokens."""
         return (prefix - outer) * count * (1 - PREFIX_COST) - prefix - 2 * self._overhead
 
 
 def _shared(one: Ids, other: Ids) -> int:
     """How many tokens two prompts have in common at their start, leaving at least one of each."""
-    most = min(len(one), len(other)) - 1
-    different = np.flatnonzero(one[:most] != other[:most])
-    return int(different[0]) if len(different) else most
+    longest = min(len(one), len(other)) - 1
+    different = np.flatnonzero(one[:longest] != other[:longest])
+    return int(different[0]) if len(different) else longest
 
 
 class SharedPrefix(Cache):
@@ -130,7 +134,13 @@ class SharedPrefix(Cache):
 
 @dataclass(frozen=True)
 class Prefix:
-    """A prefix that was run once for many prompts: its tokens, its keys and values, and its sums by layer and array name."""
+    """A prefix that was run once for many prompts.
+
+    Args:
+        tokens: its length.
+        kv_cache: its keys and values.
+        sums: what was summed over its tokens, by layer and array name.
+    """
 
     tokens: int
     kv_cache: SharedPrefix
@@ -144,7 +154,7 @@ class _PrefixLayer(DynamicLayer):
         self.keys, self.values = self._prefix = keys, values  # [1,G,P,D]
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """[B,G,T,D] each -> [B,G,P+T,D]; a layer's are let go as soon as it is done with them."""
+        """[B,G,T,D] each -> [B,G,P+T,D]. They are not kept, so that a layer's memory is free when it is done."""
         keys, values = self._prefix
         return _before(keys, key_states), _before(values, value_states)
 

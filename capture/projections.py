@@ -18,7 +18,7 @@ _INPUTS = {
 def output_projection(attention: nn.Module, width: int | None = None) -> nn.Module | None:
     """The child that takes all heads' outputs, `width` = H·D values a token, back to the model dim; None where there is none.
 
-    It goes by the names that models give it. Without a width, the first child of such a name that has weights.
+    It is found by the names that models give it. Without a width, the first child of such a name that has weights.
     """
     for name in _NAMES:
         child = getattr(attention, name, None)
@@ -60,9 +60,9 @@ def _first(attention: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
 
 
 def kv_heads(attention: nn.Module, heads: int) -> int:
-    """Into how many groups of equal size, one beside the other, the heads of a layer fall that share a key.
+    """How many groups of neighbouring heads of a layer share a key.
 
-    It goes by what the layer says about itself, for layers whose keys nobody sees; heads of which it says nothing share none.
+    The layer's own attributes tell, since its keys are not seen; without them no heads share a key.
     """
     groups, shared = (getattr(attention, name, None) for name in ("num_key_value_groups", "num_kv_heads"))
     if isinstance(groups, int) and groups > 0:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..data.errors import InputError
 
 # Each launcher's variables for the process's number, the number of processes, its number on this machine, and how many there
-# are on it. srun tells none such in a simple way, and its tasks have GPUs of their own as a rule. It sets
+# are on it. srun sets no such variable that is simple to read, and its tasks have GPUs of their own as a rule. It sets
 # SLURM_NTASKS too, but so does sbatch for a script that runs once.
 _LAUNCHERS = {
     "torchrun or accelerate launch": ("RANK", "WORLD_SIZE", ("LOCAL_RANK",), "LOCAL_WORLD_SIZE"),
@@ -57,10 +57,10 @@ def this_rank(environment: Mapping[str, str] = os.environ) -> Rank:
     return Rank()
 
 
-def _number(environment: Mapping[str, str], name: str, launcher: str, least: int, below: int | None) -> int:
+def _number(environment: Mapping[str, str], name: str, launcher: str, minimum: int, below: int | None) -> int:
     text = environment[name]
     value = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else -1
-    if value < least or (below is not None and value >= below):
-        wanted = f"a number from {least}" + (f" to {below - 1}" if below else "")
+    if value < minimum or (below is not None and value >= below):
+        wanted = f"a number from {minimum}" + (f" to {below - 1}" if below else "")
         raise InputError(f"environment variable {name}={text!r:.40}: expected {wanted}, as {launcher} sets it")
     return value

@@ -1,4 +1,4 @@
-"""What is read off the logits of a batch: at which positions, and the outcomes that come of it."""
+"""Reads outcomes off the logits of a batch, at the positions of answers and of prompts' ends."""
 
 import contextlib
 import math
@@ -63,7 +63,7 @@ class ReadOff:
         self.likelihoods = [np.zeros(len(question.continuations)) for question in questions]
 
     def outcomes(self) -> Outcomes:
-        """What it comes to, question by question."""
+        """The outcomes, question by question."""
         nll, acc, acc_norm = np.full((3, len(self._questions)), math.nan)
         for number, (question, likely) in enumerate(zip(self._questions, self.likelihoods, strict=True)):
             answers = question.answers

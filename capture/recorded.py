@@ -41,7 +41,7 @@ class Recording:
     @classmethod
     def of(cls, found: dict[str, Tensor], layers: list[int]) -> Self:
         """What was found in the layers, [L,B,…] each, on its way; on a GPU this waits for nothing."""
-        # All values are at least 0, so that one pass for the largest tells NaN and infinity too.
+        # No value is negative, so that the maximum shows NaN and infinity too.
         largest = torch.stack([v.amax(dim=(0, *range(2, v.ndim))).float() for v in found.values()])
         finite = torch.isfinite(largest).all(0)
         arrays = {name: _to_host(v) for name, v in found.items()}

@@ -6,9 +6,10 @@ sample's real tokens are its first `lengths[b]`. All results are float32 whateve
 
 import logging
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from .out_of_memory import is_out_of_memory
 
 logger = logging.getLogger("headscore")
 
-LEAST_LOGIT = torch.finfo(torch.float32).min  # the logit of what is not attended; its exponential is 0
+MIN_LOGIT = torch.finfo(torch.float32).min  # the logit of what is not attended; its exponential is 0
 BITS = math.log2(math.e)  # bits in a nat
 
 
@@ -28,9 +29,12 @@ BITS = math.log2(math.e)  # bits in a nat
 class Softmax:
     """How a layer turns q·k into weights: softmax over keys of capped(q·k · scaling) + mask, with a sink beside the keys.
 
-    mask: None or [B or 1, H or 1, T, P+T] (boolean: True is attended; float: added to the logits). softcap: c in
-    c · tanh(logits / c) (Gemma 2). sinks: [B or 1, H, T or 1, 1], the logit of one more key that nothing is read from
-    (gpt-oss); a pattern row then sums to less than 1.
+    Args:
+        scaling: factor on q·k.
+        mask: None or [B or 1, H or 1, T, P+T]. Boolean: True is attended; float: added to the logits.
+        softcap: c in c · tanh(logits / c) (Gemma 2).
+        sinks: [B or 1, H, T or 1, 1], the logit of one more key from which nothing is read (gpt-oss). A pattern row then sums
+            to less than 1.
     """
 
     scaling: float
@@ -47,8 +51,13 @@ class Softmax:
 def last_token_patterns(query: Tensor, key: Tensor, lengths: Tensor, softmax: Softmax) -> Tensor:
     """The pattern row of each sample's last real token, over keys up to that token.
 
-    query [B,H,T,D], key [B,G,P+T,D] whose first P are those of a shared prefix, lengths [B] of the real queries ->
-    [B,H,P+T]; each row sums to 1 (with sinks to less) and is exactly 0 after the last real token.
+    Args:
+        query: [B,H,T,D].
+        key: [B,G,P+T,D], of which the first P are those of a shared prefix.
+        lengths: [B], the real queries of each sample.
+        softmax: how logits become weights.
+
+    Returns [B,H,P+T]. Each row sums to 1 (with sinks to less) and is exactly 0 after the last real token.
     """
     last = lengths - 1
     each = torch.arange(len(last), device=query.device)
@@ -72,19 +81,66 @@ def all_token_patterns(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The patterns and the row entropies, summed over all real query positions, computed in blocks of queries.
 
-    Arguments as for `last_token_patterns`, value [B,G,P+T,D'] -> sum of the attention to each key [B,H,P+T] (in all:
-    `lengths`, with sinks less), of the entropies in nats [B,H] (0 ln 0 is 0; a row over one token has entropy 0; a sink counts
-    by what it leaves to the keys), and with a value z [B,T,H,D'], which from the same patterns costs less than attention of its
-    own. Memory is bounded by `block_bytes` per temporary whatever T, once one query row of the batch fits. With l the base-2
-    logits less their largest, S = Σ 2ˡ with the sink and W without, H = (W log₂ S − Σ l 2ˡ) / S bits, which needs one
-    exponential and no logarithm per weight, and loses nothing to cancellation. compiled: have torch compile the blocks.
+    Args:
+        query: [B,H,T,D].
+        key: [B,G,P+T,D], of which the first P are those of a shared prefix.
+        value: [B,G,P+T,D']; None where z is not wanted.
+        lengths: [B], the real queries of each sample.
+        softmax: how logits become weights.
+        compiled: have torch compile what is done with a block.
+
+    Returns, summed over real queries, the attention to each key [B,H,P+T] and the entropies in nats [B,H]; and z [B,T,H,D'],
+    which costs less from these weights than by attention of its own. The attention to all keys of a sample sums to its length
+    (with sinks to less). 0 ln 0 is 0, a row over one token has entropy 0, and a row with a sink counts by what it leaves to
+    the keys. Temporaries are bounded by `block_bytes` whatever T is, once one query of the batch fits.
     """
+    batch, heads, tokens, _ = query.shape
+    attention = query.new_zeros((batch, heads, key.shape[2]), dtype=torch.float32)
+    entropy = query.new_zeros((batch, heads), dtype=torch.float32)
+    z = None if value is None else query.new_empty((batch, tokens, heads, value.shape[-1]))
+    reduced = _reduced_compiled if compiled else _reduced
+    for queries, block in _blocks(query, key, value, lengths, softmax):
+        of_keys, in_bits, output = reduced(block)
+        attention[..., : of_keys.shape[-1]] += of_keys
+        entropy += in_bits
+        if z is not None and output is not None:
+            z[:, queries] = output.transpose(1, 2)
+    return attention, entropy / BITS, z
+
+
+class Block(NamedTuple):
+    """R queries that follow each other, and the K keys up to the last of them.
+
+    Args:
+        rows: the queries [B,H,R,D], scaled; 0 at padding.
+        key: [B·G,D,K], 0 at padding.
+        value: [B·G,K,D'], 0 at padding; None where z is not wanted.
+        counted: [B,1,R], which queries are real.
+        later: [R,R], which of the last R keys come after a query.
+        mask: as of `Softmax`, for these queries and keys.
+        sinks: [B,H,R,1], base 2.
+        softcap: as of `Softmax`.
+        memory: [2,…] for the temporaries; None where torch is to allocate them.
+    """
+
+    rows: Tensor
+    key: Tensor
+    value: Tensor | None
+    counted: Tensor
+    later: Tensor
+    mask: Tensor | None
+    sinks: Tensor | None
+    softcap: float | None
+    memory: Tensor | None
+
+
+def _blocks(
+    query: Tensor, key: Tensor, value: Tensor | None, lengths: Tensor, softmax: Softmax
+) -> Iterator[tuple[slice, Block]]:
+    """The queries in blocks of `block_bytes` per temporary, each with its place among the queries; arguments as above."""
     batch, heads, tokens, _ = query.shape
     keys = key.shape[2]
     past = keys - tokens
-    attention = query.new_zeros((batch, heads, keys), dtype=torch.float32)
-    entropy = query.new_zeros((batch, heads), dtype=torch.float32)
-    z = None if value is None else query.new_empty((batch, tokens, heads, value.shape[-1]))
     positions = torch.arange(tokens, device=query.device)
     real = positions < lengths[:, None]  # [B,T]
     # What stands at padding may be NaN, and a weight of 0 would not take that away.
@@ -93,100 +149,91 @@ def all_token_patterns(
     value = None if value is None else value.float().masked_fill(padding, 0).flatten(0, 1)
     sinks = None if softmax.sinks is None else softmax.sinks.float().mul(BITS).expand(batch, -1, tokens, -1)
     scale = softmax.scaling * BITS if softmax.softcap is None else softmax.scaling / softmax.softcap
-    block = min(tokens, max(1, profile_of(query.device).block_bytes // (4 * batch * heads * keys)))
+    size = min(tokens, max(1, profile_of(query.device).block_bytes // (4 * batch * heads * keys)))
     # Memory that is used anew for each block stays in the caches of a CPU, and is not asked of the system again and again.
-    memory = query.new_empty((2, batch * heads * block * keys), dtype=torch.float32) if query.device.type == "cpu" else None
-    for start in range(0, tokens, block):
-        stop = min(start + block, tokens)
-        end = past + stop  # keys after the block are seen by none of it
+    memory = query.new_empty((2, batch * heads * size * keys), dtype=torch.float32) if query.device.type == "cpu" else None
+    for start in range(0, tokens, size):
+        stop = min(start + size, tokens)
+        end = past + stop  # no query of the block attends to a later key
         counted = real[:, None, start:stop]
-        rows = query[:, :, start:stop].float().mul(scale).masked_fill_(~counted[..., None], 0)
-        later = positions[start:stop] > positions[start:stop, None]  # of the others only keys within the block may come later
-        found = (_compiled_block if compiled else _block)(
-            rows,
-            key[..., :end],
-            None if value is None else value[:, :end],
-            counted,
-            later,
-            None if softmax.mask is None else softmax.mask[:, :, start:stop, :end],
-            None if sinks is None else sinks[:, :, start:stop],
-            softmax.softcap,
-            memory,
+        yield (
+            slice(start, stop),
+            Block(
+                rows=query[:, :, start:stop].float().mul(scale).masked_fill_(~counted[..., None], 0),
+                key=key[..., :end],
+                value=None if value is None else value[:, :end],
+                counted=counted,
+                later=positions[start:stop] > positions[start:stop, None],
+                mask=None if softmax.mask is None else softmax.mask[:, :, start:stop, :end],
+                sinks=None if sinks is None else sinks[:, :, start:stop],
+                softcap=softmax.softcap,
+                memory=memory,
+            ),
         )
-        attention[..., :end] += found[0]
-        entropy += found[1]
-        if z is not None and found[2] is not None:
-            z[:, start:stop] = found[2].transpose(1, 2)
-    return attention, entropy / BITS, z
 
 
-def _block(
-    rows: Tensor,
-    key: Tensor,
-    value: Tensor | None,
-    counted: Tensor,
-    later: Tensor,
-    mask: Tensor | None,
-    sinks: Tensor | None,
-    softcap: float | None,
-    memory: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """What a block of R queries adds: the attention to each of K keys [B,H,K], entropies in bits [B,H], z [B,H,R,D'].
+def _reduced(block: Block) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What a block adds: the attention to each of its keys [B,H,K], the entropies in bits [B,H], and z [B,H,R,D'].
 
-    Args:
-        rows: [B,H,R,D], scaled. key: [B·G,D,K]; value: [B·G,K,D'].
-        counted: [B,1,R], which are real queries. later: [R,R], which of the last R keys come after a query.
-        mask: as of `Softmax`, of these queries and keys; sinks: [B,H,R,1]; softcap: as of `Softmax`.
-        memory: [2,…] for the temporaries; it is made where there is none.
+    Let l be the base-2 logits minus their maximum, S = Σ 2ˡ with the sink, and W = Σ 2ˡ without it. Then the entropy is
+    (W log₂ S − Σ l 2ˡ) / S bits. That takes one exponential and no logarithm for each weight, and nothing cancels.
     """
-    batch, heads, queries, _ = rows.shape
-    groups, keys = len(key), key.shape[-1]
-    grouped = rows.reshape(groups, -1, rows.shape[-1])
-    if memory is None:
-        logits, weights = torch.bmm(grouped, key).view(batch, heads, queries, keys), None
-    else:
-        logits, weights = memory[:, : batch * heads * queries * keys].view(2, batch, heads, queries, keys)
-        torch.bmm(grouped, key, out=logits.view(groups, -1, keys))
-    if softcap is not None:
-        logits.tanh_().mul_(softcap * BITS)
-    if mask is not None:
-        _mask(logits, mask, BITS)
-    logits[..., keys - queries :].masked_fill_(later, LEAST_LOGIT)
-    largest = logits.amax(-1, keepdim=True)
-    if sinks is not None:
-        largest = torch.maximum(largest, sinks)
-    logits -= largest
+    logits, weights = _logits(block)
+    maximum = logits.amax(-1, keepdim=True)
+    if block.sinks is not None:
+        maximum = torch.maximum(maximum, block.sinks)
+    logits -= maximum
     weights = torch.exp2(logits, out=weights)
     in_keys = sums = weights.sum(-1)
-    if sinks is not None:
-        sums = in_keys + torch.exp2(sinks - largest).squeeze(-1)
-    attention = torch.matmul((counted / sums).unsqueeze(2), weights).squeeze(2)
+    if block.sinks is not None:
+        sums = in_keys + torch.exp2(block.sinks - maximum).squeeze(-1)
+    attention = torch.matmul((block.counted / sums).unsqueeze(2), weights).squeeze(2)
     z = None
-    if value is not None:
-        z = torch.bmm(weights.view(groups, -1, keys), value).view(batch, heads, queries, -1) / sums[..., None]
+    if block.value is not None:
+        z = torch.bmm(weights.view(len(block.value), -1, weights.shape[-1]), block.value)
+        z = z.view(*weights.shape[:-1], -1) / sums[..., None]
     spread = in_keys * sums.log2() - logits.mul_(weights).sum(-1)
-    return attention, (spread / sums * counted).sum(-1), z
+    return attention, (spread / sums * block.counted).sum(-1), z
+
+
+def _logits(block: Block) -> tuple[Tensor, Tensor | None]:
+    """The base-2 logits of a block [B,H,R,K], and room for its weights where it has `memory`."""
+    batch, heads, queries, _ = block.rows.shape
+    groups, keys = len(block.key), block.key.shape[-1]
+    grouped = block.rows.reshape(groups, -1, block.rows.shape[-1])
+    weights: Tensor | None
+    if block.memory is None:
+        logits, weights = torch.bmm(grouped, block.key).view(batch, heads, queries, keys), None
+    else:
+        logits, weights = block.memory[:, : batch * heads * queries * keys].view(2, batch, heads, queries, keys)
+        torch.bmm(grouped, block.key, out=logits.view(groups, -1, keys))
+    if block.softcap is not None:
+        logits.tanh_().mul_(block.softcap * BITS)
+    if block.mask is not None:
+        _mask(logits, block.mask, BITS)
+    logits[..., keys - queries :].masked_fill_(block.later, MIN_LOGIT)
+    return logits, weights
 
 
 _faults: list[str] = []  # why blocks are not compiled, once that has failed
 
 
-def _compiled_block(*inputs: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-    """`_block`, compiled where that can be done: what is in between is then not written to memory."""
+def _reduced_compiled(block: Block) -> tuple[Tensor, Tensor, Tensor | None]:
+    """`_reduced`, compiled where possible, so that intermediate values are not written to memory."""
     if not _faults:
         try:
-            return _compile()(*inputs)
+            return _compile()(block)
         except Exception as error:  # whatever a compiler raises
             if is_out_of_memory(error):
                 raise
             _faults.append(one_line(error)[:200])
             logger.warning("all_tokens goes on without torch.compile, which fails: %s", _faults[0])
-    return _block(*inputs)
+    return _reduced(block)
 
 
 @lru_cache
-def _compile() -> Any:
-    return torch.compile(_block, dynamic=True)
+def _compile() -> Callable[[Block], tuple[Tensor, Tensor, Tensor | None]]:
+    return torch.compile(_reduced, dynamic=True)
 
 
 def last_of(patterns: Tensor, lengths: Tensor) -> Tensor:
@@ -235,6 +282,6 @@ def sum_over_tokens(values: Tensor, lengths: Tensor) -> Tensor:
 def _mask(logits: Tensor, mask: Tensor, unit: float = 1) -> None:
     """Put a mask of the model's own on the logits, of which `unit` make a nat: boolean, True is attended, or to be added."""
     if mask.dtype == torch.bool:
-        logits.masked_fill_(~mask, LEAST_LOGIT)
+        logits.masked_fill_(~mask, MIN_LOGIT)
     else:
-        logits.add_(mask, alpha=unit).clamp_(min=LEAST_LOGIT)
+        logits.add_(mask, alpha=unit).clamp_(min=MIN_LOGIT)

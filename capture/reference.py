@@ -1,4 +1,4 @@
-"""What the model's own eager attention gives for one prompt, alone and whole: what recorded values are held against."""
+"""What the model's own eager attention gives for one prompt, alone and whole; recorded values are compared with it."""
 
 import contextlib
 from collections import defaultdict
@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 from ..data.errors import typed_line
 from .attention import CannotRecordError
 from .eager import eager, eager_options
+from .layers import KnownModel
 from .memory import free_bytes
 from .model_state import unchanged
 from .out_of_memory import is_out_of_memory
 from .projections import head_results, projection_error
-from .recorder import Recorder
 
 Values = npt.NDArray[np.float32]
 LayerValues = dict[int, dict[str, Values]]
@@ -28,17 +28,18 @@ class Reference:
 
     Args:
         model: in which nothing is hooked, and which nothing has changed since it was loaded.
-        recorder: one that has run a pass of it, and so knows its layers; what it records is what is wanted here.
+        known: its layers, and whether norms of the results are wanted.
+        all_tokens: whether the mean pattern and entropy over all positions are wanted.
         thorough: whether norms of the results are wanted over all positions too, and what only a self-check asks: `later`,
             the largest total attention that any token of the prompts gave to later ones, by layer, and `projection_errors`,
             by layer, how far what the heads write is from what their output projection gives.
     """
 
-    def __init__(self, model: PreTrainedModel, recorder: Recorder, *, thorough: bool = False):
+    def __init__(self, model: PreTrainedModel, known: KnownModel, all_tokens: bool, *, thorough: bool = False):
         self._model = model
-        self._modules = recorder.modules
-        self._all_tokens = recorder.all_tokens
-        self._results = recorder.results
+        self._modules = known.modules
+        self._all_tokens = all_tokens
+        self._results = known.results
         self._thorough = thorough
         self.later: dict[int, float] = defaultdict(float)
         self.projection_errors: dict[int, float] = defaultdict(float)

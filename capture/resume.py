@@ -1,4 +1,4 @@
-"""What of an earlier run is kept: the same capture goes on where it stopped, another one is refused or replaced."""
+"""Decides what of an earlier run is kept: the same capture goes on where it stopped, another is refused or replaced."""
 
 import logging
 from collections.abc import Collection
@@ -33,12 +33,17 @@ class _Earlier:
 
 
 def require_same_capture(out: Path, metadata: Metadata, overwrite: bool, own: Collection[int]) -> set[int]:
-    """The numbers of the shards that are there already and may be kept.
+    """The numbers of the shards that are in the folder already and may be kept.
 
-    metadata: of this capture, as far as it is known. own: the shards of this process. Raises InputError, listing every
-    difference, where the folder holds another capture and `overwrite` is False, and where it holds something that is no cache
-    or is damaged, and NewerFormatError where it is of a newer format; UnreadableFileError where the system refuses to read it,
-    or to open one of this process's shards.
+    Args:
+        out: the cache folder.
+        metadata: of this capture, as far as it is known.
+        overwrite: whether another capture may be replaced.
+        own: numbers of this process's shards.
+
+    Raises InputError, listing every difference, where the folder holds another capture that may not be replaced, and where it
+    holds something that is no cache or is damaged; NewerFormatError where it is of a newer format; UnreadableFileError
+    where the system refuses to read it, or to open one of this process's shards.
     """
     kept = _kept(out, _earlier(out, overwrite), metadata, overwrite)
     for number in sorted(kept.intersection(own)):

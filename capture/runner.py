@@ -35,7 +35,7 @@ class NoMemoryError(RunError):
 
 @dataclass(frozen=True)
 class Work:
-    """Samples that are run together, of one shard or several, and how they are grouped by their prefixes."""
+    """Samples of one shard or several that are run together, in groups by their prefixes."""
 
     samples: Sequence[Tokens]
     groups: Sequence[Group]
@@ -50,11 +50,17 @@ class _Launched:
 
 
 class Runner:
-    """Runs a model whose attention `recorder` hears; remembers the batch size that its memory allows.
+    """Runs samples through a model in batches, and remembers the batch size that its memory allows.
 
-    batch_tokens: padded tokens in a batch. batch_size: most samples in a batch. overhead: what a batch costs beside its
-    tokens, in tokens; the device's if not given. rules: which lengths may share a pass. longest: prompts of so many tokens can
-    be run, so that shorter ones may be padded up to them by the device's `pad_to`, where the rules allow it too.
+    Args:
+        model: as loaded.
+        recorder: listens to the model.
+        batch_tokens: maximum of tokens in a batch, padding included.
+        batch_size: maximum of samples in a batch, None for no maximum.
+        overhead: what a batch costs beside its tokens, in tokens; None for the device's.
+        rules: which lengths may share a pass.
+        longest: the model takes prompts of this length. So shorter ones may be padded up to it, by the device's `pad_to`, where
+            the rules allow it.
     """
 
     def __init__(
@@ -77,7 +83,7 @@ class Runner:
         self._rules, self._longest = rules, longest
 
     def run(self, work: Iterable[Work]) -> Iterator[tuple[Work, Batch, Recorded]]:
-        """What is recorded of all samples, batch by batch, each with what it is of; the longest of a group first.
+        """What is recorded of all samples, batch by batch, with the work and the batch; the longest of a group first.
 
         Where memory runs out a batch's tokens are halved, down to one sample, for later batches too. A sample whose values are
         not finite comes once more, alone, as the padding beside it may have been the cause. On a GPU the next batch is launched
@@ -145,9 +151,9 @@ class Runner:
         return sent_to(self._model.device, values)
 
     def _padded(self, tokens: int, prefix: int) -> int:
-        """How many tokens a batch is padded to, of which the longest sample has so many after a prefix."""
-        most = min(-(-tokens // self._profile.pad_to) * self._profile.pad_to, self._longest - prefix)
-        return most if most > tokens and self._rules.way(prefix + most) == self._rules.way(prefix + tokens) else tokens
+        """How many tokens a batch is padded to whose longest sample has `tokens` after a prefix."""
+        padded = min(-(-tokens // self._profile.pad_to) * self._profile.pad_to, self._longest - prefix)
+        return padded if padded > tokens and self._rules.way(prefix + padded) == self._rules.way(prefix + tokens) else tokens
 
     def _launch(self, work: Work, prefix: Prefix | None, index: list[list[int]]) -> "_Launched | None":
         """Run a batch, or return None where memory runs out and it can be halved."""

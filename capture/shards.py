@@ -1,6 +1,5 @@
 """Makes the shards of a cache: batch by batch through the model, each shard written while the next is computed."""
 
-import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -9,22 +8,20 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from transformers import PreTrainedModel
 
-from ..data.cache.folder import SKIPPED_FILE, Cache, shard_path
+from ..data.cache.folder import Cache, shard_path
 from ..data.cache.kept_columns import as_stored, of_rows
-from ..data.cache.shard import Array, write_shard
-from ..data.errors import InputError, RunError
-from ..data.files.whole_file import remove
+from ..data.errors import InputError
 from ..data.options.settings import CaptureSettings
 from ..data.prompts.tokens import Skipped
-from .check_result import SelfCheck
+from .batches import Batch
+from .check_result import CheckedModel
 from .device import profile_of
 from .interrupts import Interrupts
 from .prefixes import prompt_groups
-from .recorder import Recorder
-from .resume import require_ours
+from .recorded import Recorded
 from .runner import Runner, Work
+from .shard_writer import ShardWriter
 from .spotcheck import SpotChecks
 from .tokenising import EncodedShard, Marker, ShardSamples, SkipLimit
 from .unfinished import UnfinishedShard
@@ -34,112 +31,166 @@ logger = logging.getLogger("headscore")
 Progress = Callable[[int, int], None]
 
 
-def capture_shards(
-    cache: Cache,
-    shards: Mapping[int, EncodedShard],
-    marker: Marker,
-    model: PreTrainedModel,
-    recorder: Recorder,
-    settings: CaptureSettings,
-    limit: SkipLimit,
-    progress: Progress | None,
-    check: SelfCheck,
-) -> int:
-    """Make those of the shards (by number) that are not there whole, and return how many were made.
-
-    check: what the self-check found, which says what may share a pass, and whether prompts that begin alike have their prefix
-    run once.
-    Those that are computed together (see `DeviceProfile`) are written while the next are, so that the arrays of three times as
-    many at most, and the file of one, are in memory. Raises
-    RunError where the disk refuses, the model fails, or a sample gives values that are not finite (with `--on-nan skip`: where
-    that makes too many), and KeyboardInterrupt after a Ctrl-C; whole shards stay in any case.
-    """
-    runner = Runner(model, recorder, settings.batch_tokens or 1, settings.batch_size, rules=check.rules, longest=check.longest)
-    profile = profile_of(model.device)
-    parts = list(_run_together(shards, profile.together))
-    prompts = [prompt for shard in shards.values() for prompt in shard.prompts]
-    longest = max(prompts, key=lambda prompt: len(prompt.ids), default=None)
-    dtype, seed = cache.metadata["settings"]["dtype"], settings.seed
-    spot_checks = SpotChecks(model, recorder, check, dtype, seed, prompts)
-    done, made, stopped = 0, 0, False
-    unfinished: dict[int, tuple[Work, UnfinishedShard]] = {}
-    writing: deque[Future[None]] = deque()
-
-    def prepared(numbers: Sequence[int]) -> tuple[list[Prepared], Work]:
-        of = [_prepared(cache, shards, marker, number) for number in numbers]
-        samples = [sample for part in of for sample in part.marked.samples]
-        ids = [sample.ids for sample in samples]
-        return of, Work(samples, prompt_groups(ids, check.shared_prefixes, profile.batch_overhead, check.rules))
-
-    def work() -> Iterator[Work]:
-        nonlocal done, stopped
-        for shards_of, together in _one_ahead(preparer, prepared, parts):
-            stopped = interrupts.asked_to_stop
-            if stopped:
-                return
-            first = 0
-            for part in shards_of:
-                number, marked = part.number, part.marked
-                left_out = [entry for entry in marked.skipped if entry not in shards[number].skipped]
-                if part.stored is None:
-                    limit.add(left_out)
-                    unfinished[number] = together, UnfinishedShard(marked, cache.metadata, settings.on_nan, first)
-                    first += len(marked.samples)
-                    done += len(left_out)
-                    if not marked.samples:
-                        write(number)
-                else:  # not reported, as it would make the samples/s look higher
-                    limit.add([*left_out, *_faulty_before(marked, part.stored, settings.on_nan, cache, number)])
-                    done += len(shards[number].prompts)
-            yield together
-
-    def write(number: int) -> None:
-        nonlocal made
-        _, shard = unfinished.pop(number)
-        limit.add(list(shard.faulty.values()))
-        own: dict[str, Any] = {"spot_checks": shard.spot_checked(number, spot_checks) if settings.spot_checks else []}
-        arrays = shard.arrays()
-        if kept := shards[number].kept:
-            own["kept"] = as_stored(of_rows(kept, arrays["samples/row"].tolist()))
-        while writing and (len(writing) >= max(map(len, parts)) or writing[0].done()):
-            _finish(writing.popleft())
-        writing.append(writer.submit(_write, cache, number, arrays, shard.skipped(), own))
-        made += 1
-
-    threads = contextlib.ExitStack()
-    with Interrupts() as interrupts, threads, recorder.listening(model), torch.inference_mode():
-        preparer, writer = (threads.enter_context(ThreadPoolExecutor(1)) for _ in range(2))
-        if not settings.batch_tokens and longest:
-            runner.fit(longest)
-        for of, batch, recorded in runner.run(work()):
-            of_this = {number: shard for number, (together, shard) in unfinished.items() if together is of}
-            done += sum(shard.add(batch, recorded) for shard in of_this.values())
-            if progress:
-                progress(done, len(prompts))
-            interrupts.tell()
-            for number, shard in of_this.items():
-                if shard.complete:
-                    write(number)
-        while writing:
-            _finish(writing.popleft())
-        if stopped:
-            raise KeyboardInterrupt
-        if progress:
-            progress(done, len(prompts))
-    return made
-
-
 @dataclass(frozen=True)
 class Prepared:
-    """A shard that is to be made, or what a whole one that is `stored` leaves out; its samples are not needed then."""
+    """A shard with its spans marked. Where it is whole already, only the rows that it leaves out are known.
+
+    Args:
+        number: of the shard.
+        marked: its samples, none where it is whole already; and its rows that are left out.
+        stored: the rows that a whole shard says that it leaves out; None for a shard that is to be made.
+    """
 
     number: int
     marked: ShardSamples
     stored: list[Skipped] | None
 
 
+class ShardMaker:
+    """Makes those shards of a cache that are not there whole.
+
+    Shards that are run together (see `DeviceProfile`) are written while the next ones are computed. So the arrays of at most
+    three times as many shards are in memory, and the file of one.
+
+    Args:
+        cache: to which the shards are added.
+        shards: the tokenised prompts of each shard of this process, by the shard's number.
+        marker: marks the spans of prompts.
+        checked: the model, and what the self-check found: what may share a pass, and whether common prefixes are run once.
+        settings: of the capture.
+        limit: stops the capture where too many rows are left out.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        shards: Mapping[int, EncodedShard],
+        marker: Marker,
+        checked: CheckedModel,
+        settings: CaptureSettings,
+        limit: SkipLimit,
+    ):
+        self._cache, self._shards, self._marker, self._checked = cache, shards, marker, checked
+        self._settings, self._limit = settings, limit
+        self._profile = profile_of(checked.model.device)
+        self._prompts = [prompt for shard in shards.values() for prompt in shard.prompts]
+        self._parts = list(_run_together(shards, self._profile.together))
+        self._spot_checks = SpotChecks(checked, cache.metadata["settings"]["dtype"], settings.seed, self._prompts)
+        self._writer = ShardWriter(cache, max(map(len, self._parts), default=1))
+        self._unfinished: dict[int, tuple[Work, UnfinishedShard]] = {}
+        self._stopped = False
+        self._done = 0  # prompts
+        self._made = 0  # shards
+
+    def run(self, progress: Progress | None) -> int:
+        """Make the shards, and return how many were made.
+
+        Args:
+            progress: called with (prompts done, prompts in all) after each batch.
+
+        Raises RunError where the disk refuses, the model fails, or a sample gives values that are not finite (with `--on-nan
+        skip`: where too many do), and KeyboardInterrupt after a Ctrl-C. Whole shards stay in any case.
+        """
+        model, recorder, check = self._checked.model, self._checked.recorder, self._checked.check
+        batch_tokens, batch_size = self._settings.batch_tokens, self._settings.batch_size
+        runner = Runner(model, recorder, batch_tokens or 1, batch_size, rules=check.rules, longest=check.longest)
+        with (
+            Interrupts() as interrupts,
+            ThreadPoolExecutor(1) as preparer,
+            self._writer,
+            recorder.listening(model),
+            torch.inference_mode(),
+        ):
+            if not batch_tokens and self._prompts:
+                runner.fit(max(self._prompts, key=lambda prompt: len(prompt.ids)))
+            for work, batch, recorded in runner.run(self._work(preparer, interrupts)):
+                complete = self._add(work, batch, recorded)
+                if progress:
+                    progress(self._done, len(self._prompts))
+                interrupts.tell()
+                for number in complete:
+                    self._write(number)
+            self._writer.finish()
+            if self._stopped:
+                raise KeyboardInterrupt
+            if progress:
+                progress(self._done, len(self._prompts))
+        return self._made
+
+    def _work(self, preparer: ThreadPoolExecutor, interrupts: Interrupts) -> Iterator[Work]:
+        """What is to be run, part by part, until a stop is asked for."""
+        for shards, work in _one_ahead(preparer, self._prepared, self._parts):
+            if interrupts.asked_to_stop:
+                self._stopped = True
+                return
+            first = 0
+            for shard in shards:
+                self._begin(shard, work, first)
+                first += len(shard.marked.samples)
+            yield work
+
+    def _prepared(self, numbers: Sequence[int]) -> tuple[list[Prepared], Work]:
+        """The shards of a part, and the samples that are to be run of them."""
+        shards = [self._prepared_shard(number) for number in numbers]
+        samples = [sample for shard in shards for sample in shard.marked.samples]
+        ids, check = [sample.ids for sample in samples], self._checked.check
+        return shards, Work(samples, prompt_groups(ids, check.shared_prefixes, self._profile.batch_overhead, check.rules))
+
+    def _prepared_shard(self, number: int) -> Prepared:
+        shard, stored = self._shards[number], self._cache.skipped_in_whole(number)
+        if stored is None:
+            return Prepared(number, self._marker(shard), None)
+        left_out = [Skipped(entry["row"], entry["reason"]) for entry in stored]
+        known = {entry.row for entry in shard.skipped}
+        marked = self._marker(shard).skipped if any(entry.row not in known for entry in left_out) else shard.skipped
+        return Prepared(number, ShardSamples([], marked), left_out)
+
+    def _begin(self, shard: Prepared, work: Work, first: int) -> None:
+        """Begin a shard whose samples are in `work` from number `first` on, or count the rows of one that is whole already."""
+        number, marked = shard.number, shard.marked
+        left_out = [entry for entry in marked.skipped if entry not in self._shards[number].skipped]
+        if shard.stored is not None:  # not reported, as it would make the samples/s look higher
+            self._limit.add([*left_out, *self._faulty_before(shard, shard.stored)])
+            self._done += len(self._shards[number].prompts)
+            return
+        self._limit.add(left_out)
+        self._done += len(left_out)
+        self._unfinished[number] = work, UnfinishedShard(marked, self._cache.metadata, self._settings.on_nan, first)
+        if not marked.samples:
+            self._write(number)
+
+    def _faulty_before(self, shard: Prepared, stored: Sequence[Skipped]) -> list[Skipped]:
+        """The rows that a shard made before leaves out because their values were not finite."""
+        known = {entry.row for entry in shard.marked.skipped}
+        faulty = [entry for entry in stored if entry.row not in known]
+        if faulty and self._settings.on_nan == "stop":
+            raise InputError(
+                f"{shard_path(self._cache.path, shard.number)}: was made with --on-nan skip and leaves out row {faulty[0].row} "
+                f"({faulty[0].reason}); give --on-nan skip again, or remove the file"
+            )
+        return faulty
+
+    def _add(self, work: Work, batch: Batch, recorded: Recorded) -> list[int]:
+        """Put what was recorded of a batch into the shards that it is of; the numbers of those that are complete now."""
+        shards = {number: shard for number, (together, shard) in self._unfinished.items() if together is work}
+        self._done += sum(shard.add(batch, recorded) for shard in shards.values())
+        return [number for number, shard in shards.items() if shard.complete]
+
+    def _write(self, number: int) -> None:
+        """Spot-check a complete shard, and have it written."""
+        _, shard = self._unfinished.pop(number)
+        self._limit.add(list(shard.faulty.values()))
+        checks = shard.spot_checked(number, self._spot_checks) if self._settings.spot_checks else []
+        own: dict[str, Any] = {"spot_checks": checks}
+        arrays = shard.arrays()
+        if kept := self._shards[number].kept:
+            own["kept"] = as_stored(of_rows(kept, arrays["samples/row"].tolist()))
+        self._writer.write(number, arrays, shard.skipped(), own)
+        self._made += 1
+
+
 def _run_together(shards: Mapping[int, EncodedShard], tokens: int) -> Iterator[list[int]]:
-    """The numbers of the shards that are run together: one after the other until they have so many tokens."""
+    """The numbers of shards in parts that are run together; a part ends with the shard that brings it to `tokens`."""
     numbers, so_far = list[int](), 0
     for number, shard in shards.items():
         numbers.append(number)
@@ -156,7 +207,7 @@ Result = TypeVar("Result")
 
 
 def _one_ahead(thread: ThreadPoolExecutor, make: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """What is made of each item, the next being made in a thread of its own while the caller uses one."""
+    """`make` of each item. The next one is made in a thread while the caller uses one."""
     coming: deque[Future[Result]] = deque()
     for item in items:
         coming.append(thread.submit(make, item))
@@ -164,40 +215,3 @@ def _one_ahead(thread: ThreadPoolExecutor, make: Callable[[Item], Result], items
             yield coming.popleft().result()
     while coming:
         yield coming.popleft().result()
-
-
-def _prepared(cache: Cache, shards: Mapping[int, EncodedShard], marker: Marker, number: int) -> Prepared:
-    shard, stored = shards[number], cache.skipped_in_whole(number)
-    if stored is None:
-        return Prepared(number, marker(shard), None)
-    left_out = [Skipped(entry["row"], entry["reason"]) for entry in stored]
-    known = {entry.row for entry in shard.skipped}
-    marked = marker(shard).skipped if any(entry.row not in known for entry in left_out) else shard.skipped
-    return Prepared(number, ShardSamples([], marked), left_out)
-
-
-def _faulty_before(shard: ShardSamples, stored: Sequence[Skipped], on_nan: str, cache: Cache, number: int) -> list[Skipped]:
-    """The rows that a shard made before leaves out because their values were not finite."""
-    known = {entry.row for entry in shard.skipped}
-    faulty = [entry for entry in stored if entry.row not in known]
-    if faulty and on_nan == "stop":
-        raise InputError(
-            f"{shard_path(cache.path, number)}: was made with --on-nan skip and leaves out row {faulty[0].row} "
-            f"({faulty[0].reason}); give --on-nan skip again, or remove the file"
-        )
-    return faulty
-
-
-def _write(cache: Cache, number: int, arrays: Mapping[str, Array], skipped: Sequence[Skipped], own: Mapping[str, Any]) -> None:
-    """Write a shard with the cache's metadata and its `own`; InputError where the folder is another capture's by now."""
-    require_ours(cache)
-    remove(cache.path / SKIPPED_FILE)  # written again once the cache is complete
-    entries = [{"row": entry.row, "reason": entry.reason} for entry in skipped]
-    write_shard(shard_path(cache.path, number), number, arrays, {**cache.metadata, **own}, entries)
-
-
-def _finish(writing: "Future[None]") -> None:
-    try:
-        writing.result()
-    except RunError as error:
-        raise RunError(f"{error.message}; whole shards are kept: make room, then run the same command again") from error

@@ -32,12 +32,17 @@ def require_space(
 ) -> None:
     """Log the size of the shards that are to be made and the free space.
 
-    Raises InputError where that is too little, memory does not hold the shards in hand, or one would have more tokens than the
-    format allows.
+    Args:
+        out: the cache folder.
+        shards: this process's, by number.
+        kept: numbers of the shards that stay. The others are replaced, so their space counts as free.
+        settings: of the capture.
+        config: the model's configuration. Where it does not give the numbers of layers and heads, the space is not checked,
+            which the log says.
+        together: tokens of the shards that are run together.
 
-    shards: this process's, by number. kept: numbers of those that stay; others that are there are replaced and their space
-    counts as free. config: the model's configuration; where it does not tell the number of layers and heads, that is said and
-    the space is not checked. together: tokens of the shards that are run together.
+    Raises InputError where the space is too little, memory does not hold the shards in hand, or a shard would have more tokens
+    than the format allows.
     """
     text = config.get_text_config()
     try:

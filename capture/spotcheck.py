@@ -1,4 +1,4 @@
-"""Runs some samples of every shard once more, alone and whole, before the shard is written: a net under all that is clever.
+"""Runs some samples of every shard once more, alone and whole, before the shard is written.
 
 Batches, padding, shared prefixes and the recording itself should change nothing. The self-check shows that for a few prompts;
 this shows it for prompts of every shard, with what is about to be written.
@@ -10,21 +10,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedModel
 
 from ..data.errors import RunError
 from ..data.prompts.tokens import Tokens
 from .attention import CannotRecordError
-from .check_result import SelfCheck
+from .check_result import CheckedModel
 from .comparison import checked_dtype, differences, tolerance
 from .prefixes import Group
-from .recorder import Recorder
 from .reference import LayerValues, OwnOutput, Reference, Values, checkable_tokens
 from .runner import Runner, Work
 
 logger = logging.getLogger("headscore")
 
-# In half precision one head of many may be further off by rounding alone, so many times the tolerance of the self-check.
+# Factor on the self-check's tolerance: in half precision one head of many may be further off by rounding alone.
 _LOW_PRECISION = 3
 
 # A checked token costs about three of those that are captured, as each sample is run alone and whole by eager attention.
@@ -36,9 +34,7 @@ class SpotChecks:
     """Chooses samples of a shard, runs them again and compares.
 
     Args:
-        model: as loaded.
-        recorder: one that has passed the self-check; while it listens to the model.
-        check: what the self-check found.
+        checked: the model, to which its recorder listens.
         dtype: fp32, fp16 or bf16.
         seed: of the choice.
         prompts: all that this process captures.
@@ -46,17 +42,13 @@ class SpotChecks:
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        recorder: Recorder,
-        check: SelfCheck,
+        checked: CheckedModel,
         dtype: str,
         seed: int,
         prompts: Sequence[Tokens],
     ):
-        self._model = model
-        self._recorder = recorder
-        self._check = check
-        self._dtype = checked_dtype(model, dtype)
+        self._model, self._recorder, self._check = checked.model, checked.recorder, checked.check
+        self._dtype = checked_dtype(checked.model, dtype)
         self._seed = seed
         self._longest = max(prompts, key=lambda prompt: len(prompt.ids)).row if prompts else None
         self._share = SHARE_OF_TOKENS if len(prompts) >= FEW_PROMPTS else 1
@@ -144,15 +136,12 @@ class SpotChecks:
         In half precision some models amplify rounding so far that two right ways of computing their attention disagree. Then
         only what batches, padding, prefixes and storing have done can be told, and whether the recording is right in itself.
         """
-        recorder = self._recorder
-        recorder.exact = None if recorder.eager else {}
+        work = Work([sample], [Group(0, [[0]])])
         try:
-            work = Work([sample], [Group(0, [[0]])])
-            recorded = next(Runner(self._model, recorder, len(sample.ids)).run([work]))[2]
+            with self._recorder.compared_exactly():
+                recorded = next(Runner(self._model, self._recorder, len(sample.ids)).run([work]))[2]
         except CannotRecordError:
             return False
-        finally:
-            recorder.exact = None
         alone = {
             layer: {name: values[entry, 0] for name, values in recorded.arrays.items()}
             for entry, layer in enumerate(recorded.layers)
@@ -163,10 +152,10 @@ class SpotChecks:
         """What the model's own attention gives: eager if memory allows, else the norms of whatever attention it comes with."""
         if len(sample.ids) <= checkable_tokens(self._model, self._check.heads):
             try:
-                return "eager", Reference(self._model, self._recorder)(sample.ids)
+                return "eager", Reference(self._model, self._recorder.known, self._recorder.all_tokens)(sample.ids)
             except MemoryError:
                 logger.debug("row %d: memory does not hold its eager attention", sample.row)
-        return "own", OwnOutput(self._model, self._recorder.projections)(sample.ids, self._check.heads)
+        return "own", OwnOutput(self._model, self._recorder.known.projections)(sample.ids, self._check.heads)
 
     def _tolerance(self, name: str) -> float:
         return tolerance(name, self._dtype) * (1 if self._dtype == "fp32" else _LOW_PRECISION)

@@ -27,11 +27,18 @@ logger = logging.getLogger("headscore")
 
 @dataclass(frozen=True)
 class Prompts:
-    """The (row, prompt) pairs drawn from a data file, in file order, and what made them.
+    """The prompts drawn from a data file, in file order, and what made them.
 
-    drawn: has Skipped in the place of a prompt where a row is left out. chat: what the chat template puts around each, where
-    they are in one (see `chat.py`). without: the texts of special tokens that the tokenizer would add and the prompts do
-    without, as lists `left_out` and `not_repeated` (see `Frame`). kept: what `--keep` names, of the drawn rows.
+    Args:
+        path: of the data file.
+        sha256: of its content.
+        rows_in_file: how many rows it has.
+        maker: made the prompts.
+        drawn: (row, prompt) pairs, with Skipped in place of a prompt where a row is left out.
+        chat: what the chat template puts around each, where they are in one (see `chat.py`).
+        without: texts of special tokens that the tokenizer would add and the prompts are without, as lists `left_out` and
+            `not_repeated` (see `Frame`).
+        kept: the columns of `--keep`, for the drawn rows.
     """
 
     path: Path
@@ -103,9 +110,12 @@ def _controls(
 
 @dataclass(frozen=True)
 class Share:
-    """What a process has tokenised: its `own` shards by number, of `shards` in all.
+    """What a process has tokenised.
 
-    others: prompts of other processes, as many as tell what becomes of special tokens in all of them.
+    Args:
+        own: its own shards by number.
+        others: prompts of other processes: enough to know which special tokens are left out of any prompt.
+        shards: how many shards there are in all.
     """
 
     own: dict[int, EncodedShard]

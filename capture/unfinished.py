@@ -19,9 +19,13 @@ logger = logging.getLogger("headscore")
 
 
 class UnfinishedShard:
-    """A shard that is filled batch by batch; `faulty` are the samples left out as their values are not finite.
+    """A shard that is filled batch by batch. Its attribute `faulty` has the samples whose values are not finite, by number.
 
-    first: the number of its first sample in the work that it is run with.
+    Args:
+        shard: its samples, and its rows that are left out.
+        metadata: of the cache.
+        on_nan: `stop` or `skip`.
+        first: the number of its first sample in the work that it is run with.
     """
 
     def __init__(self, shard: ShardSamples, metadata: Metadata, on_nan: str, first: int = 0):

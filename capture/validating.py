@@ -13,14 +13,14 @@ from ..data.prompts.maker import PromptMaker
 from ..data.prompts.rows import Row, data_file, read_data, sample_rows
 from ..data.prompts.templates import Template
 from . import models
-from .ablation import AttentionLayer, layers_heard
 from .chat import CHAT_TEMPLATE, in_chat
+from .chosen_model import ChosenModel, chosen_model
 from .device import computing_on
 from .evaluator import Evaluator
+from .layers import AttentionLayer
 from .questions import Question, questions_of
 from .ranks import this_rank
-from .selfcheck import checked_recorder
-from .sources import resolve
+from .selfcheck import checked_model
 from .tokenising import Prompts, encode_shards
 
 logger = logging.getLogger("headscore")
@@ -75,15 +75,10 @@ def opened_for(record: Mapping[str, Any], options: ValidateSettings) -> Opened:
     if kind := record["settings"].get("control"):
         logger.warning("the ranking is of control prompts (--control %s); it is validated on the rows' own prompts", kind)
     prompts, rows, unseen = _prompts(settings, record, options)
-    device = models.resolve_device(settings.device, this_rank())
-    dtype = models.resolve_dtype(settings.dtype, device)
-    source = resolve(
-        settings.model, settings.trust_remote_code, settings.model_arguments(), settings.revision, settings.adapter
-    )
-    config, tokenizer = models.load_config(source), models.load_tokenizer(source)
+    chosen = chosen_model(settings, this_rank())
     if settings.chat:
-        prompts = in_chat(prompts, tokenizer, settings)
-    (shard,) = encode_shards(prompts, tokenizer, settings)
+        prompts = in_chat(prompts, chosen.tokenizer, settings)
+    (shard,) = encode_shards(prompts, chosen.tokenizer, settings)
     if shard.skipped:
         first = shard.skipped[0]
         logger.warning(
@@ -91,41 +86,32 @@ def opened_for(record: Mapping[str, Any], options: ValidateSettings) -> Opened:
         )
     style = prompts.maker.style
     answers = [answers_of(rows[p.row], style, p.prompt.text, options.answer) for p in shard.prompts]
-    questions = questions_of(shard.prompts, answers, tokenizer, add_special=not settings.chat)
+    questions = questions_of(shard.prompts, answers, chosen.tokenizer, add_special=not settings.chat)
 
-    quantised = bool(getattr(config, "quantization_config", None) or source.arguments.get("quantization_config"))
-    with computing_on(device):
-        model = models.load_model(source, dtype, device, settings.device_map, quantised=quantised, with_head=True)
-    models.require_same_vocabulary(source, model, max(int(ids.max()) for question in questions for ids in question.sequences))
+    model = chosen.load(max(int(ids.max()) for question in questions for ids in question.sequences), with_head=True)
     decoder = models.decoder_of(model)
-    fingerprint = models.model_fingerprint(decoder, source.adapter.sha256 if source.adapter else "")
-    other_model = _is_other_model(record, fingerprint, source.name, dtype, options)
-    with computing_on(device):
-        recorder, check = checked_recorder(decoder, shard.prompts, dtype, settings)
-    check.log()
-    layers = layers_heard(recorder)
+    fingerprint = models.model_fingerprint(decoder, chosen.fingerprint_of_adapter)
+    other_model = _is_other_model(record, fingerprint, chosen, options)
+    with computing_on(chosen.device):
+        checked = checked_model(decoder, shard.prompts, chosen.dtype, settings)
+    checked.check.log()
+    layers = checked.recorder.known.layers
     evaluator = Evaluator(
-        model, layers, questions, rules=check.rules, batch_tokens=options.batch_tokens, batch_size=options.batch_size
+        model, layers, questions, rules=checked.check.rules, batch_tokens=options.batch_tokens, batch_size=options.batch_size
     )
-    subject = {
-        "model": fingerprint,
-        "dtype": dtype,
-        "ablation": options.ablate,
-        "answer": options.answer,
-        "rows": [question.row for question in questions],
-        "tokens": _sha256(questions),
-    }
+    choices = {"dtype": chosen.dtype, "ablation": options.ablate, "answer": options.answer}
+    asked = {"rows": [question.row for question in questions], "tokens": _sha256(questions)}
     facts = {
-        "model": source.name,
+        "model": chosen.source.name,
         "data": str(settings.data),
-        **{name: subject[name] for name in ("dtype", "ablation", "answer")},
+        **choices,
         "rows": len(questions),
         "rows_skipped": len(shard.skipped),
         "unseen": unseen,
         "other_model": other_model,
         **({"imported": record["imported"]} if "imported" in record else {}),
     }
-    return Opened(evaluator, questions, layers, subject, facts)
+    return Opened(evaluator, questions, layers, {"model": fingerprint, **choices, **asked}, facts)
 
 
 def _capture_settings(record: Mapping[str, Any], options: ValidateSettings) -> CaptureSettings:
@@ -188,7 +174,7 @@ def _template(record: Mapping[str, Any]) -> Template | str | None:
     return Template(own[0]["name"], own[0]["text"])
 
 
-def _is_other_model(record: Mapping[str, Any], fingerprint: str, name: str, dtype: str, options: ValidateSettings) -> bool:
+def _is_other_model(record: Mapping[str, Any], fingerprint: str, chosen: ChosenModel, options: ValidateSettings) -> bool:
     """Whether the model is another than the one that was captured; InputError where that is not allowed."""
     if "imported" in record:  # it is not known which model the list is of
         return False
@@ -196,9 +182,9 @@ def _is_other_model(record: Mapping[str, Any], fingerprint: str, name: str, dtyp
     if before == fingerprint or options.allow_other_model:
         return bool(before != fingerprint)
     captured = record["settings"].get("dtype")
-    advice = f"; it was captured as {captured}, so give --dtype {captured}" if dtype != captured else ""
+    advice = f"; it was captured as {captured}, so give --dtype {captured}" if chosen.dtype != captured else ""
     raise OptionError(
-        f"--model {name}: is not the model that was captured ({record['model']['name']}, {before!s:.12}; this is "
+        f"--model {chosen.source.name}: is not the model that was captured ({record['model']['name']}, {before!s:.12}; this is "
         f"{fingerprint:.12}){advice}; --allow-other-model validates the ranking on it all the same"
     )
 

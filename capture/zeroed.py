@@ -13,8 +13,9 @@ from ..data.errors import OptionError
 from ..data.files.foreign import foreign_faults_told
 from ..data.options.export_settings import ExportSettings
 from . import models
-from .ablation import AttentionLayer, attention_layers, gates_without
+from .ablation import attention_layers, gates_without
 from .gguf import without_progress_bars
+from .layers import AttentionLayer
 from .sources import resolve
 
 logger = logging.getLogger("headscore")

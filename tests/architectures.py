@@ -26,7 +26,7 @@ from parity import largest_differences, stored_samples
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from headscore import cli
-from headscore.capture import recorder
+from headscore.capture import buffers
 from headscore.capture.comparison import TOLERANCES
 from headscore.data.cache.folder import open_cache
 from headscore.data.cache.shard import ARRAYS
@@ -286,7 +286,7 @@ def _capture(model: Path, out: Path, dtype: str) -> str:
 def stored_in_full() -> Iterator[None]:
     """Pattern rows are stored in float32 here, so that what is measured is not the rounding of the file format."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recorder, "PATTERN_DTYPE", torch.float32)
+        patch.setattr(buffers, "PATTERN_DTYPE", torch.float32)
         for name, (_, axes) in ARRAYS.items():
             if name.endswith("attention"):
                 patch.setitem(ARRAYS, name, ("float32", axes))

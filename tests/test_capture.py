@@ -17,10 +17,10 @@ from parity import assert_parity
 from transformers import LlamaConfig
 
 import headscore
-from headscore.capture import attention, device, prefixes, recorder, reductions, shards, space
-from headscore.capture import capturing as pipeline
+from headscore.capture import attention, capturing, device, models, prefixes, recorder, reductions, shards, space
 from headscore.capture.batches import batch_counts, longest_first
 from headscore.capture.lengths import LengthRules
+from headscore.capture.recorded import Recorded
 from headscore.capture.runner import Runner
 from headscore.capture.space import require_space
 from headscore.capture.tokenising import EncodedShard
@@ -188,7 +188,7 @@ def test_running_out_of_memory_halves_the_batch(
             raise torch.OutOfMemoryError("no memory")
         real_start(self, lengths, *prefix, **options)
 
-    monkeypatch.setattr(shards.Recorder, "start", start)
+    monkeypatch.setattr(recorder.Recorder, "start", start)
     headscore.capture(tmp_path / "c", model=str(llama), max_samples=24, shard_size=10, queries="all_tokens", seed=7)
     assert_same(arrays_of(cache), arrays_of(tmp_path / "c"), exactly=False)
 
@@ -200,11 +200,12 @@ def test_out_of_memory_with_one_sample_says_what_to_lower(llama: Path, tmp_path:
         tried.append(len(lengths))
         raise torch.OutOfMemoryError("no memory")
 
-    def capture_shards(*of: Any) -> int:  # the self-check has passed
-        monkeypatch.setattr(shards.Recorder, "start", forward_runs_out)
-        return shards.capture_shards(*of)
+    class ShardMaker(shards.ShardMaker):
+        def run(self, *of: Any) -> int:  # the self-check has passed
+            monkeypatch.setattr(recorder.Recorder, "start", forward_runs_out)
+            return super().run(*of)
 
-    monkeypatch.setattr(pipeline, "capture_shards", capture_shards)
+    monkeypatch.setattr(capturing, "ShardMaker", ShardMaker)
     monkeypatch.setitem(device.PROFILES, "cpu", replace(device.PROFILES["cpu"], batch_overhead=5000))  # all in one batch
     with pytest.raises(RunError, match="lower max_length"):
         headscore.capture(tmp_path / "c", model=str(llama), max_samples=4, share_prefixes=False, batch_tokens=5000)
@@ -345,6 +346,36 @@ def test_what_follows_the_last_attention_is_run_once_and_never_again(llama: Path
         assert not np.array_equal(values, found[1].arrays[name])
 
 
+def one_pass(listener: recorder.Recorder, model: Any) -> Recorded:
+    listener.start(torch.tensor([10]))
+    listener.run(model, input_ids=torch.arange(2, 12)[None], use_cache=False)
+    return listener.take().finish()
+
+
+def test_a_layer_that_has_attention_in_some_passes_only_is_refused() -> None:
+    model = tiny.build(tiny.CONFIGS["llama"]()).get_decoder()
+    first, second, third = model.layers
+    listener = recorder.Recorder(all_tokens=False)
+    with torch.inference_mode(), listener.listening(model):
+        model.layers = torch.nn.ModuleList([first, second])
+        assert one_pass(listener, model).layers == list(listener.known.layers) == [0, 1]
+        model.layers = torch.nn.ModuleList([first, third])
+        with pytest.raises(attention.UnsupportedModelError, match="layer 2: has attention in some passes only"):
+            one_pass(listener, model)
+
+
+def test_one_layer_without_output_projection_leaves_no_result_norms_in_any_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.build(tiny.CONFIGS["llama"]()).get_decoder()
+    real = attention.output_projection
+    last_has_none = lambda module, width: None if module.layer_idx == 2 else real(module, width)  # noqa: E731
+    monkeypatch.setattr(attention, "output_projection", last_has_none)
+    listener = recorder.Recorder(all_tokens=True)
+    with torch.inference_mode(), listener.listening(model):
+        passes = [one_pass(listener, model).arrays for _ in range(2)]
+    assert not listener.known.results
+    assert passes[0].keys() == passes[1].keys() and not any("result_norm" in name for name in passes[0])
+
+
 @pytest.mark.parametrize(("name", "expected"), [("llama", {False}), ("mistral_window", {True})])
 def test_masks_are_passed_only_where_they_are_needed(name: str, expected: set[bool]) -> None:
     """Full causal layers get no mask, so that SDPA takes its fastest kernels; windowed layers get theirs."""
@@ -423,7 +454,7 @@ def test_shards_that_fill_batches_together_and_padding_change_nothing(
     widths: set[int] = set()
     real = recorder.Recorder.run
     spy = lambda self, model, **inputs: (widths.add(inputs["input_ids"].shape[1] % 8), real(self, model, **inputs))[1]  # noqa: E731
-    monkeypatch.setattr(shards.Recorder, "run", spy)
+    monkeypatch.setattr(recorder.Recorder, "run", spy)
     headscore.capture(tmp_path / "c", share_prefixes=False, **options)
     assert 0 in widths
     assert_same(arrays_of(tmp_path / "one"), arrays_of(tmp_path / "c"), exactly=False)
@@ -443,7 +474,7 @@ def test_shards_that_memory_does_not_hold_are_refused_before_the_model_is_loaded
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(space, "free_bytes", lambda device: 200_000)
-    monkeypatch.setattr(pipeline.models, "load_model", lambda *_, **__: pytest.fail("was loaded"))
+    monkeypatch.setattr(models, "load_model", lambda *_, **__: pytest.fail("was loaded"))
     with pytest.raises(InputError, match=r"shard_size: the shards in hand need about .* of main memory.*give shard_size=\d+"):
         headscore.capture(tmp_path / "c", model=str(llama), max_samples=24)
     assert not (tmp_path / "c").exists()

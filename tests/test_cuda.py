@@ -54,7 +54,7 @@ def test_the_next_batch_is_launched_while_one_runs(llama: Path, tmp_path: Path, 
 
     def run(self: recorder.Recorder, *given: object, **inputs: object) -> None:
         events.append("launch")
-        if self._depth:  # not in the first passes, which make what is kept
+        if self._known:  # not in the first passes, which make what is kept
             torch.cuda.set_sync_debug_mode("error")
         try:
             real_run(self, *given, **inputs)

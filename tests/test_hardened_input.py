@@ -138,7 +138,7 @@ TOKENIZERS: dict[str, tuple[Change, str]] = {
     "an id beyond 31 bits": (lambda t: t["model"]["vocab"].update(e=2**31), "its tokenizer has a token of number 2147483648"),
     "an id added beyond 31 bits": (
         lambda t: t["post_processor"]["special_tokens"]["<s>"].update(ids=[2**32 - 1]),
-        ": --model: its tokenizer makes 4294967295, which is no id of a token",
+        ": --model: its tokenizer gives 4294967295, which is no token id",
     ),
 }
 

@@ -36,7 +36,7 @@ def test_groups_share_their_prefix_and_hold_every_prompt_once(prompts: list[np.n
     groups = prompt_groups(prompts, True, overhead)
     assert sorted(i for group in groups for same in group.members for i in same) == list(range(len(prompts)))
     for group in groups:
-        assert group.prefix == 0 or group.prefix >= prefixes.LEAST_PREFIX
+        assert group.prefix == 0 or group.prefix >= prefixes.MIN_PREFIX
         members = [prompts[i] for same in group.members for i in same]
         assert len({member[: group.prefix].tobytes() for member in members}) == 1
         assert all(len(member) > group.prefix for member in members), "the last token of each is still to be run"
@@ -53,7 +53,7 @@ def test_no_prefixes_of_one_length_save_more_than_the_groups(prompts: list[np.nd
     of_groups = [saved(g.prefix, len(g.members), overhead) for g in prompt_groups(prompts, True, overhead) if g.prefix]
     assert sum(of_groups) >= 0
     different = {prompt.tobytes(): prompt.tolist() for prompt in prompts}.values()
-    for tokens in range(prefixes.LEAST_PREFIX, 43):
+    for tokens in range(prefixes.MIN_PREFIX, 43):
         longer = [tuple(prompt[:tokens]) for prompt in different if len(prompt) > tokens]
         others = (saved(tokens, longer.count(start), overhead) for start in set(longer))
         assert sum(of_groups) >= sum(amount for amount in others if amount > 0) - 1e-9, tokens

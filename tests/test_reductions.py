@@ -154,9 +154,9 @@ def test_blocks_without_memory_of_their_own_or_compiled_are_the_same(
     query, key, value = torch.randn(2, 4, 9, 8), torch.randn(2, 2, 12, 8), torch.randn(2, 2, 12, 5)
     given = query, key, value, torch.tensor([9, 4]), reductions.Softmax(0.7, None, 2.0, torch.randn(1, 4, 1, 1))
     expected = reductions.all_token_patterns(*given)
-    real, seen = reductions._block, []
+    real, seen = reductions._reduced, []
     monkeypatch.setattr(reductions, "_faults", [])
-    monkeypatch.setattr(reductions, "_compile", lambda: lambda *inputs: (seen.append(1), real(*inputs[:-1], None))[1])
+    monkeypatch.setattr(reductions, "_compile", lambda: lambda block: (seen.append(1), real(block._replace(memory=None)))[1])
     for one, other in zip(expected, reductions.all_token_patterns(*given, compiled=True), strict=True):
         torch.testing.assert_close(one, other)
     assert seen, "as torch would compile it, with temporaries of its own"
@@ -172,10 +172,11 @@ def test_blocks_without_memory_of_their_own_or_compiled_are_the_same(
 
 def test_a_block_can_be_traced_in_one_piece() -> None:
     """What torch.compile needs; with its compiler for GPUs it runs only there."""
-    traced = torch.compile(reductions._block, dynamic=True, fullgraph=True, backend="eager")
+    traced = torch.compile(reductions._reduced, dynamic=True, fullgraph=True, backend="eager")
     for tokens in (9, 7):
         rows, key, value = torch.randn(2, 4, tokens, 8), torch.randn(4, 8, tokens + 3), torch.randn(4, tokens + 3, 5)
         later = torch.arange(tokens) > torch.arange(tokens)[:, None]
-        given = rows, key, value, torch.ones(2, 1, tokens, dtype=torch.bool), later, None, None, None, None
-        for one, other in zip(reductions._block(*given), traced(*given), strict=True):
+        counted = torch.ones(2, 1, tokens, dtype=torch.bool)
+        block = reductions.Block(rows, key, value, counted, later, mask=None, sinks=None, softcap=None, memory=None)
+        for one, other in zip(reductions._reduced(block), traced(block), strict=True):
             torch.testing.assert_close(one, other)

@@ -20,9 +20,8 @@ from test_selfcheck import BERT_SIZES
 from transformers import BertConfig
 
 import headscore
-from headscore.capture import attention, reductions, reference
-from headscore.capture import capturing as pipeline
-from headscore.capture.check_result import SelfCheck
+from headscore.capture import attention, capturing, reductions, reference
+from headscore.capture.check_result import CheckedModel, SelfCheck
 from headscore.capture.lengths import NO_RULES, LengthRules
 from headscore.capture.spotcheck import FEW_PROMPTS, SHARE_OF_TOKENS, SpotChecks
 from headscore.capture.unfinished import UnfinishedShard
@@ -43,13 +42,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def after_the_self_check(monkeypatch: pytest.MonkeyPatch, then: Callable[[SelfCheck], SelfCheck], most: int = 10**6) -> None:
     """Have the self-check see prompts of at most so many tokens only, and do something once it has passed."""
-    real = pipeline.checked_recorder
+    real = capturing.checked_model
 
-    def checked_recorder(model: Any, samples: Sequence[Tokens], *of: Any) -> Any:
-        recorder, check = real(model, [sample for sample in samples if len(sample.ids) <= most], *of)
-        return recorder, then(check)
+    def checked_model(model: Any, samples: Sequence[Tokens], *of: Any) -> CheckedModel:
+        checked = real(model, [sample for sample in samples if len(sample.ids) <= most], *of)
+        return replace(checked, check=then(checked.check))
 
-    monkeypatch.setattr(pipeline, "checked_recorder", checked_recorder)
+    monkeypatch.setattr(capturing, "checked_model", checked_model)
 
 
 def break_function(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, broken: Callable[..., Any]) -> None:
@@ -249,7 +248,7 @@ def test_samples_are_chosen_by_the_seed_and_by_what_is_likely_to_go_wrong(
     rising = tuple(sorted(limits | switches))
     check = replace(CHECK, rules=LengthRules(tuple(sorted(switches)), None, rising))
     samples = [Tokens(row, np.zeros(length, np.int32)) for row, length in enumerate(lengths)]
-    checks = SpotChecks(torch.nn.Linear(1, 1), None, check, "fp32", seed, samples)  # type: ignore[arg-type]
+    checks = SpotChecks(CheckedModel(torch.nn.Linear(1, 1), None, check), "fp32", seed, samples)  # type: ignore[arg-type]
     padding = [random.randrange(9) for _ in samples]
     chosen = checks.choose(0, samples, padding)
     assert chosen and chosen == sorted(set(chosen)) == checks.choose(0, samples, padding)
@@ -267,5 +266,5 @@ def test_samples_are_chosen_by_the_seed_and_by_what_is_likely_to_go_wrong(
 
 
 def test_a_shard_without_samples_has_nothing_to_check() -> None:
-    checks = SpotChecks(torch.nn.Linear(1, 1), None, CHECK, "fp32", 0, [])  # type: ignore[arg-type]
+    checks = SpotChecks(CheckedModel(torch.nn.Linear(1, 1), None, CHECK), "fp32", 0, [])  # type: ignore[arg-type]
     assert checks.choose(0, [], []) == []

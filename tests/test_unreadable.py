@@ -16,7 +16,7 @@ from test_cli import Cli, run_cli  # noqa: F401
 from test_resume import again, files_of
 
 import headscore
-from headscore.capture import shards
+from headscore.capture import shard_writer
 from headscore.data.cache.folder import shard_path
 from headscore.data.errors import DamagedShardError, HeadscoreError, InputError, RunError, UnreadableFileError
 from headscore.data.files import plain
@@ -167,14 +167,14 @@ def test_a_lost_cache_json_is_written_again_from_what_can_be_read(llama: Path, c
 
 def loses(monkeypatch: pytest.MonkeyPatch, lost: set[int], after: Callable[[Path], None]) -> None:
     """Lets something happen to shards once they have been written."""
-    real = shards.write_shard
+    real = shard_writer.write_shard
 
     def write_shard(path: Path, number: int, *arguments: Any) -> None:
         real(path, number, *arguments)
         if number in lost:
             after(path)
 
-    monkeypatch.setattr(shards, "write_shard", write_shard)
+    monkeypatch.setattr(shard_writer, "write_shard", write_shard)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Finds which characters of a text each of its tokens covers, and checks by decoding the tokens that they do."""
+"""Finds which characters of a text each token covers, and checks that by decoding the tokens."""
 
 import itertools
 import unicodedata
@@ -17,14 +17,14 @@ from .templates import Span
 Offsets = npt.NDArray[np.integer[Any]]
 
 MAX_BYTES = 4  # of a character in UTF-8
-BROKEN = "\ufffd"  # what bytes that are no whole character decode to
+BROKEN = "\ufffd"  # bytes that are no whole character decode to this
 
 
 def joined_ends(text: str, own: npt.NDArray[np.int32], tokenizer: Any) -> list[int] | None:
     """Where in a text each of its tokens ends, if the tokens' own texts, each decoded by itself, are the text when joined.
 
-    So it is with byte-level tokenizers, unless a character is spread over several tokens. No prompt is decoded for it. None
-    where it is not so.
+    None where they are not. For byte-level tokenizers they are, unless a character is spread over several tokens. No prompt
+    is decoded for this.
     """
     texts = texts_of(own, tokenizer)
     return list(itertools.accumulate(map(len, texts))) if "".join(texts) == text else None
@@ -48,7 +48,7 @@ def _known_texts(tokenizer: Any) -> dict[int, str]:
 
 
 def run_of(text: str, span: Span, ends: Sequence[int]) -> slice:
-    """The tokens that cover characters of a span, of which white space at its ends does not count; `ends` of `joined_ends`."""
+    """The tokens that cover characters of a span, without white space at its ends; `ends` are those of `joined_ends`."""
     within = text[span.start : span.end]
     begin = span.start + len(within) - len(within.lstrip())
     end = begin + len(within.strip())
@@ -115,7 +115,7 @@ def _lead(text: str) -> int:
 
 
 def are_precise(text: str, offsets: Offsets) -> bool:
-    """Whether no white space is among the characters that two neighbours share: it would belong to one of them alone."""
+    """Whether neighbouring tokens share no white space, which would belong to only one of them."""
     sharing = np.flatnonzero(offsets[1:, 0] < offsets[:-1, 1])
     shared = (text[max(offsets[index + 1, 0], 0) : max(offsets[index, 1], 0)] for index in sharing)
     return all(part.split() in ([], [part]) for part in shared)
@@ -124,7 +124,12 @@ def are_precise(text: str, offsets: Offsets) -> bool:
 def decodes_to(text: str, span: Span, member: npt.NDArray[np.bool_], own: npt.NDArray[np.int32], tokenizer: Any) -> bool:
     """Whether the tokens of a span decode to its text, with at most part of one token more at either end, at its place.
 
-    `own` are the prompt's own tokens, without special ones; `member`, which of them are the span's: a run of them, or none.
+    Args:
+        text: the prompt's.
+        span: of the prompt.
+        member: bool [T], which tokens are the span's: a run of them, or none.
+        own: the prompt's own tokens [T], without special ones.
+        tokenizer: made them.
     """
     tokens = np.flatnonzero(member)
     if not len(tokens):
@@ -157,14 +162,14 @@ def decodes_to(text: str, span: Span, member: npt.NDArray[np.bool_], own: npt.ND
 
 
 def _ends(run: npt.NDArray[np.int32]) -> Iterator[Iterator[npt.NDArray[np.int32]]]:
-    """The first tokens of a run, ever more of them, and then the last: as many as one character may be spread over."""
-    most = min(len(run), MAX_BYTES)
-    yield (run[:count] for count in range(1, most + 1))
-    yield (run[-count:] for count in range(1, most + 1))
+    """The first 1, 2, … tokens of a run, up to as many as one character may have; then the last ones likewise."""
+    longest = min(len(run), MAX_BYTES)
+    yield (run[:count] for count in range(1, longest + 1))
+    yield (run[-count:] for count in range(1, longest + 1))
 
 
 def _is_blank(texts: Iterable[str]) -> bool:
-    """Whether the first of the texts with a whole character is white space: then a span neither starts nor ends there."""
+    """Whether the first text with a whole character is white space, where no span starts or ends."""
     return next((text for text in texts if text.strip(BROKEN)), BROKEN).isspace()
 
 
@@ -181,7 +186,7 @@ def _decoded(tokenizer: Any, ids: bytes) -> str:
 
 
 def _decoding(ids: Iterable[int]) -> AbstractContextManager[None]:
-    """Within this context what the tokenizer raises becomes an InputError that names the first of the tokens."""
+    """Within this context an error of the tokenizer becomes an InputError that names the first tokens."""
     first = " ".join(map(str, itertools.islice(ids, 8)))
     return foreign_faults_told(f"--model: its tokenizer cannot decode tokens of its own ({first})")
 

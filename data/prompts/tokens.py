@@ -39,8 +39,11 @@ class Tokens:
 class Encoded(Tokens):
     """A tokenised prompt whose spans are still to be marked.
 
-    special: bool [T], which tokens the tokenizer added, or the text begins with in their place. offsets: int32 [T,2], the
-    characters of each as the tokenizer reports them, or None where it reports none. frame: what became of special tokens.
+    Args:
+        prompt: the text and its spans.
+        special: bool [T], which tokens the tokenizer added, or the text begins with in their place.
+        offsets: int32 [T,2], the characters of each token as the tokenizer reports them; None where it reports none.
+        frame: what became of special tokens.
     """
 
     prompt: Prompt
@@ -75,11 +78,18 @@ def encode(
 ) -> list[Encoded | Skipped]:
     """One Encoded or Skipped for every (row, prompt), in order.
 
-    Skipped are prompts with an empty question span (where `need_question`), and with more than `max_length` tokens or none but
-    special ones. No text is ever cut. What the tokenizer adds is in the prompt as `framed` says; without `add_special` the
-    prompts hold their special tokens as text, and get no others.
+    A prompt is skipped where it has more than `max_length` tokens, or none but special ones. No text is ever cut.
 
-    Raises InputError, naming the row, where the tokenizer fails or makes what is no token id.
+    Args:
+        prompts: (row, prompt) pairs.
+        tokenizer: the model's.
+        max_length: in tokens, special ones included.
+        need_question: skip prompts with an empty question span too.
+        add_special: have the tokenizer add special tokens, of which `framed` says what becomes. Otherwise the prompts have
+            theirs as text, and get no others.
+        keep_trailing: keep special tokens that the tokenizer adds at the end.
+
+    Raises InputError, naming the row, where the tokenizer fails or gives something that is no token id.
     """
     if not prompts:
         return []
@@ -104,7 +114,7 @@ def encode(
 
 
 def _tokenized(prompts: Sequence[tuple[int, Prompt]], tokenizer: Any, add_special: bool) -> Mapping[str, Sequence[Any]]:
-    """What a tokenizer makes of each prompt, and as `bare` the ids without special tokens where their mask needs a check."""
+    """The tokenizer's output for each prompt, and in `bare` the ids without special tokens, where their mask needs a check."""
     texts = [prompt.text for _, prompt in prompts]
     fast = bool(tokenizer.is_fast)
     more = {"return_offsets_mapping": fast, "return_special_tokens_mask": True}
@@ -128,15 +138,15 @@ def _ids(made: Sequence[Any], row: int) -> Ids:
     """Token ids as int32 [T]; InputError, naming the row, for what is no id."""
     for each in made:
         if not isinstance(each, int) or not 0 <= each <= MAX_ID:
-            raise InputError(f"row {row}: --model: its tokenizer makes {each!r:.40}, which is no id of a token")
+            raise InputError(f"row {row}: --model: its tokenizer gives {each!r:.40}, which is no token id")
     return np.asarray(made, np.int32)
 
 
 def mark(encoded: Encoded, tokenizer: Any, span_names: Sequence[str]) -> Sample | Skipped:
     """The prompt with its spans as a token mask.
 
-    It goes by the tokens' own texts where these joined are the prompt's; else by the reported offsets or by aligned ones,
-    whichever survives decoding. Skipped where none does.
+    Where the tokens' own texts joined are the prompt, they tell the spans; otherwise the reported offsets or aligned ones do,
+    if decoding confirms them. Skipped where it confirms neither.
     """
     own = encoded.ids[~encoded.special]
     prompt = _after(encoded.prompt, encoded.frame.begin)
@@ -155,7 +165,7 @@ def mark(encoded: Encoded, tokenizer: Any, span_names: Sequence[str]) -> Sample 
 
 
 def _members_by_texts(prompt: Prompt, own: Ids, tokenizer: Any) -> npt.NDArray[np.bool_] | None:
-    """The tokens of each span [spans,T], by the tokens' own texts; None where these joined are not the prompt's."""
+    """The tokens of each span [spans,T], by the tokens' own texts; None where these joined are not the prompt."""
     ends = joined_ends(prompt.text, own, tokenizer)
     if ends is None:
         return None
@@ -166,7 +176,7 @@ def _members_by_texts(prompt: Prompt, own: Ids, tokenizer: Any) -> npt.NDArray[n
 
 
 def _checked_members(encoded: Encoded, prompt: Prompt, own: Ids, tokenizer: Any) -> npt.NDArray[np.bool_] | None:
-    """The tokens of each span [spans,T], by offsets that survive decoding; None where no offsets do."""
+    """The tokens of each span [spans,T], by offsets that decoding confirms; None where it confirms none."""
     reported, begin = encoded.offsets, encoded.frame.begin
     for find in (
         lambda: None if reported is None else reported_offsets(reported[~encoded.special] - begin, own, tokenizer),
@@ -190,7 +200,7 @@ def _after(prompt: Prompt, begin: int) -> Prompt:
 
 
 def _mark_brought(mask: Mask, encoded: Encoded, span_names: Sequence[str]) -> None:
-    """Special tokens that the text brings are in the spans that cover them too, but are no part of `template`."""
+    """Put special tokens that the text brings into the spans that cover them, except into `template`."""
     for place, start, end in encoded.frame.brought:
         covering = _members(encoded.prompt, np.array([(start, end)]))[:, 0]
         for span in itertools.compress(encoded.prompt.spans, covering):
@@ -198,10 +208,14 @@ def _mark_brought(mask: Mask, encoded: Encoded, span_names: Sequence[str]) -> No
 
 
 def _members(prompt: Prompt, offsets: Offsets) -> npt.NDArray[np.bool_]:
-    """bool [spans,T]: for each span of the prompt, its tokens, from the first that covers a character of it to the last.
+    """The tokens of each span, from the first that covers a character of it to the last: bool [spans,T].
 
-    So a token is in it whose offsets are empty, as some tokenizers report them for white space. White space at a span's ends
-    does not count. `offsets` [T,2] are half-open character ranges, of the prompt's own tokens only.
+    A token between those with empty offsets belongs to the span too; some tokenizers report them for white space. White space
+    at a span's ends does not count.
+
+    Args:
+        prompt: the text and its spans.
+        offsets: [T,2], half-open character ranges of the prompt's own tokens.
     """
     codes = np.frombuffer(prompt.text.encode("utf-32-le"), np.uint32)
     solid = np.flatnonzero(~_IS_SPACE[np.minimum(codes, len(_IS_SPACE) - 1)])  # the places of non-space characters
