@@ -152,6 +152,19 @@ def test_a_signal_turned_around_is_the_order_that_validate_tests(results: Path, 
     assert json.loads(path.with_name("made.csv.headscore.json").read_text())["signal"] == "-ent"
 
 
+@pytest.mark.parametrize("signal", ["out", "-task"])
+def test_the_command_line_takes_a_signal_as_the_library_does(
+    run_cli: Cli,  # noqa: F811
+    results: Path,
+    tmp_path: Path,
+    signal: str,
+) -> None:
+    status, _, err = run_cli("export", results, f"--signal={signal}", "--out", tmp_path / "a.csv")
+    assert status == 0, err
+    made = headscore.export(results, tmp_path / "b.csv", signal=signal)
+    assert (tmp_path / "a.csv").read_bytes() == made.path.read_bytes()
+
+
 def test_the_command_line_says_what_the_format_means(run_cli: Cli, results: Path, tmp_path: Path) -> None:  # noqa: F811
     status, out, err = run_cli("export", results, "--format", "retrieval-head", "--out", tmp_path / "a.json")
     assert status == 0 and out.count("\n") == 1 and "head-selective" in out and "KV budget" in out, err
