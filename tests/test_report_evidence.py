@@ -24,10 +24,12 @@ from headscore.data.settings import ScoreSettings, ValidateSettings
 from headscore.score.evidence.checks import COIN_TOSS, Check
 from headscore.score.evidence.null import Level, Null
 from headscore.score.report.attended import attended
+from headscore.score.report.columns import in_words
 from headscore.score.report.page import write_report
 from headscore.score.report.sections import tokens_panel
 from headscore.score.report.texts import _DOUBTS, opening
 from headscore.score.scores import Scores, head_name
+from headscore.score.signal_sources import built_in_signals
 from headscore.score.validated import validation_of, write_measured, write_validation
 
 needs_chromium = pytest.mark.skipif(not chromium(), reason="needs Chromium on the PATH (apt-get install chromium)")
@@ -275,3 +277,9 @@ def test_damaged_folders_are_told_in_one_line_each_and_break_nothing(page: Brows
     assert list(data["found"]) == ["found-0"] and "NaN" not in json.dumps(data)
     page.open(out / "report.html")
     assert page.run("document.querySelectorAll('.told li').length") and not page.requests
+
+
+def test_signals_are_told_in_words_that_end_without_a_full_stop() -> None:
+    words = in_words(list(built_in_signals()), {})
+    assert words["largest"] == "The largest weight of the row, maxⱼ aⱼ"
+    assert not [text for text in words.values() if text.endswith(".")]

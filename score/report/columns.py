@@ -111,7 +111,7 @@ def descriptions(signals: Sequence[str]) -> dict[str, str]:
 
 def in_words(signals: Sequence[str], own: Mapping[str, Any]) -> dict[str, str]:
     """What signals are, in a few words: the beginning of their documentation, or of the user's definition in `own`."""
-    known = {name: re.split(r":|, or |, where |\\.$", sentence)[0] for name, sentence in descriptions(signals).items()}
+    known = {name: re.split(r":|, or |, where |\.$", sentence)[0] for name, sentence in descriptions(signals).items()}
     given = {name: printable(" ".join(str(text).split())) for name, text in own.items() if name in signals and text is not None}
     return {name: f"{text[:_WORDS]}{'…' * (len(text) > _WORDS)}" for name, text in {**known, **given}.items()}
 
