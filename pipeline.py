@@ -229,7 +229,9 @@ def _measured(
         opened = validating.opened_for(validating.record_of_list(ranking.record, settings), settings)
         listed = len(ranking.heads)
         ranking, counts = _of_model(ranking, opened.layers, settings)
-        opened.facts[IMPORTED_KEY] |= {"whole": listed == len(ranking.heads)}  # which no list can tell
+        opened.facts[IMPORTED_KEY] = opened.facts[IMPORTED_KEY] | {
+            "whole": listed == len(ranking.heads)
+        }  # which no list can tell
     else:
         counts = counts_of(settings.k, len(ranking.heads))
     units = len(ranking.heads)
