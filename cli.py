@@ -346,7 +346,11 @@ def sweep(config: Path | None, debug: bool, **options: Any) -> None:
         "results": Annotated[Path, typer.Argument(help="Folder that score, control or import wrote.", **_RESULTS)],
         "out": Annotated[Path, typer.Option("--out", help="The file or folder that is written.", **_OUT, show_default=False)],
     },
-    {"overwrite": Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier export left in --out.")]},
+    {
+        "overwrite": Annotated[
+            bool, typer.Option("--overwrite", help="Replace the file --out, or the folder that an earlier export left.")
+        ]
+    },
     {"overwrite": False},
     configurable=False,
 )

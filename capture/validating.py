@@ -114,6 +114,7 @@ def opened_for(record: Mapping[str, Any], options: ValidateSettings) -> Opened:
     }
     facts = {
         "model": source.name,
+        "model_fingerprint": fingerprint,
         "data": str(settings.data),
         **{name: subject[name] for name in ("dtype", "ablation", "answer")},
         "rows": len(questions),

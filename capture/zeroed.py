@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from ..data.errors import InputError
 from ..data.export_settings import ExportSettings
 from ..data.foreign import foreign_faults_told
+from ..data.places import last_part
 from . import models
 from .ablation import AttentionLayer, attention_layers, gates_without
 from .gguf import without_progress_bars
@@ -66,7 +67,7 @@ def write_checkpoint(
     with foreign_faults_told(f"--format checkpoint: {name} cannot be saved", hold_stderr=False), without_progress_bars():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    return {"name": name, "dtype": dtype, "fingerprint": fingerprint}
+    return {"name": last_part(name), "dtype": dtype, "fingerprint": fingerprint}
 
 
 @torch.no_grad()
