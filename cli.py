@@ -334,7 +334,9 @@ def export(
     *,
     results: Annotated[Path, typer.Argument(help="Folder that score, control or import wrote.", **_RESULTS)],
     out: Annotated[Path, typer.Option("--out", help="The file or folder that is written.", **_OUT, show_default=False)],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier export left in --out.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the file --out, or the folder that an earlier export left.")
+    ] = False,
     **options: Any,
 ) -> None:
     """Write a ranking in a format that other tools load: for finetuning, KV caches, pruning, or a paper."""

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from .data.errors import InputError
-from .data.files.whole_file import given_path, write_bytes
+from .data.files.whole_file import given_path, output_folder, write_bytes
 from .data.files.whole_folder import whole_folder
 from .data.head_parts import Groups
 from .data.options.export_settings import ChoiceSettings, ExportSettings
@@ -28,7 +28,7 @@ def export(results: str | Path, out: str | Path, *, overwrite: bool = False, **o
         results: a folder of results, of `score`, `run`, `control` or `import_list`.
         out: the file or folder; whole or not at all. What it is of stands in it, or in a file beside it that has its name and
             `.headscore.json`.
-        overwrite: replace what an earlier export left.
+        overwrite: replace the file that `out` names, or the folder that an earlier export left there.
         options: the fields of ExportSettings, by the names and with the defaults of the command line.
 
     Raises InputError for options or results that cannot be used, where the format cannot say truly what is asked for, and where
@@ -39,22 +39,23 @@ def export(results: str | Path, out: str | Path, *, overwrite: bool = False, **o
     require_writable(path)
     chosen = choose(read_results(place), settings, path)
     provenance = chosen.provenance
-    if settings.format == "checkpoint":
-        from .capture.zeroed import write_checkpoint  # here, as it loads torch
+    with output_folder(path.parent):
+        if settings.format == "checkpoint":
+            from .capture.zeroed import write_checkpoint  # here, as it loads torch
 
-        chosen.require_top()
-        heads = chosen.query_heads
-        with whole_folder(path, PROVENANCE_FILE, overwrite=overwrite) as folder:
-            provenance["loaded"] = write_checkpoint(folder, chosen.results.record, heads, settings)
-            write_bytes(folder / PROVENANCE_FILE, json_bytes({**provenance, "zeroed": heads}))
-        meaning = (
-            f"the model with the columns of W_O of {len(heads)} query heads set to zero: head-selective, and what "
-            "headscore.ablated gives; nothing is smaller or faster"
-        )
-    else:
-        content = FORMATS[settings.format](chosen)
-        write_export(path, content, provenance, overwrite=overwrite)
-        meaning = content.meaning
+            chosen.require_top()
+            heads = chosen.query_heads
+            with whole_folder(path, PROVENANCE_FILE, overwrite=overwrite) as folder:
+                provenance["loaded"] = write_checkpoint(folder, chosen.results.record, heads, settings)
+                write_bytes(folder / PROVENANCE_FILE, json_bytes({**provenance, "zeroed": heads}))
+            meaning = (
+                f"the model with the columns of W_O of {len(heads)} query heads set to zero: head-selective, and what "
+                "headscore.ablated gives; nothing is smaller or faster"
+            )
+        else:
+            content = FORMATS[settings.format](chosen)
+            write_export(path, content, provenance, overwrite=overwrite)
+            meaning = content.meaning
     return Exported(path, chosen.format, chosen.pairs, meaning, provenance)
 
 
@@ -79,6 +80,8 @@ def head_masks(results: Any, model: "PreTrainedModel", *, groups: Groups = "whol
 
     if groups not in get_args(Groups):
         raise InputError(f"head_masks: groups={groups!r:.40} is not one of {', '.join(get_args(Groups))}")
+    if not callable(getattr(model, "named_modules", None)):
+        raise InputError(f"head_masks: model={model!r:.40} is not a model; load one with transformers and give that")
     settings = ChoiceSettings(**options)
     heads = results
     if isinstance(results, str | Path):

@@ -84,7 +84,7 @@ def _merge(values: dict[str, Any], configured: Mapping[str, Any], given: set[str
     """
     here = {_name_of(text) for text in values.get("weight") or () if "weight" in given}
     for name in ("measure", "signal", "weight"):
-        if name in given:
+        if name in given and isinstance(values[name], list):  # `signal` of some commands is one name
             own = {_name_of(text) for text in values[name]}
             values[name] = [*(text for text in configured.get(name, ()) if _name_of(text) not in own), *values[name]]
     for name, default in DEFAULT_WEIGHTS.items():

@@ -27,7 +27,7 @@ from .data.options.signatures import library_call
 from .score.head_sets import counts_of, head_sets
 from .score.outputs import options_config, require_same_run, results_folder, write_results
 from .score.report.vega import missing_packages, require_packages
-from .score.results import COMBINED, Results, read_results
+from .score.results import COMBINED, IMPORTED_KEY, Results, read_results
 from .score.scores import Scores
 from .score.scoring import score_cache
 from .score.validated import (
@@ -227,7 +227,11 @@ def _measured(
         raise OptionError(f"{option}: the ranking is an imported list, which has no signals; leave it out")
     if ranking.imported is not None:  # the model says which heads there are, and so what a share of them is
         opened = validating.opened_for(validating.record_of_list(ranking.record, settings), settings)
+        listed = len(ranking.heads)
         ranking, counts = _of_model(ranking, opened.layers, settings)
+        opened.facts[IMPORTED_KEY] = opened.facts[IMPORTED_KEY] | {
+            "whole": listed == len(ranking.heads)
+        }  # which no list can tell
     else:
         counts = counts_of(settings.k, len(ranking.heads))
     units = len(ranking.heads)

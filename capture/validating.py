@@ -103,6 +103,7 @@ def opened_for(record: Mapping[str, Any], options: ValidateSettings) -> Opened:
     asked = {"rows": [question.row for question in questions], "tokens": _sha256(questions)}
     facts = {
         "model": chosen.source.name,
+        "model_fingerprint": fingerprint,
         "data": str(settings.data),
         **choices,
         "rows": len(questions),

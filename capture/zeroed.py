@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from ..data.errors import OptionError
 from ..data.files.foreign import foreign_faults_told
 from ..data.options.export_settings import ExportSettings
+from ..data.options.places import last_part
 from . import models
 from .ablation import attention_layers, gates_without
 from .gguf import without_progress_bars
@@ -67,7 +68,7 @@ def write_checkpoint(
     with foreign_faults_told(f"--format checkpoint: {name} cannot be saved", hold_stderr=False), without_progress_bars():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    return {"name": name, "dtype": dtype, "fingerprint": fingerprint}
+    return {"name": last_part(name), "dtype": dtype, "fingerprint": fingerprint}
 
 
 @torch.no_grad()

@@ -27,7 +27,9 @@ def learn_options(types: Mapping[str, Any], defaults: Mapping[str, Any]) -> None
     for name, declared in types.items():
         kinds = (declared, *get_args(declared))
         choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
-        _options[option_flag(name)] = None if isinstance(defaults.get(name), bool) else tuple(map(str, choices))
+        flag = option_flag(name)
+        before = _options.get(flag) or ()  # commands may have other choices of an option
+        _options[flag] = None if isinstance(defaults.get(name), bool) else (*before, *map(str, choices))
 
 
 @contextlib.contextmanager

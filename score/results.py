@@ -1,6 +1,7 @@
 """Reads back what `headscore score` wrote: the heads of a ranking, and what it was made of."""
 
 import io
+import json
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,11 +12,11 @@ import polars as pl
 
 from ..data.cache.metadata import MAX_HEADS, has_shape
 from ..data.cache.model_shape import ModelShape, shape_of
-from ..data.errors import HeadscoreError, InputError, OptionError
+from ..data.errors import HeadscoreError, InputError, OptionError, one_line
 from ..data.files.foreign import foreign_faults_told
 from ..data.files.plain import read_plain
 from ..data.files.strict_yaml import read_yaml
-from ..data.options.settings import RECORD_KEY, Unit
+from ..data.options.settings import RECORD_KEY, Fusion, NormMode, Unit, Within
 from .outputs import CONFIG_FILE, HEADS_PARQUET
 from .ranking import rank
 
@@ -30,6 +31,7 @@ _RECORD_SHAPE = {
     "templates": [{"name": str, "text": str}],
 }
 IMPORTED_KEY = "imported"  # of the record of a list that others have made
+_MAPPINGS = ("model", "data", "settings", "control")  # of a record, where they are there
 _IMPORTED_SHAPE = {IMPORTED_KEY: {"file": str, "format": str, "sha256": str, "whole": bool}}
 
 
@@ -134,8 +136,7 @@ def read_results(folder: Path) -> Results:
         config, {"by": str} if imported else _CONFIG_SHAPE
     ):
         raise InputError(f"{path}: is not that of a run of headscore score; run it again with --overwrite")
-    if config["by"] not in get_args(Unit):
-        raise InputError(f"{path}: is not that of a run of headscore score; run it again with --overwrite")
+    _require_usable(config, path)
     content = read_plain(folder / HEADS_PARQUET, _MAX_BYTES)
     if content is None:
         raise InputError(f"{folder}: has no {HEADS_PARQUET}; run headscore score again")
@@ -146,3 +147,22 @@ def read_results(folder: Path) -> Results:
         raise InputError(f"{folder / HEADS_PARQUET}: is not a table of heads; run headscore score again")
     options = {name: value for name, value in config.items() if name != RECORD_KEY}
     return Results(folder, heads, unit, options, record, shape_of(record, str(path)))
+
+
+def _require_usable(config: Mapping[str, Any], path: Path) -> None:
+    """Raises InputError where an option of the ranking is none that there is, or a value is none that other files can hold."""
+    try:
+        json.dumps(config, allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError) as error:
+        what = f"holds what JSON cannot, such as a date, a set or .nan: {one_line(error)[:120]}"
+        raise InputError(f"{path}: {what}; run headscore score again with --overwrite") from error
+    record, choices = config[RECORD_KEY], {"by": Unit, "fusion": Fusion, "norm_mode": NormMode, "within": Within}
+    wrong = [name for name, known in choices.items() if name in config and config[name] not in get_args(known)]
+    wrong += [f"{RECORD_KEY}.{name}" for name in _MAPPINGS if not isinstance(record.get(name, {}), dict)]
+    weights = config.get("weight")
+    if weights is not None and not (isinstance(weights, dict) and all(type(each) in (int, float) for each in weights.values())):
+        wrong.append("weight")
+    if not wrong and not isinstance(record.get("model", {}).get("name", ""), str):
+        wrong.append(f"{RECORD_KEY}.model.name")
+    if wrong:
+        raise InputError(f"{path}: '{wrong[0]}' is none of headscore score; run it again with --overwrite")

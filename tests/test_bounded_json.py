@@ -52,6 +52,12 @@ def test_what_is_no_json_is_a_value_error(text: str) -> None:
         assert parse_json(text.encode()) == found
 
 
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 1}', '[{"b": {"a": 1, "c": 2, "\\u0061": 3}}]'])
+def test_a_key_that_appears_twice_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="the key 'a' appears twice"):
+        parse_json(text.encode())
+
+
 def nested(times: int) -> bytes:
     return b"[" * times + b"]" * times
 

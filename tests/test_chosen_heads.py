@@ -68,6 +68,12 @@ def moved_heads(name: str, moved: Tensor) -> set[int]:
 # ------------------------------------------------------------------------------------------------------------------ masks
 
 
+@pytest.mark.parametrize("no_model", [None, "smollm2-135m"])
+def test_masks_need_a_model(no_model: Any) -> None:
+    with pytest.raises(InputError, match=r"head_masks: model=.* is not a model; load one with transformers"):
+        headscore.head_masks([(0, 1)], no_model)
+
+
 def test_groups_all_of_whose_heads_are_chosen() -> None:
     assert groups_among([0, 1, 2, 5], 6, 3) == [0] and groups_among([0, 1, 2, 5], 6, 3, "any") == [0, 1, 2]
     assert groups_among([3, 1], 4, 4) == [1, 3] and groups_among([], 4, 2) == []
@@ -287,5 +293,5 @@ def test_another_model_than_the_captured_one_is_refused(ranked: tuple[Path, Path
         headscore.export(ranked[1], tmp_path / "z", **options)
     assert not (tmp_path / "z").exists() and len(list(tmp_path.iterdir())) == 1
     headscore.export(ranked[1], tmp_path / "z", allow_other_model=True, **options)
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="already exists"):
         headscore.export(ranked[1], tmp_path / "z", allow_other_model=True, **options)

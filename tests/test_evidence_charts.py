@@ -76,3 +76,33 @@ def test_frames_without_what_a_chart_needs_are_refused() -> None:
         headscore.stability_chart(CURVE.clear())
     with pytest.raises(InputError, match="the frame has no out_controlled, out_control, out_q"):
         headscore.control_map(CONTROL, "out")
+
+
+@pytest.mark.parametrize("frame", [None, "x", pl.LazyFrame({"layer": [0]}), {"layer": [0]}, [1]])
+@pytest.mark.parametrize("chart", ["stability_chart", "compare_chart", "control_map", "sweep_map", "effect_map", "heatmap"])
+def test_what_is_no_frame_is_refused_in_one_line(chart: str, frame: Any) -> None:
+    with pytest.raises(InputError, match=r"a chart: the frame is a .*, not a polars DataFrame"):
+        getattr(headscore, chart)(frame)
+
+
+def test_options_and_columns_of_other_types_are_refused_in_one_line() -> None:
+    heads = pl.DataFrame({"layer": [0, 1], "head": [0, 0], "rank_A": [1, 2], "rank_B": [2, 1]})
+    for k in (-4, 0, "a", None, True):
+        with pytest.raises(InputError, match=r"k=.* is not a whole number of at least 1"):
+            headscore.compare_chart(heads, k=k)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="the column rank_A is of String, not of numbers"):
+        headscore.compare_chart(heads.cast({"rank_A": pl.String}))
+    sweep = pl.DataFrame({"weight_a": [0.0, 1.0], "weight_b": [0.0, 1.0], "spearman": [0.5, 0.6], "shared": [1.0, 2.0]})
+    with pytest.raises(InputError, match="are not two signals"):
+        headscore.sweep_map(sweep, signals=("a",))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"value=\['a'\] is no text"):
+        headscore.sweep_map(sweep, ["a"])  # type: ignore[arg-type]
+
+
+def test_signals_of_a_sweep_may_have_any_name() -> None:
+    sweep = pl.DataFrame({"weight_a.b:c": [0.0, 1.0], "weight_d[0]": [0.0, 1.0], "spearman": [0.5, 0.6], "shared": [1.0, 2.0]})
+    spec = headscore.sweep_map(sweep).to_dict()
+    lines = next(iter(spec["datasets"].values())) if "datasets" in spec else spec["data"]["values"]
+    used = [spec["encoding"][axis]["field"] for axis in "xy"]
+    assert [[line[name] for name in used] for line in lines] == [[0, 0], [1, 1]] and not any(c in "".join(used) for c in ".:[")
+    assert spec["encoding"]["x"]["title"] == "weight of a.b:c"

@@ -1,5 +1,6 @@
 """`headscore export`: each file through the few lines by which its consumer reads it, what it says of itself, and refusals."""
 
+import datetime
 import hashlib
 import io
 import json
@@ -20,6 +21,7 @@ from headscore.data.cache.metadata import Metadata
 from headscore.data.cache.model_shape import shape_of, shape_record
 from headscore.data.errors import InputError
 from headscore.data.files.whole_file import TEMPORARY
+from headscore.data.files.whole_folder import whole_folder
 from headscore.score.export.card import _escaped
 from headscore.score.results import read_results
 
@@ -152,6 +154,19 @@ def test_a_signal_turned_around_is_the_order_that_validate_tests(results: Path, 
     assert json.loads(path.with_name("made.csv.headscore.json").read_text())["signal"] == "-ent"
 
 
+@pytest.mark.parametrize("signal", ["out", "-task"])
+def test_the_command_line_takes_a_signal_as_the_library_does(
+    run_cli: Cli,  # noqa: F811
+    results: Path,
+    tmp_path: Path,
+    signal: str,
+) -> None:
+    status, _, err = run_cli("export", results, f"--signal={signal}", "--out", tmp_path / "a.csv")
+    assert status == 0, err
+    made = headscore.export(results, tmp_path / "b.csv", signal=signal)
+    assert (tmp_path / "a.csv").read_bytes() == made.path.read_bytes()
+
+
 def test_the_command_line_says_what_the_format_means(run_cli: Cli, results: Path, tmp_path: Path) -> None:  # noqa: F811
     status, out, err = run_cli("export", results, "--format", "retrieval-head", "--out", tmp_path / "a.json")
     assert status == 0 and out.count("\n") == 1 and "head-selective" in out and "KV budget" in out, err
@@ -196,6 +211,31 @@ def told(path: Path, format: str) -> Any:
     return beside
 
 
+def test_an_export_of_groups_says_so(results: Path, tmp_path: Path) -> None:
+    for path in (export(results, tmp_path, "duo", group="max"), export(results, tmp_path, "csv", by="kv_head", group="max")):
+        found = told(path, "" if path.is_dir() else "csv")
+        assert (found["unit"], found["of"], found["group"]) == ("kv_head", LAYERS * KV_HEADS, "max")
+        assert found["chosen"] == {"heads": LAYERS * KV_HEADS}
+    assert len(headscore.export(results, tmp_path / "other", format="duo").heads) == LAYERS * KV_HEADS
+
+
+def test_no_folder_of_somebodys_machine_is_told(results: Path, tmp_path: Path) -> None:
+    secret, name = "clients/acme", {"name": "clients/acme/runs/m"}
+
+    def hide(config: Any) -> None:
+        config["record"]["data"]["path"] = f"{secret}/q.json"
+        config["record"]["model"] |= {**name, "adapter": [{"name": f"/{secret}/a"}, {"path": f"{secret}"}]}
+        config["record"]["control"] = {"kind": "shuffle", "data": f"{secret}/c.json"}
+
+    copy = changed(results, tmp_path, hide)
+    for format in FORMATS:
+        path = export(copy, tmp_path / format, format)
+        content = b"".join(each.read_bytes() for each in path.parent.rglob("*") if each.is_file())
+        assert b"clients" not in content and (b"q.json" in content or format == "parquet"), format
+    hub = changed(results, tmp_path / "hub", lambda c: c["record"]["model"].update(name="meta-llama/Llama-3.2-1B"))
+    assert told(export(hub, tmp_path / "hub", "csv"), "csv")["model"]["name"] == "meta-llama/Llama-3.2-1B"
+
+
 # ---------------------------------------------------------------------------------------------------------------- a card
 
 
@@ -213,7 +253,7 @@ def test_a_card_has_what_a_hub_shows_and_no_verdict_that_there_is_not(results: P
 
 def test_a_cards_texts_cannot_be_anything_but_texts(results: Path, tmp_path: Path) -> None:
     hostile = "<script>x</script> [a](http://b.c) | `d`\n# e ![f](g)\u202e"
-    copy = changed(results, tmp_path, lambda c: c["record"]["data"].update(path=hostile))
+    copy = changed(results, tmp_path, lambda c: (c["record"]["settings"].update(dtype=hostile), c.update(task_span=hostile)))
     text = export(copy, tmp_path, "card").read_text()
     body = text.split("---\n", 2)[2]
     assert (
@@ -221,7 +261,7 @@ def test_a_cards_texts_cannot_be_anything_but_texts(results: Path, tmp_path: Pat
     )
     assert not any(line.startswith("# e") for line in body.splitlines())
     assert _escaped("1. a") == "1\\. a" and _escaped("- a") == "\\- a" and _escaped("www.a.b") == "www\\.a.b"
-    assert yaml.safe_load(text.split("---\n")[1])["headscore"]["data"]["path"] == hostile
+    assert yaml.safe_load(text.split("---\n")[1])["headscore"]["ranking"]["task_span"] == hostile
 
 
 # -------------------------------------------------------------------------------------------------------------- refusals
@@ -240,6 +280,12 @@ def test_a_cards_texts_cannot_be_anything_but_texts(results: Path, tmp_path: Pat
         ("csv", {"top_k_per_layer": 5}, "top_k_per_layer: 5 is more than the 4 heads that a layer has"),
         ("csv", {"top_k": 1, "top_k_per_layer": 1}, "top_k: give either it or top_k_per_layer"),
         ("csv", {"signal": "sinks"}, "signal sinks: .* has no such signal; it has out"),
+        ("csv", {"signal": "-"}, "signal '-': is no name of a signal"),
+        ("csv", {"sink_size": 3}, "sink_size: is an option of format='duo'; leave it out"),
+        ("card", {"model": "x"}, "model: is an option of format='checkpoint'; leave it out"),
+        ("csv", {"group": "max"}, "group: says how groups are scored, and heads are ranked"),
+        ("duo", {"by": "head"}, "by='head': format='duo' is of groups of heads"),
+        ("retrieval_head", {"top_k": 1}, "^format='retrieval_head': "),
         ("csv", {"signal": "-combined"}, "signal -combined: only a signal can be turned around"),
         ("shira", {"top_k": 4}, r"r = k·d·M / \(H·d \+ M\) for all layers, and there are 1 heads in layer \d and 2 in layer"),
     ],
@@ -259,7 +305,7 @@ def test_formats_of_chosen_heads_ask_which(results: Path, tmp_path: Path, format
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("format", SUFFIXES.keys() - {"retrieval_head"})
+@pytest.mark.parametrize("format", sorted(SUFFIXES.keys() - {"retrieval_head"}))
 def test_a_wrong_suffix_is_refused(results: Path, tmp_path: Path, format: str) -> None:
     with pytest.raises(InputError, match=rf"a {format} file must end in \."):
         headscore.export(results, tmp_path / "x.wrong", format=format, **({"top_k": 1} if format in CHOOSING else {}))
@@ -342,18 +388,60 @@ def test_a_record_of_no_model_is_refused(results: Path, tmp_path: Path, key: str
         {"head": pl.lit("x")},
         {"combined": pl.lit(float("nan"))},
         {"rank": pl.lit(None, pl.Int64)},
+        {"rank": pl.lit(1)},
+        {"rank": pl.len() + 1 - pl.col("rank")},
+        {"rank": pl.col("rank") + 1},
+        {"layer": pl.col("layer") + 0.4},
+        {"kv_head": pl.lit(-1)},
+        {"kv_head": pl.lit("x")},
+        {"kv_head": pl.col("head")},
+        {"kv_head": pl.col("kv_head") + 0.5},
     ],
 )
-def test_a_damaged_table_of_heads_is_refused(results: Path, tmp_path: Path, change: dict[str, pl.Expr]) -> None:
+@pytest.mark.parametrize("signal", [None, "-ent"])
+def test_a_damaged_table_of_heads_is_refused(
+    results: Path, tmp_path: Path, change: dict[str, pl.Expr], signal: str | None
+) -> None:
     heads = pl.read_parquet(results / "heads.parquet").with_columns(**change)
-    with pytest.raises(InputError, match=r"(is damaged|no numbers); run headscore score again"):
-        export(changed(results, tmp_path, lambda c: None, heads), tmp_path, "retrieval_head")
+    with pytest.raises(InputError, match=r"is damaged; run headscore score again"):
+        export(changed(results, tmp_path, lambda c: None, heads), tmp_path, "duo", signal=signal)
 
 
-def test_heads_of_another_shape_than_the_record_are_refused(results: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("format", ["csv", "duo", "retrieval_head", "shira"])
+def test_heads_of_another_shape_than_the_record_are_refused(results: Path, tmp_path: Path, format: str) -> None:
     copy = changed(results, tmp_path, lambda c: c["record"]["dims"].update(heads=8))
     with pytest.raises(InputError, match="its record has another shape than its heads"):
-        export(copy, tmp_path, "shira")
+        export(copy, tmp_path, format)
+    heads = (
+        pl.read_parquet(results / "heads.parquet").filter(pl.col("layer") < 2).with_columns(rank=pl.col("rank").rank("ordinal"))
+    )
+    with pytest.raises(InputError, match="its record has another shape than its heads"):
+        export(changed(results, tmp_path / "cut", lambda c: None, heads), tmp_path, format)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weight": [1, 2]}, "'weight' is none of headscore score"),
+        ({"weight": "abc"}, "'weight' is none"),
+        ({"weight": {"out": "x"}}, "'weight' is none"),
+        ({"fusion": "foo"}, "'fusion' is none"),
+        ({"within": "row"}, "'within' is none"),
+        ({"lambda_ent": float("nan")}, r"holds what JSON cannot, such as a date, a set or \.nan"),
+        ({"measure": {"a": datetime.date(2020, 1, 1)}}, "holds what JSON cannot"),
+        ({"record": {"samples": {"a", "b"}}}, "holds what JSON cannot"),
+        ({"record": {"control": {"kind": b"x"}}}, "holds what JSON cannot"),
+        ({"record": {"control": "x"}}, "'record.control' is none"),
+        ({"record": {"imported": {"file": "", "format": "", "sha256": "", "whole": True}, "model": "foo"}}, "'record.model'"),
+        ({"record": {"imported": {"file": "", "format": "", "sha256": "", "whole": True}, "data": 3}}, "'record.data' is none"),
+    ],
+)
+def test_a_strangers_configuration_is_checked(results: Path, tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    more = change.pop("record", {})
+    copy = changed(results, tmp_path, lambda c: (c.update(change), c["record"].update(more)))
+    for format in ("csv", "card", "qrhead"):
+        with pytest.raises(InputError, match=message):
+            export(copy, tmp_path, format)
 
 
 def test_paths_that_follow_no_pattern_are_listed() -> None:
@@ -419,12 +507,100 @@ def test_a_failure_leaves_nothing_half_written(
         export(results, tmp_path, format, overwrite=True)
     now = contents(tmp_path)
     assert not any(TEMPORARY in name for name in now)
-    assert now == before if format == "duo" else now.keys() == before.keys()
+    assert now == before if format == "duo" else now.keys() == {"made.csv"}, "none stands beside what another is of"
+    monkeypatch.undo()
+    export(results, tmp_path, format, overwrite=True)
+    assert contents(tmp_path) == before
 
 
-def test_a_cache_is_no_place_for_an_export(results: Path) -> None:
-    with pytest.raises(InputError, match="out"):
-        headscore.export(results, results.parent / "cache" / "shards" / "x.csv", format="csv")
+def test_neither_a_caches_files_nor_those_of_results_are_written_over(results: Path, tmp_path: Path) -> None:
+    cache = results.parent / "cache"
+    before = contents(results.parent)
+    for name in ("cache.json", "skipped.jsonl", "shards/x.csv", "shards"):
+        with pytest.raises(InputError, match=r"(is|lies in) '[a-z.]*' of the cache .*; use another out"):
+            headscore.export(results, cache / name, format="retrieval_head", overwrite=True)
+    for name in ("heads.parquet", "heads.csv", "topk_global.json", "config.yaml", "charts", "control.csv", "validation.json"):
+        for format in ("csv", "parquet", "retrieval_head", "duo"):
+            with pytest.raises(InputError, match="is the name of a result file, in a folder of results; use another out"):
+                headscore.export(results, results / name, format=format, overwrite=True)
+    assert contents(results.parent) == before
+    headscore.export(results, tmp_path / "heads.csv")  # where no results are
+
+
+def test_a_folder_with_files_of_others_is_not_replaced(results: Path, tmp_path: Path) -> None:
+    path = export(results, tmp_path, "shira")
+    (path / "notes.txt").write_text("mine")
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match=r"holds 'notes\.txt', which this export does not write, so it is not replaced"):
+        export(results, tmp_path, "shira", overwrite=True)
+    with pytest.raises(InputError, match="which this export does not write"):
+        export(results, tmp_path, "duo", overwrite=True)
+    assert contents(tmp_path) == before
+    for mark in ("{}", "[1]", '{"headscore": "0"}', "no JSON"):
+        (path / "headscore.json").write_text(mark)
+        with pytest.raises(InputError, match="is a folder that headscore export did not write"):
+            export(results, tmp_path, "shira", overwrite=True)
+
+
+def test_what_stands_beside_a_file_is_of_it(results: Path, tmp_path: Path) -> None:
+    out = tmp_path / "s.parquet"
+    beside = tmp_path / "s.parquet.headscore.json"
+    headscore.export(results, out, format="retrieval_head")
+    headscore.export(results, out, format="parquet", overwrite=True)
+    assert not beside.exists(), "it was of another file"
+    out.unlink()
+    headscore.export(results, out, format="retrieval_head")
+    out.unlink()  # what a process leaves that was killed before the file
+    headscore.export(results, out, format="retrieval_head")
+    assert told(out, "retrieval_head")["of"] == LAYERS * HEADS
+    beside.write_text("mine")
+    with pytest.raises(InputError, match=r"headscore\.json is there, and headscore export did not write it"):
+        headscore.export(results, out, format="retrieval_head", overwrite=True)
+    assert beside.read_text() == "mine"
+
+
+@pytest.mark.parametrize("put_aside", [True, False])
+def test_what_a_killed_export_leaves_is_brought_back_or_cleared(results: Path, tmp_path: Path, put_aside: bool) -> None:
+    path = export(results, tmp_path, "duo")
+    before, name = contents(tmp_path), f".{path.name}.{'0' * 16}"
+    shutil.copytree(path, tmp_path / f"{name}{TEMPORARY}")
+    former = tmp_path / f"{name}-former{TEMPORARY}"
+    path.rename(former) if put_aside else shutil.copytree(path, former)
+    other = tmp_path / f".{path.name}.more.{'0' * 16}{TEMPORARY}"
+    other.mkdir()
+    with pytest.raises(InputError, match="already exists"):
+        export(results, tmp_path, "duo")
+    assert contents(tmp_path) == before and other.exists(), "that is another's"
+    other.rmdir()
+
+
+def test_a_living_export_is_left_alone(results: Path, tmp_path: Path) -> None:
+    with whole_folder(tmp_path / "made", "headscore.json", overwrite=False) as folder:
+        export(results, tmp_path, "duo")
+        assert folder.exists()
+        shutil.rmtree(tmp_path / "made")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("file.csv/x.csv", "is a file; give a folder"), ("file.csv/a/x.csv", "cannot be written"), ("x" * 300, "a shorter one")],
+)
+def test_a_path_that_cannot_be_is_the_users_fault(results: Path, tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "file.csv").write_text("mine")
+    with pytest.raises(InputError, match=message) as error:
+        headscore.export(results, tmp_path / name, format="retrieval_head")
+    assert "headscore-tmp" not in str(error.value)
+
+
+def test_a_failure_leaves_no_folders(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    for format in ("csv", "duo"):
+        with pytest.raises(headscore.RunError):
+            export(results, tmp_path / "a" / "b", format)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_empty_folder_may_be_there(results: Path, tmp_path: Path) -> None:

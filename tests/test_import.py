@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ def test_what_was_exported_is_imported_in_the_same_order(
     chosen = {"top_k": 12} if format == "qrhead" else {}
     made = headscore.export(results, tmp_path / f"made{suffix}", format=format, signal=signal, **chosen)
     found = imported(made.path, format, tmp_path)
-    assert found.whole and found.unit == ("kv_head" if format == "duo" else "head")
+    assert found.whole == (format in ("duo", "retrieval_head")), "a list of chosen heads may be of a larger model"
+    assert found.unit == ("kv_head" if format == "duo" else "head")
     if format == "duo":
         groups = headscore.export(results, tmp_path / "groups.csv", format="csv", by="kv_head", signal=signal)
         assert found.order() == groups.heads
@@ -122,6 +124,12 @@ def test_the_command_line(run_cli: Cli, results: Path, tmp_path: Path) -> None: 
         ("duo", b"", "lists 0 heads"),
         ("duo", b"1\n" * 2000, "not a matrix"),
         ("duo", b"1 " * 70_000, "not a matrix"),
+        ("duo", (b"1 " * 300 + b"\n") * 300, "not a matrix"),
+        ("retrieval_head", b'{"0-0": [1], "0-0": [2]}', "the key '0-0' appears twice"),
+        ("retrieval_head", b'{"0-0": [1e308, 1e308]}', "not a finite number"),
+        ("qrhead", b'[["0-1", 1' + b"0" * 400 + b"]]", "is not a head set"),
+        ("lofit", npy(np.array([[0, 1]])).replace(b"(1, 2)", b"(True, 2)"), "expected whole numbers"),
+        ("lofit", b"\x93NUMPY\x03\x00" + npy(np.array([[0, 1]]))[8:], "version 3 of NumPy's format; write it with numpy.save"),
         ("retrieval_head", b"[1]", "expected an object"),
         ("retrieval_head", b'{"0-0": []}', "0-0 has no list of numbers"),
         ("retrieval_head", b'{"0-0": [true]}', "no list of numbers"),
@@ -162,6 +170,16 @@ def test_what_is_no_such_list_is_refused_in_one_line(tmp_path: Path, format: str
     assert not (tmp_path / "imported").exists()
 
 
+def test_a_large_matrix_is_refused_before_it_is_made(tmp_path: Path) -> None:
+    (tmp_path / "list").write_bytes((b"0\t" * 30_000 + b"\n") * 20)
+    tracemalloc.start()
+    with pytest.raises(InputError, match="not a matrix"):
+        imported(tmp_path / "list", "duo", tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40 << 20
+
+
 def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         imported(tmp_path / "x", "duo", tmp_path)
@@ -179,6 +197,37 @@ def test_other_results_are_not_written_over(results: Path, tmp_path: Path) -> No
     headscore.export(results, tmp_path / "l.npy", format="lofit", top_k=4)
     with pytest.raises(InputError, match="holds another run"):
         headscore.import_list(tmp_path / "l.npy", copy, format="lofit")
+    (copy / "report.html").write_text("of the ranking")
+    headscore.import_list(tmp_path / "l.npy", copy, format="lofit", overwrite=True)
+    there = {path.name for path in copy.iterdir() if path.is_file()}
+    assert there == {"heads.csv", "heads.parquet", "config.yaml", "run.log"}, "nothing is of the old ranking"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_killed_import_may_run_again(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool) -> None:
+    class Killed(BaseException):
+        pass
+
+    first = headscore.export(results, tmp_path / "l.npy", format="lofit", top_k=4).path
+    second = headscore.export(results, tmp_path / "m.npy", format="lofit", top_k=3).path
+    real = Path.replace
+    for killed_at in (1, 2, 3):
+        folder, calls = tmp_path / str(killed_at), [0]
+        if overwrite:
+            headscore.import_list(first, folder, format="lofit")
+
+        def replace(self: Path, target: Any, calls: list[int] = calls, killed_at: int = killed_at) -> Any:
+            calls[0] += 1
+            if calls[0] == killed_at:
+                raise Killed
+            return real(self, target)
+
+        with monkeypatch.context() as patched, pytest.raises(Killed):
+            patched.setattr(Path, "replace", replace)
+            headscore.import_list(second, folder, format="lofit", overwrite=overwrite)
+        with pytest.raises(InputError):
+            read_results(folder)
+        assert len(headscore.import_list(second, folder, format="lofit", overwrite=overwrite).heads) == 3
 
 
 @pytest.mark.parametrize("change", [{"whole": "yes"}, {"file": 3}, {"sha256": None}])
@@ -214,7 +263,12 @@ def test_groups_of_an_imported_pattern_are_validated(ranked: tuple[Path, Path], 
     made = headscore.export(ranked[1], tmp_path / "duo", format="duo")
     folder = imported(made.path, "duo", tmp_path).folder
     found = headscore.validate(folder, tmp_path / "v", model=str(ranked[0]), k=["2"], **FEW)
-    assert found.measured.facts["unit"] == "kv_head" and not any("all heads" in line for line in found.verdicts)
+    assert found.measured.facts["imported"]["whole"] and found.measured.facts["unit"] == "kv_head"
+    every = headscore.export(ranked[1], tmp_path / "every.npy", format="lofit").path
+    complete = headscore.import_list(every, tmp_path / "complete", format="lofit").folder
+    facts = headscore.validate(complete, tmp_path / "w", model=str(ranked[0]), k=["2"], **FEW).measured.facts
+    assert facts["imported"]["whole"], "the model says that the list has all heads"
+    assert not any("all heads" in line for line in found.verdicts)
 
 
 @pytest.mark.parametrize(
@@ -253,5 +307,17 @@ def test_the_verdict_of_a_validation_beside_the_results_is_on_the_card(ranked: t
     text = headscore.export(tmp_path / "r", tmp_path / "r" / "README.md", format="card").path.read_text()
     line = next(line for line in found.verdicts if line.startswith("combined"))
     assert line.split(";")[0].replace("[", "\\[").replace("]", "\\]") in text and "has not been tested" not in text
+    for options in ({"signal": "-out"}, {"signal": "out"}, {"by": "kv_head"}):
+        unlike = headscore.export(tmp_path / "r", tmp_path / "unlike.md", format="card", overwrite=True, **options)
+        assert "has not been tested" in unlike.path.read_text(), "it was not this order that was validated"
+    for name, value in (("model_fingerprint", "0" * 64), ("other_model", True)):
+        facts = json.loads((tmp_path / "v" / "validation.json").read_text())
+        changed = shutil.copytree(tmp_path, tmp_path / "sub" / name, ignore=shutil.ignore_patterns("sub"))
+        (changed / "v" / "validation.json").write_text(json.dumps(facts | {name: value}))
+        unlike = headscore.export(changed / "r", changed / "unlike.md", format="card", overwrite=True)
+        assert "has not been tested" in unlike.path.read_text(), "another model was validated"
+    shutil.copytree(tmp_path / "v", tmp_path / "w")
+    both = headscore.export(tmp_path / "r", tmp_path / "both.md", format="card").path.read_text()
+    assert "\n- v: combined, top 4 " in both and "\n- w: combined, top 4 " in both
     other = headscore.export(folder, tmp_path / "other.md", format="card").path.read_text()
     assert "has not been tested" in other and "imported from" in other, "a validation of another ranking says nothing of it"

@@ -73,7 +73,7 @@ def test_a_journal_of_something_else_is_refused_or_begun_anew(tmp_path: Path) ->
 @pytest.mark.parametrize("content", [b"\n", b"{}\n", b"00000000 {}\n", b"a3830348 [1]\n"])
 def test_what_is_no_journal_is_told(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "j").write_bytes(content)
-    with pytest.raises(InputError, match=r"is damaged|is no journal"):
+    with pytest.raises(InputError, match=r"is damaged|is not a journal"):
         Journal(tmp_path / "j", SUBJECT)
 
 

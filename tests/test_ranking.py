@@ -364,7 +364,11 @@ def test_weights_of_a_column_are_those_of_each_ranking(fusion: Any) -> None:
 
 @pytest.mark.parametrize(
     ("column", "told"),
-    [([0.5, 0.5, 1.0], "several weights"), ([0.5, None, 0.5], "no column of weights"), ([1, 1, 1], "no column of weights")],
+    [
+        ([0.5, 0.5, 1.0], "several weights"),
+        ([0.5, None, 0.5], "not a column of weights"),
+        ([1, 1, 1], "not a column of weights"),
+    ],
 )
 def test_a_column_of_weights_has_one_for_each_ranking(column: list[Any], told: str) -> None:
     heads = pl.DataFrame({"layer": [0, 0, 0], "head": [0, 1, 2], "a": [1.0, 2.0, 3.0], "w": column}, strict=False)

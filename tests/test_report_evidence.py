@@ -20,14 +20,18 @@ from test_validation_page import made as made_validation
 
 import headscore
 from headscore.data.cache.folder import open_cache
+from headscore.data.errors import InputError
 from headscore.data.options.settings import ScoreSettings, ValidateSettings
 from headscore.score.evidence.checks import COIN_TOSS, Check
 from headscore.score.evidence.null import Level, Null
+from headscore.score.report import found_kinds
 from headscore.score.report.attended import attended
+from headscore.score.report.columns import in_words
 from headscore.score.report.page import write_report
 from headscore.score.report.sections import tokens_panel
 from headscore.score.report.texts import _DOUBTS, opening
 from headscore.score.scores import Scores, head_name
+from headscore.score.signal_sources import built_in_signals
 from headscore.score.validated import validation_of, write_measured, write_validation
 
 needs_chromium = pytest.mark.skipif(not chromium(), reason="needs Chromium on the PATH (apt-get install chromium)")
@@ -275,3 +279,32 @@ def test_damaged_folders_are_told_in_one_line_each_and_break_nothing(page: Brows
     assert list(data["found"]) == ["found-0"] and "NaN" not in json.dumps(data)
     page.open(out / "report.html")
     assert page.run("document.querySelectorAll('.told li').length") and not page.requests
+
+
+def test_signals_are_told_in_words_that_end_without_a_full_stop() -> None:
+    words = in_words(list(built_in_signals()), {})
+    assert words["largest"] == "The largest weight of the row, maxⱼ aⱼ"
+    assert not [text for text in words.values() if text.endswith(".")]
+
+
+def test_a_long_table_is_refused_before_a_chart_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(found_kinds, "effect_map", lambda *_, **__: pytest.fail("a chart was made"))
+    validated(tmp_path / "v")
+    lines = "".join(f"{line},0,kl,1,1,1\n" for line in range(found_kinds.MOST_LINES + 1))
+    (tmp_path / "v" / "effects.csv").write_text(f"layer,head,effect,mean,low,high\n{lines}")
+    with pytest.raises(InputError, match="values are too many to draw"):
+        found_kinds.KINDS[0].charts(tmp_path / "v")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("control.csv", "layer,head,rank,task_control,task_controlled,task_q,task_significant\n0,0,1,1,1,1,maybe\n"),
+        ("compare.csv", "a,b,k\nA,B,\n"),
+    ],
+)
+def test_what_is_neither_true_nor_false_nor_a_number_is_a_fault(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    (tmp_path / "compare_heads.csv").write_text("layer,head,rank_A,rank_B\n0,0,1,1\n")
+    with pytest.raises(InputError, match=r"is damaged|has no k in some line"):
+        next(kind for kind in found_kinds.KINDS if kind.file == name).charts(tmp_path)

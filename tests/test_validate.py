@@ -257,7 +257,7 @@ def test_the_command_line_says_what_the_library_finds(
         ({"signal": ["lift2"]}, "signal lift2: "),
         ({"draws": -1}, "draws: -1 is not between 0 and 10000"),
         ({"fit_weights": True}, "fit_weights: needs the effects of single heads; give single"),
-        ({"adapter": "x"}, "are of a model; give it, too"),
+        ({"adapter": "x"}, "belong to a model"),
         ({"data": "nowhere.jsonl"}, "nowhere.jsonl: data file not found"),
         ({"ablate": "half"}, "ablate: 'half' is not one of zero, mean"),
     ],

@@ -26,7 +26,7 @@ logger = logging.getLogger("headscore")
 SKIPPED_FILE = "skipped.jsonl"
 SHARDS_FOLDER = "shards"
 MAX_METADATA_BYTES = 1 << 20
-_OWN_FOLDERS = (SHARDS_FOLDER, "derived", "charts")  # in which only headscore writes
+_OWN = (METADATA_FILE, SKIPPED_FILE, SHARDS_FOLDER, "derived", "charts")  # which only headscore writes
 
 
 @dataclass(frozen=True)
@@ -148,11 +148,12 @@ def open_cache(path: Path) -> Cache:
 
 
 def require_outside_caches(folder: Path) -> None:
-    """Raises InputError where `folder` is, or lies in, a folder that a cache keeps for itself."""
+    """Raises InputError where a path is, or lies in, a file or folder that a cache keeps for itself."""
     real = folder.resolve()
     for place in (real, *real.parents):
-        if place.name in _OWN_FOLDERS and kind_of(place.parent / METADATA_FILE, follow_links=True):
-            raise OptionError(f"--out {folder}: lies in '{place.name}' of the cache {place.parent}; use another --out")
+        if place.name in _OWN and kind_of(place.parent / METADATA_FILE, follow_links=True):
+            where = "is" if place == real else "lies in"
+            raise OptionError(f"--out {folder}: {where} '{place.name}' of the cache {place.parent}; use another --out")
 
 
 def shard_path(folder: Path, number: int) -> Path:

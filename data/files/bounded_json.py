@@ -13,9 +13,21 @@ _ALL_BUT_STRUCTURE = bytes(set(range(256)) - set(b"[]{},"))
 
 
 def parse_json(content: bytes, max_elements: int = MAX_ELEMENTS) -> Any:
-    """What UTF-8 text holds as JSON; raises ValueError where it is no JSON, and as `require_bounded`."""
+    """What UTF-8 text holds as JSON.
+
+    Raises ValueError where it is no JSON, where an object has a key twice, of which Python keeps the last, and as
+    `require_bounded`.
+    """
     require_bounded([content], max_elements)
-    return json.loads(content.decode("utf-8-sig"))
+    return json.loads(content.decode("utf-8-sig"), object_pairs_hook=_without_repeats)
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r:.80} appears twice")
+    return found
 
 
 def require_bounded(contents: Iterable[bytes], max_elements: int = MAX_ELEMENTS) -> None:

@@ -17,7 +17,10 @@ from typing import Any
 from ..errors import DamagedShardError, HeadscoreError, InputError, UnreadableFileError, one_line
 
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
-_OTHER_KINDS = {stat.S_IFLNK: "a link; a cache holds the file itself", stat.S_IFDIR: "a folder, not a file"}
+_OTHER_KINDS = {
+    stat.S_IFLNK: "a link, which may lead elsewhere; put the file itself there",
+    stat.S_IFDIR: "a folder, not a file",
+}
 
 # What Windows lacks; it has no pipes among its files either.
 _DO_NOT_WAIT: int = getattr(os, "O_NONBLOCK", 0)

@@ -45,8 +45,8 @@ def _temporary(path: Path) -> Iterator[tuple[Path, bool]]:
         temporary.unlink(missing_ok=True)
 
 
-def _locked(file: BinaryIO) -> bool:
-    """Lock a file without waiting, which might be for ever where locks do not work; whether that succeeded."""
+def _locked(file: BinaryIO | int) -> bool:
+    """Lock an open file without waiting, which might be for ever where locks do not work; whether that succeeded."""
     if fcntl is None:
         return False
     try:
@@ -54,6 +54,19 @@ def _locked(file: BinaryIO) -> bool:
     except OSError:
         return False
     return True
+
+
+@contextlib.contextmanager
+def folder_locked(folder: Path) -> Iterator[bool]:
+    """Locks a folder within this context; whether that succeeded, which it does not where another process has locked it."""
+    handle = None
+    with contextlib.suppress(OSError):  # Windows opens no folder
+        handle = os.open(folder, os.O_RDONLY)
+    try:
+        yield handle is not None and _locked(handle)
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 def locks_work(folder: Path) -> bool:
@@ -189,24 +202,24 @@ def given_path(what: str, value: Any) -> Path:
 
 @contextlib.contextmanager
 def output_folder(folder: Path) -> Iterator[None]:
-    """Makes `folder` if need be, and on failure removes it again if it was made here and is still empty.
+    """Makes `folder` if need be, and on failure removes it, and those above, if they were made here and are still empty.
 
     Raises InputError where it cannot be made or written to, or its path is no text that a file can hold.
     """
     require_text("--out", folder)
-    new = not os.path.lexists(folder)
+    new = [each for each in (folder, *folder.parents) if not os.path.lexists(each)]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _temporary(folder / "writable"):
-            pass
-        remove_leftovers(folder)
-    except FileExistsError as error:
-        raise OptionError(f"--out {folder}: is a file; give a folder") from error
-    except OSError as error:
-        raise OptionError(f"--out {folder}: cannot be written: {error.strerror or one_line(error)}") from error
-    try:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with _temporary(folder / "writable"):
+                pass
+            remove_leftovers(folder)
+        except FileExistsError as error:
+            raise OptionError(f"--out {folder}: is a file; give a folder") from error
+        except OSError as error:
+            raise OptionError(f"--out {folder}: cannot be written: {error.strerror or one_line(error)}") from error
         yield
     finally:
-        if new:
+        for each in new:
             with contextlib.suppress(OSError):  # not empty, or another process was faster
-                folder.rmdir()
+                each.rmdir()

@@ -1,15 +1,22 @@
 """The options of the commands that bring rankings to other tools, and their lists to headscore."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ..errors import OptionError
+from ..errors import InputError, OptionError
+from ..voice import option_flag
 from .checked import Checked, option
 from .settings import Unit
 
 ExportFormat = Literal["csv", "parquet", "duo", "retrieval_head", "qrhead", "lofit", "shira", "peft", "card", "checkpoint"]
 ImportFormat = Literal["duo", "retrieval_head", "qrhead", "lofit"]
 GroupBy = Literal["mean", "max"]
+
+_OF_FORMATS: Mapping[ExportFormat, Sequence[str]] = {  # options that one format alone has
+    "duo": ("sink_size", "recent_size"),
+    "checkpoint": ("model", "adapter", "allow_other_model", "trust_remote_code"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +50,17 @@ class ExportSettings(ChoiceSettings):
     adapter: str | None = option(None, "Of checkpoint: PEFT adapter to merge into --model.")
     allow_other_model: bool = option(False, "Of checkpoint: take another model than the one that was captured.")
     trust_remote_code: bool = option(False, "Of checkpoint: run code that comes with the model; only for sources you trust.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for format, names in _OF_FORMATS.items():
+            given = [name for name in names if getattr(self, name) != type(self).__dataclass_fields__[name].default]
+            if given and self.format != format:
+                raise InputError(f"{option_flag(given[0])}: is an option of --format {format}; leave it out")
+        if self.format == "duo" and self.by == "head":
+            raise OptionError("--by head: --format duo is of groups of heads; leave it out")
+        if self.group != "mean" and self.by != "kv_head" and self.format != "duo":
+            raise OptionError("--group: says how groups are scored, and heads are ranked; give --by kv_head, or leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,9 @@
 """Paths that a configuration file holds: absolute, or relative to the folder of the file, wherever it is read."""
 
 import os
+import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from ..text import require_text
@@ -76,3 +77,15 @@ def _there(path: str | Path) -> bool:
 def _told_apart(name: str, path: Path) -> str:
     """The path with `./` before it where it would be taken for a word otherwise."""
     return os.path.join(os.curdir, path) if _is_word(name, str(path)) else str(path)  # noqa: PTH118 - Path drops "./"
+
+
+def last_part(text: str, is_path: bool = False) -> str:
+    """A name as others know it: of a path, which only its author's machine has, the last part.
+
+    Args:
+        text: a path, or a name as of a model of a hub, which has at most one slash and does not begin with it.
+        is_path: whether it is a path even if it looks like such a name.
+    """
+    rooted = PurePosixPath(text).is_absolute() or PureWindowsPath(text).is_absolute() or text.startswith((".", "~"))
+    parts = re.split(r"[/\\]", text.rstrip("/\\"))
+    return parts[-1] if is_path or rooted or len(parts) > 2 or "\\" in text else text

@@ -21,7 +21,7 @@ from .agreeing import LABELS, moved_signals, pair_tables, require_same_shape, wi
 from .files import require_free, write_analysis
 from .rankings import Ranking, read_ranking
 
-RESULT_FILES = (
+RESULT_FILES: tuple[str, ...] = (
     "compare.txt",
     "compare.csv",
     "compare_layers.csv",

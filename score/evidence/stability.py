@@ -28,7 +28,7 @@ from .files import require_free, write_analysis
 from .overlap import chance_overlap, nogueira
 from .weighted_means import ranked_replicates, weighted_means
 
-RESULT_FILES = ("stability.txt", "stability.csv")
+RESULT_FILES: tuple[str, ...] = ("stability.txt", "stability.csv")
 SCHEMA = {
     "samples": pl.Int64,
     "k": pl.Int64,

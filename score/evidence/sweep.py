@@ -24,7 +24,7 @@ from .files import require_free, write_analysis
 from .rankings import Ranking, read_ranking
 from .settings_grid import CHOICES, SettingsGrid, read_grid
 
-RESULT_FILES = ("sweep.txt", "sweep.csv", "sweep_heads.csv", "sweep.parquet")
+RESULT_FILES: tuple[str, ...] = ("sweep.txt", "sweep.csv", "sweep_heads.csv", "sweep.parquet")
 RESULTS = ("shared", "spearman")
 _WEIGHT = "weight_"  # how the columns of weights begin
 _LINES = 1 << 20  # heads times settings that are ranked at once

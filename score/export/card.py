@@ -12,7 +12,7 @@ from ...data.files.plain import names_in, read_plain
 from ..evidence.null import null_of_record
 from ..outputs import HEADS_PARQUET, yaml_text
 from ..scores import head_name
-from ..validated import is_validation, read_measured
+from ..validated import Measured, is_validation, read_measured
 from .chosen import Chosen
 from .written import Content
 
@@ -128,29 +128,46 @@ def _evidence(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _verdicts(chosen: Chosen) -> list[str]:
-    """The lines of the validation of this very ranking, in its folder or beside it; none where there is none."""
+    """What validations of this very order, in the folder of results or beside it, say; nothing where there is none."""
     folder = chosen.results.folder
-    own = chosen.results.heads.select(pl.col("layer", chosen.results.unit, "rank").cast(pl.Int64)).sort("rank")
+    found = {}
     for place in (folder, folder.absolute().parent):
         for name in sorted(names_in(place))[:_MAX_FOLDERS]:
-            if (found := _verdicts_in(place / name, own)) is not None:
-                return found
-    return []
+            if lines := _verdicts_in(place / name, chosen):
+                found[name] = lines
+    if len(found) == 1:
+        return next(iter(found.values()))
+    return [f"{name}: {line}" for name, lines in found.items() for line in lines]
 
 
-def _verdicts_in(folder: Path, own: pl.DataFrame) -> list[str] | None:
-    """The verdicts in a folder, if it is a validation of these heads; a folder that cannot be read is passed over."""
+def _verdicts_in(folder: Path, chosen: Chosen) -> list[str]:
+    """The lines on the chosen order in a validation of it; of a folder that is none, or cannot be read, nothing."""
     try:
         if not is_validation(folder):
-            return None
-        ranking = read_measured(folder).ranking
-        if not set(own.columns) <= set(ranking.columns):
-            return None
-        if not ranking.select(pl.col(own.columns).cast(pl.Int64)).sort("rank").equals(own):
-            return None
-        return (read_plain(folder / "verdicts.txt", _MAX_VERDICTS) or b"").decode(errors="replace").splitlines()
+            return []
+        measured = read_measured(folder)
+        if not _is_of(chosen, measured):
+            return []
+        lines = (read_plain(folder / "verdicts.txt", _MAX_VERDICTS) or b"").decode(errors="replace").splitlines()
     except (HeadscoreError, OSError, pl.exceptions.PolarsError):
-        return None
+        return []
+    own = [line for line in lines if line.startswith(f"{chosen.signal}, top ")]
+    return [*(line for line in lines if line.startswith("CAUTION: ")), *own] if own else []
+
+
+def _is_of(chosen: Chosen, measured: Measured) -> bool:
+    """Whether a validation ran the model of a ranking, and took out the first heads, or groups, of the chosen order."""
+    facts, model = measured.facts, chosen.results.record.get("model") or {}
+    fingerprints = facts.get("model_fingerprint"), model.get("fingerprint")
+    same = fingerprints[0] == fingerprints[1] if all(fingerprints) else facts.get("model") == model.get("name")
+    if facts["unit"] != chosen.unit or facts["units"] != len(chosen.heads) or facts["other_model"]:
+        return False
+    if chosen.results.imported is None and not same:
+        return False
+    tops = measured.sets.filter(set="top", signal=chosen.signal)
+    order = list(chosen.heads.select("layer", chosen.unit).iter_rows())
+    taken = {k: set(top.select("layer", chosen.unit).iter_rows()) for (k,), top in tops.group_by("k")}
+    return bool(taken) and all(heads == set(order[:k]) for k, heads in taken.items())
 
 
 def _escaped(value: Any) -> str:

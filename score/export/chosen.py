@@ -1,10 +1,9 @@
 """Which heads of a ranking an export is of, and what it must know about them."""
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -14,9 +13,11 @@ from ...data.cache.metadata import MAX_HEADS, MAX_LAYERS
 from ...data.cache.model_shape import ModelShape
 from ...data.errors import InputError, OptionError
 from ...data.options.export_settings import ChoiceSettings, ExportSettings, GroupBy
+from ...data.options.places import last_part
 from ...data.options.settings import Unit
-from ..outputs import CONFIG_FILE
-from ..results import COMBINED, Results
+from ..outputs import CONFIG_FILE, HEADS_PARQUET
+from ..ranking import TIE_DIGITS
+from ..results import COMBINED, IMPORTED_KEY, Results
 
 Head = tuple[int, int]
 
@@ -25,7 +26,10 @@ _TOLD: Mapping[str, Sequence[str]] = {
     "model": ("name", "revision", "commit", "adapter", "type", "fingerprint", "tokenizer_fingerprint"),
     "data": ("path", "sha256", "rows", "style"),
     "control": ("kind", "signals", "samples", "data"),
+    IMPORTED_KEY: ("file", "format", "sha256", "heads", "whole"),
 }
+_PATHS = ("path", "data", "file")  # whose texts are paths
+_OF_GROUPS = ("duo",)  # formats
 _TOLD_INSIDE = ("name", "type", "sha256", "base", "path", "rows")
 _RANKING = ("score_query_mode", "head_output", "task_span", "fusion", "norm_mode", "within", "by", "measure", "signal")
 
@@ -39,7 +43,8 @@ class Chosen:
         settings: of the export.
         path: where it goes.
         unit: what the heads are: `head` or `kv_head`.
-        heads: all of the ranking, best first: `layer`, `head` (or `kv_head`), `score`, `rank`.
+        heads: all of the ranking, best first: `layer`, `head` (or `kv_head`), `score`, `rank`; where the record tells the
+            model's shape, they are all of the model's.
         top: those that were chosen of them; all where none were.
     """
 
@@ -52,8 +57,8 @@ class Chosen:
 
     @property
     def format(self) -> str:
-        """The name of the format as options spell it."""
-        return self.settings.format.replace("_", "-")
+        """The name of the format."""
+        return self.settings.format
 
     @property
     def signal(self) -> str:
@@ -78,16 +83,12 @@ class Chosen:
 
     @cached_property
     def shape(self) -> ModelShape:
-        """The model's shape; InputError where the ranking does not tell it, or tells another than its heads have."""
+        """The model's shape; InputError where the ranking does not tell it."""
         shape, folder = self.results.shape, self.results.folder
         if shape is None:
             known = "is an imported list, which does not tell" if self.results.imported else "is too old to tell"
             again = "export a ranking of headscore score" if self.results.imported else "run headscore score on its cache again"
             raise OptionError(f"--format {self.format}: {folder} {known} the shape of the model; {again}")
-        units = shape.heads if self.results.unit == "head" else shape.kv_heads
-        expected = {(layer, unit) for layer in shape.layers for unit in range(units or 0)}
-        if expected != set(self.results.heads.select("layer", self.results.unit).iter_rows()):
-            raise InputError(f"{folder / CONFIG_FILE}: its record has another shape than its heads; run headscore score again")
         return shape
 
     def widths(self) -> tuple[int, int]:
@@ -141,13 +142,6 @@ class Chosen:
             raise OptionError(f"--format {self.format}: needs all heads of the model, and {self.results.folder} has some")
         return layers, units
 
-    def by_group(self) -> "Chosen":
-        """The same as a ranking of groups of heads."""
-        if self.unit == "kv_head":
-            return self
-        heads = _of_groups(self.heads, self.results, self.settings.group)
-        return replace(self, unit="kv_head", heads=heads, top=_top(heads, self.settings, "groups of heads"))
-
     @property
     def provenance(self) -> dict[str, Any]:
         """What the export is of: a file that does not say so cannot be checked."""
@@ -158,7 +152,6 @@ class Chosen:
             "headscore": __version__,
             "format": self.format,
             **{key: _published(record[key], names) for key, names in _TOLD.items() if isinstance(record.get(key), dict)},
-            **({"imported": self.results.imported} if self.results.imported else {}),
             "ranking": {name: options[name] for name in _RANKING if options.get(name)} | {"weights": self.results.weights},
             "signal": self.signal,
             "unit": self.unit,
@@ -178,13 +171,14 @@ def choose(results: Results, settings: ExportSettings, path: Path) -> Chosen:
         settings: of the export.
         path: where it goes, for messages.
 
-    Raises InputError for a signal or a number of heads that the ranking has not, and where all heads are alike.
+    A format that is of groups takes them, as `--by kv_head` does. Raises InputError for a signal or a number of heads that the
+    ranking has not, where all heads are alike, and where the table is damaged or not of the model that the record tells.
     """
     heads = _ordered(results, settings)
     if settings.by == "head" and results.unit == "kv_head":
         raise OptionError(f"--by head: {results.folder} ranks groups of heads; score with --by head")
     unit: Unit = results.unit
-    if settings.by == "kv_head" and unit == "head":
+    if (settings.by == "kv_head" or settings.format in _OF_GROUPS) and unit == "head":
         heads, unit = _of_groups(heads, results, settings.group), "kv_head"
     top = _top(heads, settings, "heads" if unit == "head" else "groups of heads")
     return Chosen(results, settings, path, unit, heads, top)
@@ -202,32 +196,63 @@ def _ordered(results: Results, settings: ChoiceSettings) -> pl.DataFrame:
     """All heads by the combined score or by one signal, best first; the table is a stranger's, so its numbers are checked."""
     signal = settings.signal or COMBINED
     name = signal.removeprefix("-")
+    if not name:
+        raise OptionError(f"--signal {signal!r}: is no name of a signal; give one, with - before it to turn it around")
     if signal == f"-{COMBINED}":
         raise OptionError(f"--signal {signal}: only a signal can be turned around")
+    if not _is_sound(results.heads, results.unit):
+        raise InputError(f"{results.folder / HEADS_PARQUET}: its table of heads is damaged; run headscore score again")
+    _require_shape(results)
     frame = results.heads if signal == COMBINED else results.ranked({name: -1.0 if signal.startswith("-") else 1.0})
-    kinds = {"layer": pl.Int64, results.unit: pl.Int64, "score": pl.Float64, "rank": pl.Int64}
-    heads = frame.select("layer", results.unit, pl.col(COMBINED).alias("score"), "rank")
-    if any(not heads[column].dtype.is_numeric() for column in heads.columns):
-        raise InputError(f"{results.folder}: its heads have columns that are no numbers; run headscore score again")
-    heads = heads.cast(kinds, strict=False)  # type: ignore[arg-type]
-    bounds = (("layer", MAX_LAYERS), (results.unit, MAX_HEADS))
-    is_sound = (
-        not any(heads[column].has_nulls() for column in kinds)
-        and all(int(heads[column].min()) >= 0 and int(heads[column].max()) < bound for column, bound in bounds)  # type: ignore[arg-type]
-        and not heads.select("layer", results.unit).is_duplicated().any()
-        and bool(heads["score"].is_finite().all())
-    )
-    if not is_sound:
-        raise InputError(f"{results.folder}: its table of heads is damaged; run headscore score again")
+    heads = frame.select("layer", results.unit, pl.col(COMBINED).alias("score"), "rank").sort("rank")
+    heads = heads.cast({"layer": pl.Int64, results.unit: pl.Int64, "score": pl.Float64, "rank": pl.Int64})
     if len(heads) > 1 and heads["score"].n_unique() == 1:
         raise OptionError(f"--signal {signal}: is the same in every head, so it puts none before another")
-    return heads.sort("rank", "layer", results.unit)
+    return heads
+
+
+def _is_sound(heads: pl.DataFrame, unit: Unit) -> bool:
+    """Whether each line is another head, and the ranks are 1…n in the order of the scores."""
+    whole = ("layer", unit, "rank")
+    numbers = heads[COMBINED].dtype.is_numeric() and all(heads[name].dtype.is_integer() for name in whole)
+    if not numbers or any(heads[name].has_nulls() for name in (*whole, COMBINED)):
+        return False
+    bounds = (("layer", MAX_LAYERS), (unit, MAX_HEADS))
+    inside = all(int(heads[name].min()) >= 0 and int(heads[name].max()) < bound for name, bound in bounds)  # type: ignore[arg-type]
+    scores, ranks = heads.sort("rank")[COMBINED].cast(pl.Float64), heads["rank"].sort().to_list()
+    once = ranks == list(range(1, len(heads) + 1)) and not heads.select("layer", unit).is_duplicated().any()
+    return inside and once and bool(scores.is_finite().all()) and _is_falling(scores)
+
+
+def _is_falling(scores: pl.Series) -> bool:
+    """Whether no score is above the one before it, but for rounding: those that agree in TIE_DIGITS digits are equal."""
+    room = 10.0**-TIE_DIGITS * float(scores.abs().max() or 0)  # type: ignore[arg-type]
+    return bool((scores.diff().drop_nulls() <= room).all())
+
+
+def _require_shape(results: Results) -> None:
+    """Raises InputError where the record tells a shape of the model that has other heads, or groups, than are ranked."""
+    shape = results.shape
+    units = None if shape is None else shape.heads if results.unit == "head" else shape.kv_heads
+    if shape is None or units is None:
+        return
+    expected = {(layer, number) for layer in shape.layers for number in range(units)}
+    if expected != set(results.heads.select("layer", results.unit).iter_rows()):
+        raise InputError(
+            f"{results.folder / CONFIG_FILE}: its record has another shape than its heads; run headscore score again"
+        )
 
 
 def _of_groups(heads: pl.DataFrame, results: Results, how: GroupBy) -> pl.DataFrame:
     """Groups of heads by the mean or the largest score of theirs; equal ones by their best head."""
     if "kv_head" not in results.heads.columns or results.heads["kv_head"].has_nulls():
         raise OptionError(f"--by kv_head: {results.folder} does not say which heads share a key-value head")
+    groups_of, shape = results.heads["kv_head"], results.shape
+    is_sound = groups_of.dtype.is_integer() and bool(groups_of.is_between(0, MAX_HEADS - 1).all())
+    if is_sound and shape is not None and shape.kv_heads is not None:
+        is_sound = (results.heads["head"].cast(pl.Int64) // (shape.heads // shape.kv_heads)).equals(groups_of.cast(pl.Int64))
+    if not is_sound:
+        raise InputError(f"{results.folder / HEADS_PARQUET}: its column kv_head is damaged; run headscore score again")
     members = results.heads.select(pl.col("layer", "head", "kv_head").cast(pl.Int64))
     score = pl.col("score").mean() if how == "mean" else pl.col("score").max()
     groups = heads.join(members, on=["layer", "head"]).group_by("layer", "kv_head").agg(score, _best=pl.col("rank").min())
@@ -256,15 +281,13 @@ def counts_in_layers(pairs: Sequence[Head]) -> dict[int, int]:
 
 
 def _published(told: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """What is said of model or data; of a path that only its author's machine has, the last part."""
-    made = {}
-    for name in (name for name in names if name in told):
-        value = told[name]
-        inner = _published(value, _TOLD_INSIDE) if isinstance(value, Mapping) else value
-        made[name] = _last_part(inner) if isinstance(inner, str) else inner
-    return made
+    """What is said of model or data; of a path, which only its author's machine has, the last part."""
+    return {name: _shared(told[name], name) for name in names if name in told}
 
 
-def _last_part(text: str) -> str:
-    is_path = PurePosixPath(text).is_absolute() or PureWindowsPath(text).is_absolute() or text.startswith((".", "~"))
-    return re.split(r"[/\\]", text.rstrip("/\\"))[-1] if is_path else text
+def _shared(value: Any, name: str = "") -> Any:
+    if isinstance(value, Mapping):
+        return _published(value, _TOLD_INSIDE)
+    if isinstance(value, list):
+        return [_shared(each, name) for each in value]
+    return last_part(value, name in _PATHS) if isinstance(value, str) else value

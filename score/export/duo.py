@@ -19,18 +19,17 @@ def duo(chosen: Chosen) -> Content:
     (0, 1), to which its reader clips them, and no two are equal.
     """
     chosen.require_all()
-    groups = chosen.by_group()
-    layers, units = groups.matrix()
-    count = len(groups.heads)
+    layers, units = chosen.matrix()
+    count = len(chosen.heads)
     values = np.empty((layers, units))
-    values[groups.heads["layer"].to_numpy(), groups.heads["kv_head"].to_numpy()] = (count - np.arange(count) - 0.5) / count
+    values[chosen.heads["layer"].to_numpy(), chosen.heads["kv_head"].to_numpy()] = (count - np.arange(count) - 0.5) / count
     text = io.StringIO()
     np.savetxt(text, values, delimiter="\t")
     config = {
         "sink_size": chosen.settings.sink_size,
         "recent_size": chosen.settings.recent_size,
-        "model_name": groups.provenance.get("model", {}).get("name"),
-        "headscore": groups.provenance,
+        "model_name": chosen.provenance.get("model", {}).get("name"),
+        "headscore": chosen.provenance,
     }
     meaning = (
         f"{layers} layers of {units} KV heads, each with its place in (0, 1): which keep the whole KV cache. The ratio a "

@@ -11,12 +11,24 @@ import polars as pl
 
 from ... import __version__
 from ...data.errors import OptionError
-from ...data.files.whole_file import given_path, write_bytes, write_text
+from ...data.files.whole_file import given_path, remove, write_bytes, write_text
 from ...data.options.export_settings import ImportFormat, ImportSettings
 from ...data.options.settings import RECORD_KEY, Unit
 from ...data.options.signatures import library_call
 from ...data.text import require_text
-from ..outputs import CONFIG_FILE, HEADS_CSV, HEADS_PARQUET, LOG_FILE, csv, require_same_run, results_folder, yaml_text
+from ..outputs import (
+    CONFIG_FILE,
+    CONTROL_FILE,
+    HEADS_CSV,
+    HEADS_PARQUET,
+    LOG_FILE,
+    REPORT_FILES,
+    RESULT_FILES,
+    csv,
+    require_same_run,
+    results_folder,
+    yaml_text,
+)
 from ..results import IMPORTED_KEY, Results, read_results
 from ..validated import is_validation
 from .published import Scored, read_list
@@ -24,6 +36,8 @@ from .published import Scored, read_list
 logger = logging.getLogger("headscore")
 
 FILES = (HEADS_CSV, HEADS_PARQUET, CONFIG_FILE, LOG_FILE)
+# The others list chosen heads: even where these make a rectangle, a file cannot show that a model has no more.
+_OF_ALL: Sequence[ImportFormat] = ("duo", "retrieval_head")
 
 
 @library_call(ImportSettings)
@@ -33,7 +47,7 @@ def import_list(file: str | Path, out: str | Path, *, overwrite: bool = False, *
     Args:
         file: the list; of duo also the folder that it is in.
         out: gets heads.parquet, heads.csv and config.yaml, for `compare`, `validate` and `export`.
-        overwrite: replace another list in `out`.
+        overwrite: replace another list in `out`, or a ranking with all that is of it.
         options: the fields of ImportSettings, by the names and with the defaults of the command line.
 
     Raises InputError where the file is no such list, and where `out` holds something else.
@@ -50,20 +64,22 @@ def import_list(file: str | Path, out: str | Path, *, overwrite: bool = False, *
         "format": format,
         "sha256": hashlib.sha256(content).hexdigest(),
         "heads": len(lines),
-        "whole": _is_whole(lines),
+        "whole": format in _OF_ALL and _is_whole(lines),
     }
     config = {"by": unit, RECORD_KEY: {"headscore": __version__, IMPORTED_KEY: facts}}
     with results_folder(folder, FILES):
         if is_validation(folder):
             raise OptionError(f"--out {folder}: holds a validation; give the list a folder of its own")
-        require_same_run(folder, config, overwrite, FILES)
-        (folder / CONFIG_FILE).unlink(missing_ok=True)  # written last, so that its presence says the others are of one list
+        require_same_run(folder, config, overwrite)
+        # heads.parquet comes last: its presence says that the others are of one list, and without it the same may run again.
+        for name in (HEADS_PARQUET, *((*RESULT_FILES, *REPORT_FILES, CONTROL_FILE) if overwrite else ())):
+            remove(folder / name)
+        header = f"# Repeats this: headscore import FILE --as {format.replace('_', '-')} --out NEW_FOLDER\n"
+        write_text(folder / CONFIG_FILE, header + yaml_text(config))
+        write_text(folder / HEADS_CSV, csv(heads))
         table = io.BytesIO()
         heads.write_parquet(table)
         write_bytes(folder / HEADS_PARQUET, table.getbuffer())
-        write_text(folder / HEADS_CSV, csv(heads))
-        header = f"# Repeats this: headscore import FILE --as {format.replace('_', '-')} --out NEW_FOLDER\n"
-        write_text(folder / CONFIG_FILE, header + yaml_text(config))
         logger.info("%s: %d %s imported from %s", folder, len(lines), "heads" if unit == "head" else "KV heads", path)
     return read_results(folder)
 

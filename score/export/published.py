@@ -22,7 +22,6 @@ from .duo import TSV
 Scored = tuple[int, int, float]  # layer, head (or KV head), score
 
 _MAX_BYTES = 32 << 20
-_MAX_SIDE = 1 << 16  # columns of a matrix
 _KEY = "layer-head"
 
 
@@ -58,11 +57,19 @@ def read_list(path: Path, format: ImportFormat) -> tuple[Unit, list[Scored], byt
 
 def _duo(path: Path, content: bytes) -> list[Scored]:
     """A matrix of numbers, a line for each layer, with tabs or blanks between its KV heads."""
+    lines: list[Scored] = []
     try:
-        rows = [line.split() for line in content.decode("ascii").splitlines() if line.strip() and not line.startswith("#")]
-        if len(rows) > MAX_LAYERS or any(len(row) != len(rows[0]) or len(row) > _MAX_SIDE for row in rows):
-            raise ValueError("the lines are not of the same length, or too many")
-        return [(layer, head, float(value)) for layer, row in enumerate(rows) for head, value in enumerate(row)]
+        layers, heads = 0, None
+        for line in io.StringIO(content.decode("ascii"), newline=None):
+            if not line.strip() or line.startswith("#"):
+                continue
+            values = line.split(None, MAX_HEADS - len(lines))
+            heads = len(values) if heads is None else heads
+            if len(values) != heads or len(lines) + heads > MAX_HEADS or layers == MAX_LAYERS:
+                raise ValueError("the lines are not of the same length, or too many")
+            lines += [(layers, head, float(value)) for head, value in enumerate(values)]
+            layers += 1
+        return lines
     except ValueError as error:
         raise InputError(f"{path}: is not a matrix of layers and KV heads: {one_line(error)[:120]}") from error
 
@@ -81,7 +88,8 @@ def _retrieval_head(path: Path, content: bytes) -> list[Scored]:
 def _mean(key: str, values: Any) -> float:
     if not isinstance(values, list) or not values or any(type(value) not in (int, float) for value in values):
         raise ValueError(f"{key[:20]} has no list of numbers")
-    return float(np.mean(np.array(values, np.float64)))
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is told once it is known which head it is
+        return float(np.mean(np.array(values, np.float64)))
 
 
 def _qrhead(path: Path, content: bytes) -> list[Scored]:
@@ -99,7 +107,7 @@ def _qrhead(path: Path, content: bytes) -> list[Scored]:
         if not isinstance(heads, str):
             raise ValueError("it has no attn_head_set")
         return _numbered([_layer_head(each.strip()) for each in heads.split(",")])
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, OverflowError, yaml.YAMLError) as error:
         raise InputError(f"{path}: is not a head set of QRHead: {one_line(error)[:120]}") from error
 
 
@@ -108,9 +116,16 @@ def _lofit(path: Path, content: bytes) -> list[Scored]:
     with foreign_faults_told(f"{path}: is no array of NumPy", hold_stderr=False):
         file = io.BytesIO(content)
         version = np.lib.format.read_magic(file)
-        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        shape, by_columns, dtype = header[version](file)
-    if dtype.kind not in "iu" or len(shape) != 2 or shape[1] != 2 or not 0 < shape[0] <= MAX_HEADS:
+        if version not in _NPY_HEADERS:
+            raise InputError(f"{path}: is an array in version {version[0]} of NumPy's format; write it with numpy.save")
+        shape, by_columns, dtype = _NPY_HEADERS[version](file)
+    if (
+        any(type(size) is not int for size in shape)
+        or dtype.kind not in "iu"
+        or len(shape) != 2
+        or shape[1] != 2
+        or not 0 < shape[0] <= MAX_HEADS
+    ):
         raise InputError(f"{path}: is an array {dtype!s:.20} {shape!s:.40}; expected whole numbers [heads, 2]")
     numbers = file.read()
     if len(numbers) != 2 * shape[0] * dtype.itemsize:
@@ -131,6 +146,10 @@ def _layer_head(text: Any) -> tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
+_NPY_HEADERS: Mapping[tuple[int, int], Callable[[Any], Any]] = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 _READERS: Mapping[ImportFormat, tuple[Unit, Callable[[Path, bytes], list[Scored]]]] = {
     "duo": ("kv_head", _duo),
     "retrieval_head": ("head", _retrieval_head),

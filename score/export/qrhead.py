@@ -20,7 +20,7 @@ def qrhead(chosen: Chosen) -> Content:
     chosen.require_top()
     chosen.require_query_heads()
     chosen.require_suffix(".yaml", ".yml")
-    name = model_name(chosen.results.record.get("model") or {}) or "unknown"
+    name = model_name(chosen.provenance.get("model", {})) or "unknown"
     base = name.rpartition("/")[2]
     known = {each.lower(): each for each in MODEL_CLASSES}
     lines = {

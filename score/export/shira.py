@@ -42,7 +42,7 @@ def shira(chosen: Chosen) -> Content:
     config = {
         "peft_type": "SHIRA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": (chosen.results.record.get("model") or {}).get("name"),
+        "base_model_name_or_path": chosen.provenance.get("model", {}).get("name"),
         "r": r,
         "mask_type": "headscore",  # any but `random`, which would choose the places anew
         "target_modules": modules,

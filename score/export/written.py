@@ -11,11 +11,26 @@ from typing import Any
 from ...data.cache.folder import require_outside_caches
 from ...data.errors import OptionError
 from ...data.files.plain import kind_of
-from ...data.files.whole_file import write_bytes
-from ...data.files.whole_folder import whole_folder
+from ...data.files.whole_file import remove, write_bytes
+from ...data.files.whole_folder import is_mark, whole_folder
 from ...data.text import json_text, require_text
+from ..evidence import compare, stability, sweep
+from ..outputs import CHARTS_FOLDER, CONFIG_FILE, CONTROL_FILE, HEADS_PARQUET, REPORT_FILE, RESULT_FILES
+from ..validated import ALL_FILES, FACTS_FILE
 
 PROVENANCE_FILE = "headscore.json"  # in a folder; beside a file it has the file's name before it
+_MAX_NAME = 200  # bytes of a file's name, which has 55 for what comes before and after it
+_MARKS = (CONFIG_FILE, HEADS_PARQUET, FACTS_FILE)  # by which a folder of results is known
+_RESULTS = {
+    CHARTS_FOLDER,
+    *RESULT_FILES,
+    REPORT_FILE,
+    CONTROL_FILE,
+    *ALL_FILES,
+    *compare.RESULT_FILES,
+    *stability.RESULT_FILES,
+    *sweep.RESULT_FILES,
+}
 
 
 @dataclass(frozen=True)
@@ -61,17 +76,22 @@ def require_writable(path: Path) -> None:
     require_text("--out", path)
     if not path.name or path.name in (os.curdir, os.pardir):
         raise OptionError(f"--out {path}: is not the name of a file or folder; give one")
+    if len(os.fsencode(path.name)) > _MAX_NAME:
+        raise OptionError(f"--out {path}: is a name of more than {_MAX_NAME} bytes; give a shorter one")
     require_outside_caches(path)
+    folder = path.resolve().parent
+    if path.name in _RESULTS and any((folder / name).is_file() for name in _MARKS):
+        raise OptionError(f"--out {path}: is the name of a result file, in a folder of results; use another --out")
 
 
 def write_export(path: Path, content: Content, provenance: Mapping[str, Any], *, overwrite: bool) -> None:
     """Write an export.
 
     Args:
-        path: of the file or folder.
+        path: of the file or folder, whose own folder is there.
         content: what is to be there.
         provenance: what it is of.
-        overwrite: replace what an earlier export left.
+        overwrite: replace the file that is there, or the folder that an earlier export left.
 
     Raises InputError where something is in the way.
     """
@@ -90,14 +110,21 @@ def json_bytes(value: Any) -> bytes:
 
 
 def _write_file(path: Path, content: bytes, provenance: Mapping[str, Any] | None, overwrite: bool) -> None:
-    """The file, and before it what it is of, which has its sha256: so neither is taken for one of another export."""
+    """The file, and beside it what it is of, which has its sha256; what an earlier export left there never stands beside it."""
     beside = path.with_name(f"{path.name}.{PROVENANCE_FILE}")
-    for each in (path,) if provenance is None else (path, beside):
-        kind = kind_of(each)
-        if kind not in (0, stat.S_IFREG):
-            raise OptionError(f"--out {each}: is not a regular file; use another --out")
-        if kind and not overwrite:
-            raise OptionError(f"--out {each}: already exists; use another --out, or --overwrite")
+    kind, is_told = kind_of(path), is_mark(beside)
+    if kind not in (0, stat.S_IFREG):
+        raise OptionError(f"--out {path}: is not a regular file; use another --out")
+    if kind and not overwrite:
+        raise OptionError(f"--out {path}: already exists; use another --out, or --overwrite")
+    if provenance is not None and kind_of(beside) and not is_told:
+        raise OptionError(f"--out {path}: {beside.name} is there, and headscore export did not write it; use another --out")
+    files = {path: content}
     if provenance is not None:
-        write_bytes(beside, json_bytes({**provenance, "file": path.name, "sha256": hashlib.sha256(content).hexdigest()}))
-    write_bytes(path, content)
+        told = json_bytes({**provenance, "file": path.name, "sha256": hashlib.sha256(content).hexdigest()})
+        # What a killed process leaves is never a new file beside what another is of, and the same command may follow it.
+        files = {path: content, beside: told} if kind else {beside: told, path: content}
+    if is_told:
+        remove(beside)
+    for each, part in files.items():
+        write_bytes(each, part)

@@ -11,13 +11,12 @@ from collections.abc import Sequence
 
 import altair as alt
 import polars as pl
-from altair.utils import schemapi
 
 from ...data.errors import InputError
 from ...data.options.settings import DEFAULT_WEIGHTS
 from ..ranking import FUSIONS
 from ..scores import Scores
-from .columns import any_column, finite, in_words, layer_columns, raw_columns, signals_of, unit_of
+from .columns import any_column, in_words, inline, layer_columns, raw_columns, require_frame, signals_of, unit_of
 from .maps import Grid, map_chart, maps_chart
 from .marks import Ranking
 from .top_views import top_chart
@@ -139,6 +138,7 @@ def _chosen(frame: pl.DataFrame, live: Ranking | None, signals: Sequence[str] | 
 
 
 def _require(frame: pl.DataFrame, *columns: str) -> None:
+    require_frame(frame)
     if missing := [name for name in ("layer", unit_of(frame), *columns) if name not in frame.columns]:
         raise InputError(f"a chart: the frame has no {', '.join(missing)}; the frame `heads` of a result has every column")
     if frame.is_empty():
@@ -146,5 +146,4 @@ def _require(frame: pl.DataFrame, *columns: str) -> None:
 
 
 def _data(frame: pl.DataFrame) -> alt.InlineData:
-    with schemapi.debug_mode(False):  # every line would be validated by itself
-        return alt.InlineData(values=finite(frame).to_dicts())  # a frame would be refused from 5,000 lines on
+    return inline(frame)  # a frame would be refused from 5,000 lines on

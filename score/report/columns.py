@@ -10,6 +10,7 @@ from typing import Any
 
 import altair as alt
 import polars as pl
+from altair.utils import schemapi
 
 from ...data.errors import InputError, printable
 from ...data.options.settings import NormMode, Unit
@@ -31,12 +32,40 @@ def unit_of(frame: pl.DataFrame) -> Unit:
     return "kv_head" if "kv_head" in frame.columns and "head" not in frame.columns else "head"
 
 
-def require_columns(frame: pl.DataFrame, *columns: str) -> None:
-    """Raises InputError where a chart cannot be made of a frame: a column is missing, or it has no lines."""
+def require_frame(frame: Any) -> None:
+    """Raises InputError for what is no polars DataFrame."""
+    if not isinstance(frame, pl.DataFrame):
+        advice = "; collect() it first" if isinstance(frame, pl.LazyFrame) else ""
+        raise InputError(f"a chart: the frame is a {type(frame).__name__}, not a polars DataFrame{advice}")
+
+
+def require_text(where: str, **given: Any) -> None:
+    """Raises InputError where what a chart is told by name is no text."""
+    for name, value in given.items():
+        if not isinstance(value, str):
+            raise InputError(f"{where}: {name}={value!r:.80} is no text")
+
+
+def require_count(where: str, **given: Any) -> None:
+    """Raises InputError where what a chart is told by name is no whole number of at least 1."""
+    for name, value in given.items():
+        if type(value) is not int or value < 1:
+            raise InputError(f"{where}: {name}={value!r:.80} is not a whole number of at least 1")
+
+
+def require_columns(frame: pl.DataFrame, *columns: str, numbers: Iterable[str] = ()) -> None:
+    """Raises InputError where a chart cannot be made of a frame.
+
+    It is none, a column is missing, one of `numbers` is of something else (nothing but nulls will do), or it has no lines.
+    """
+    require_frame(frame)
     if missing := [name for name in columns if name not in frame.columns]:
         raise InputError(f"a chart: the frame has no {', '.join(missing)}; it has {', '.join(frame.columns)}")
     if frame.is_empty():
         raise InputError("a chart: the frame has no lines")
+    for name in numbers:
+        if not frame[name].dtype.is_numeric() and frame[name].dtype != pl.Null:
+            raise InputError(f"a chart: the column {name} is of {frame[name].dtype}, not of numbers")
 
 
 def signals_of(frame: pl.DataFrame) -> list[str]:
@@ -51,6 +80,12 @@ def finite(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(
         pl.when(pl.col(name).is_finite()).then(pl.col(name)) for name in frame.columns if frame[name].dtype.is_float()
     )
+
+
+def inline(frame: pl.DataFrame) -> alt.InlineData:
+    """The lines of a frame as the data of a chart."""
+    with schemapi.debug_mode(False):  # every line would be validated by itself
+        return alt.InlineData(values=finite(frame).to_dicts())
 
 
 @dataclass(frozen=True)
@@ -111,7 +146,7 @@ def descriptions(signals: Sequence[str]) -> dict[str, str]:
 
 def in_words(signals: Sequence[str], own: Mapping[str, Any]) -> dict[str, str]:
     """What signals are, in a few words: the beginning of their documentation, or of the user's definition in `own`."""
-    known = {name: re.split(r":|, or |, where |\\.$", sentence)[0] for name, sentence in descriptions(signals).items()}
+    known = {name: re.split(r":|, or |, where |\.$", sentence)[0] for name, sentence in descriptions(signals).items()}
     given = {name: printable(" ".join(str(text).split())) for name, text in own.items() if name in signals and text is not None}
     return {name: f"{text[:_WORDS]}{'…' * (len(text) > _WORDS)}" for name, text in {**known, **given}.items()}
 

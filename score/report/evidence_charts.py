@@ -2,10 +2,9 @@
 
 import altair as alt
 import polars as pl
-from altair.utils import schemapi
 
 from ...data.errors import InputError
-from .columns import UNITS, Column, finite, require_columns, unit_of
+from .columns import UNITS, Column, field, inline, require_columns, require_count, require_text, unit_of
 from .maps import Grid, map_chart
 from .marks import INK, PICKED_ONLY, picked
 from .parts import COLOURS, PLAIN
@@ -28,7 +27,7 @@ def stability_chart(frame: pl.DataFrame) -> alt.LayerChart:
 
     Raises InputError for a frame without lines, or one that lacks a column.
     """
-    require_columns(frame, *_CURVE)
+    require_columns(frame, *_CURVE, numbers=_CURVE)
     scale = alt.Scale(domain=[0, 1])
     title = f"share of the top {frame['k'][0]} in common"
     base = alt.Chart().encode(
@@ -43,7 +42,7 @@ def stability_chart(frame: pl.DataFrame) -> alt.LayerChart:
         points.encode(y=alt.Y("overlap:Q", title=title, scale=scale)),
         alt.Chart(alt.InlineData(values=[{}])).mark_rule(strokeDash=[1, 3], color=INK).encode(y=alt.datum(_ENOUGH)),
     ]
-    data = alt.InlineData(values=finite(frame.select(_CURVE)).to_dicts())
+    data = inline(frame.select(_CURVE))
     return alt.LayerChart(layer=layers, data=data, width=_SIZE, height=_SIZE * 2 // 3)
 
 
@@ -61,8 +60,11 @@ def compare_chart(frame: pl.DataFrame, a: str = "A", b: str = "B", k: int = 20) 
 
     Raises InputError for a frame without lines, or one that lacks a column.
     """
+    require_text("compare_chart", a=a, b=b)
+    require_count("compare_chart", k=k)
+    require_columns(frame)
     unit, ranks = unit_of(frame), [f"rank_{label}" for label in (a, b)]
-    require_columns(frame, "layer", unit, *ranks)
+    require_columns(frame, "layer", unit, *ranks, numbers=("layer", unit, *ranks))
     first, second = (pl.col(name) <= k for name in ranks)
     names = ["both", f"{a} alone", f"{b} alone", "neither"]
     top = pl.when(first & second).then(pl.lit(names[0])).when(first).then(pl.lit(names[1])).when(second).then(pl.lit(names[2]))
@@ -91,7 +93,7 @@ def compare_chart(frame: pl.DataFrame, a: str = "A", b: str = "B", k: int = 20) 
     rings = base.mark_point(size=160, strokeWidth=2, color=INK).transform_filter(PICKED_ONLY)
     edge = alt.Chart(alt.InlineData(values=[{}])).mark_rule(strokeDash=[1, 3], color=INK)
     layers = [points.add_params(picked(unit)), rings, edge.encode(x=alt.datum(k + 0.5)), edge.encode(y=alt.datum(k + 0.5))]
-    return alt.LayerChart(layer=layers, data=alt.InlineData(values=shown.to_dicts()), width=_SIZE, height=_SIZE)
+    return alt.LayerChart(layer=layers, data=inline(shown), width=_SIZE, height=_SIZE)
 
 
 def control_map(frame: pl.DataFrame, signal: str = "task", fluid: bool = False) -> alt.LayerChart:
@@ -106,11 +108,13 @@ def control_map(frame: pl.DataFrame, signal: str = "task", fluid: bool = False) 
 
     Raises InputError for a frame without lines, or one that lacks a column.
     """
+    require_text("control_map", signal=signal)
+    require_columns(frame)
     unit, names = unit_of(frame), [f"{signal}_{kind}" for kind in ("controlled", "control", "q")]
-    require_columns(frame, "layer", unit, *names)
+    require_columns(frame, "layer", unit, *names, numbers=("layer", unit, *names))
     shown = Column(names[0], f"{signal} less that of the control", middle=0)
     told = [Column(names[1], "control"), Column(names[2], "q")]
-    data = alt.InlineData(values=finite(frame.select("layer", unit, *names)).to_dicts())
+    data = inline(frame.select("layer", unit, *names))
     return map_chart(data, Grid.of(frame), shown, None, fluid=fluid, told=told)
 
 
@@ -125,20 +129,25 @@ def sweep_map(settings: pl.DataFrame, value: str = "spearman", signals: tuple[st
 
     Raises InputError where the frame is not of a sweep, or does not have two weights that change.
     """
+    require_columns(settings)
+    require_text("sweep_map", value=value)
     weights = [name.removeprefix(_WEIGHT) for name in settings.columns if name.startswith(_WEIGHT)]
     varied = [name for name in weights if settings[f"{_WEIGHT}{name}"].n_unique() > 1]
     if value not in SWEEP_VALUES or value not in settings.columns:
         raise InputError(
             f"sweep_map: value={value!r:.80} is not one of {', '.join(SWEEP_VALUES)}, or the frame is not of a sweep"
         )
+    if signals is not None and not (isinstance(signals, tuple | list) and len(signals) == 2):
+        raise InputError(f"sweep_map: signals={signals!r:.80} are not two signals")
     across, up = signals or (*varied[:2], *["", ""][len(varied[:2]) :])
     if across not in weights or up not in weights or across == up:
         raise InputError(f"sweep_map: needs the weights of two signals; those with several are {', '.join(varied) or 'none'}")
     x, y = f"{_WEIGHT}{across}", f"{_WEIGHT}{up}"
+    require_columns(settings, x, y, value, numbers=(x, y, value))
     best = settings.group_by(x, y).agg(pl.col(value).max()).sort(x, y)
     steps = [best[name].n_unique() for name in (x, y)]
-    with schemapi.debug_mode(False):  # every line would be validated by itself
-        data = alt.InlineData(values=finite(best).to_dicts())
+    data = inline(best.rename({name: field(name) for name in (x, y)}))
+    x, y = field(x), field(y)
     scale = alt.Scale(scheme="blueorange", domainMid=0) if value == "spearman" else alt.Scale(scheme="viridis")
     axis = alt.Axis(labelOverlap=True, labelAngle=0, format="~g")
     return (
@@ -150,6 +159,9 @@ def sweep_map(settings: pl.DataFrame, value: str = "spearman", signals: tuple[st
             color=alt.Color(
                 f"{value}:Q", title=SWEEP_VALUES[value], scale=scale, legend=alt.Legend(orient="top", titleLimit=0)
             ),
-            tooltip=[alt.Tooltip(f"{name}:Q", format=".4~g") for name in (x, y, value)],
+            tooltip=[
+                alt.Tooltip(f"{name}:Q", title=title, format=".4~g")
+                for name, title in ((x, f"weight of {across}"), (y, f"weight of {up}"), (value, value))
+            ],
         )
     )

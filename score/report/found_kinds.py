@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 
+from ...data.cache.metadata import MAX_HEADS
 from ...data.errors import InputError
 from ...data.files.bounded_json import parse_json
 from ...data.files.foreign import foreign_faults_told
@@ -23,6 +24,7 @@ from .evidence_charts import compare_chart, control_map, stability_chart, sweep_
 from .validation_charts import EFFECTS, METRICS, effect_map, validation_chart
 
 MOST_OF_A_KIND = 3  # folders, signals, pairs
+MOST_LINES = 1 << 14  # of a chart; the largest models of today have 16,128 heads
 MOST_SHOWN = 12  # lines of text from one folder
 _MAX_BYTES = 32 << 20
 _MAX_TEXT = 1 << 16
@@ -60,7 +62,7 @@ def lines_of(path: Path) -> list[str]:
     return [*lines[:MOST_SHOWN], *([f"… and {len(lines) - MOST_SHOWN} more lines"] if len(lines) > MOST_SHOWN else [])]
 
 
-def _table(path: Path, schema: Mapping[str, Any]) -> pl.DataFrame:
+def _table(path: Path, schema: Mapping[str, Any], most: int = MOST_LINES) -> pl.DataFrame:
     """The columns of a CSV file that `schema` has, all of which must be there; what is empty is null."""
     content = read_plain(path, _MAX_BYTES)
     if content is None:
@@ -71,13 +73,23 @@ def _table(path: Path, schema: Mapping[str, Any]) -> pl.DataFrame:
     texts = pl.DataFrame({name: columns[name] for name in schema}, schema=dict.fromkeys(schema, pl.String))
     if texts.is_empty():
         raise InputError(f"{path}: has no lines")
+    _require_few(path, texts, most)
     with foreign_faults_told(f"{path}: is damaged"):
         return finite(rounded(texts.select(_cast(name, dtype) for name, dtype in schema.items())))
 
 
+def _require_few(path: Path, frame: pl.DataFrame, most: int = MOST_LINES) -> None:
+    """Raises InputError for more lines than are drawn, before a chart is made of them."""
+    if frame.height > most:
+        raise InputError(f"{path}: {frame.height} values are too many to draw")
+
+
 def _cast(name: str, dtype: Any) -> pl.Expr:
     text = pl.when(pl.col(name) != "").then(pl.col(name))
-    return text == "True" if dtype == pl.Boolean else text.cast(dtype)
+    if dtype == pl.Boolean:  # any other word is a fault, as in a column of numbers
+        words = {"True": True, "False": False, "true": True, "false": False}
+        return text.replace_strict(words, return_dtype=pl.Boolean).alias(name)
+    return text.cast(dtype)
 
 
 def _names(path: Path) -> list[str]:
@@ -103,8 +115,10 @@ def _validation(folder: Path) -> tuple[list[str], Charts]:
                 charts[f"{signal}: {METRICS[metric]}"] = validation_chart(table, units, signal, metric)
     if kind_of(folder / "effects.csv"):
         unit = _unit(_names(folder / "effects.csv"))
-        effects = _table(folder / "effects.csv", {**_EFFECTS, unit: pl.Int64})
+        effects = _table(folder / "effects.csv", {**_EFFECTS, unit: pl.Int64}, len(EFFECTS) * MOST_LINES)
         found = [name for name in EFFECTS if name in effects["effect"]]
+        for name in found:
+            _require_few(folder / "effects.csv", effects.filter(effect=name))
         charts |= {f"each head alone: {EFFECTS[name].label}": effect_map(effects, name, fluid=True) for name in found}
     return [], charts
 
@@ -138,7 +152,9 @@ def _stability(folder: Path) -> tuple[list[str], Charts]:
 def _sweep(folder: Path) -> tuple[list[str], Charts]:
     path = folder / "sweep.csv"
     weights = [name for name in _names(path) if name.startswith("weight_")]
-    table = _table(path, dict.fromkeys([*weights, *sweep.RESULTS], pl.Float64))
+    table = _table(
+        path, dict.fromkeys([*weights, *sweep.RESULTS], pl.Float64), MAX_HEADS
+    )  # the chart has the best of each cell
     if sum(table[name].n_unique() > 1 for name in weights) < 2:
         return ["no map, as fewer than two weights were varied"], {}
     return [], {"agreement with the reference, by the weights": sweep_map(table)}
@@ -148,6 +164,8 @@ def _compare(folder: Path) -> tuple[list[str], Charts]:
     pairs = _table(folder / "compare.csv", {"a": pl.String, "b": pl.String, "k": pl.Int64}).to_dicts()[:MOST_OF_A_KIND]
     path = folder / "compare_heads.csv"
     ranks = {f"rank_{pair[name]}" for pair in pairs for name in "ab"}
+    if any(pair["k"] is None for pair in pairs):
+        raise InputError(f"{folder / 'compare.csv'}: has no k in some line")
     heads = _table(path, dict.fromkeys(("layer", _unit(_names(path)), *sorted(ranks)), pl.Int64))
     return [], {f"ranks in {p['a']} and {p['b']}": compare_chart(heads, p["a"], p["b"], p["k"]) for p in pairs}
 

@@ -9,7 +9,7 @@ import polars as pl
 from ...data.errors import InputError
 from ..effects import GATE_GRADIENT
 from ..results import COMBINED
-from .columns import Column, finite, require_columns
+from .columns import Column, finite, inline, require_columns, require_count, require_text
 from .maps import Grid, map_chart
 from .marks import INK
 from .parts import COLOURS, PLAIN
@@ -47,7 +47,10 @@ def validation_chart(table: pl.DataFrame, units: int, signal: str = COMBINED, me
 
     Raises InputError for a frame that lacks a column or has no lines of the signal and metric.
     """
-    require_columns(table, "signal", "metric", "above_chance", *(name for name in _TOLD if name != "share"))
+    numbers = [name for name in _TOLD if name != "share"]
+    require_columns(table, "signal", "metric", "above_chance", *numbers, numbers=numbers)
+    require_count("validation_chart", units=units)
+    require_text("validation_chart", signal=signal, metric=metric)
     table = finite(table.filter(metric=metric)).with_columns(share=100 * pl.col("k") / units)
     lines = table.filter(signal=signal)
     if metric not in METRICS or lines.is_empty():
@@ -75,7 +78,7 @@ def validation_chart(table: pl.DataFrame, units: int, signal: str = COMBINED, me
         *(_called(line.encode(y=y(name)), name) for name in ("draws", "bottom", "top")),
         _called(top.mark_rule(strokeWidth=2).encode(y=y("top_low"), y2="top_high:Q"), "top"),
     ]
-    values = alt.InlineData(values=lines.select(*_TOLD).to_dicts())
+    values = inline(lines.select(*_TOLD))
     return alt.LayerChart(layer=marks, data=values, width=340, height=220)
 
 
@@ -98,7 +101,8 @@ def effect_map(effects: pl.DataFrame, effect: str = "kl", fluid: bool = False) -
 
     Raises InputError for a frame that lacks a column or has no lines of the effect.
     """
-    require_columns(effects, "layer", "effect", "mean", "low", "high")
+    require_columns(effects, "layer", "effect", "mean", "low", "high", numbers=("layer", "mean", "low", "high"))
+    require_text("effect_map", effect=effect)
     lines = finite(effects.filter(effect=effect))
     if effect not in EFFECTS or lines.is_empty():
         raise InputError(f"a chart: the frame has no lines of effect={effect!r:.80} (of {', '.join(EFFECTS)})")
@@ -107,7 +111,7 @@ def effect_map(effects: pl.DataFrame, effect: str = "kl", fluid: bool = False) -
     if column.middle is not None:
         most = max(map(abs, _reach(lines, "mean")))
         scale = alt.Scale(scheme="blueorange", domain=[-most, most], domainMid=0, reverse=effect == GATE_GRADIENT)
-    grid, data = Grid.of(lines), alt.InlineData(values=lines.drop("effect").to_dicts())
+    grid, data = Grid.of(lines), inline(lines.drop("effect"))
     return map_chart(data, grid, column, None, fluid=fluid, scale=scale, told=_INTERVAL)
 
 
