@@ -1,4 +1,4 @@
-"""A small GPT-NeoX that is trained in minutes to recall: a second kind of model, whose answers are nearly all right.
+"""A small GPT-NeoX that is trained in minutes to recall: a second kind of model, in which few heads do most of the work.
 
 Its rows are facts, and a question about one of them, `The fox is green. The owl is pink.` and `The owl is`, in ARC format with
 eight colours as choices. Every row has facts of its own, so the answer cannot be known without looking back at them.

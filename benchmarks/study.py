@@ -148,8 +148,7 @@ def write_page(found: dict[str, headscore.Validation], work: Path) -> None:
     text = page.read_text()
     (DOCS / "study").mkdir(exist_ok=True)
     for name, each in found.items():
-        for chart in ("curves", "effects"):
-            shutil.copy(work / name / "validation" / "charts" / f"{chart}.svg", DOCS / "study" / f"{name}-{chart}.svg")
+        shutil.copy(work / name / "validation" / "charts" / "curves.svg", DOCS / "study" / f"{name}-curves.svg")
         made = f"<!-- {name} -->\n\n{tables(each)}\n\n<!-- end -->"
         text, count = re.subn(rf"<!-- {name} -->.*?<!-- end -->", lambda _, made=made: made, text, flags=re.DOTALL)
         if not count:
