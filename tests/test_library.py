@@ -18,6 +18,7 @@ import pytest
 import stub
 from hypothesis import given
 from hypothesis import strategies as st
+from released import copied_tree
 
 import headscore
 from headscore.data import voice
@@ -184,15 +185,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a wheel of this tree holds, unpacked."""
     pytest.importorskip("setuptools", minversion="77")
     folder = tmp_path_factory.mktemp("wheel")
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
-    if listed.returncode:
-        pytest.skip("not a git checkout")
-    for name in listed.stdout.splitlines():
-        if (ROOT / name).is_file():
-            (folder / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / "tree" / name).write_bytes((ROOT / name).read_bytes())
+    tree = copied_tree(folder / "tree")
     build = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
-    subprocess.run([sys.executable, "-c", build, str(folder)], cwd=folder / "tree", capture_output=True, check=True)
+    subprocess.run([sys.executable, "-c", build, str(folder)], cwd=tree, capture_output=True, check=True)
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
         wheel.extractall(folder / "installed")
     return folder / "installed"
