@@ -15,7 +15,7 @@ from headscore.cli import app
 from headscore.data.cache.metadata import METADATA_SHAPE, OPTIONAL_SHAPE
 from headscore.data.cache.shard import ARRAYS
 from headscore.data.options.evidence_settings import CompareSettings, ControlSettings, Effect, StabilitySettings, SweepSettings
-from headscore.data.options.export_settings import ExportFormat, ExportSettings, ImportSettings
+from headscore.data.options.export_settings import ExportSettings, ImportSettings
 from headscore.data.options.settings import (
     BUILT_IN_TEMPLATES,
     DEFAULT_WEIGHTS,
@@ -91,11 +91,6 @@ def test_the_manual_has_the_defaults(name: str, settings: type) -> None:
         shown = line[0].split("|")[2].strip().strip("`")
         assert shown == {"None": "", "False": "off", "True": "on"}.get(str(default), str(default)), line[0]
         assert all(f"`{alias}`" in line[0] for alias in field.metadata["aliases"]), line[0]
-
-
-def test_the_manual_has_every_export_format() -> None:
-    for name in get_args(ExportFormat):
-        assert re.search(rf"^\| .*`{name}`.* \| ", section("export"), re.MULTILINE), name
 
 
 def test_templates_and_styles_are_on_the_page_on_data() -> None:
