@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 # The fast tests that see most mistakes.
 FAST := $(patsubst %,tests/test_%.py,architecture docs packaging library signals signals_page ranking score null means weighted_means \
-	errors prompts tokens answers data_page head_sets validation head_agreement overlap)
+	errors prompts tokens data_page head_sets validation overlap)
 
 .PHONY: demo test check lint types gpu-check stub picture clean
 
