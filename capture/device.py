@@ -20,6 +20,8 @@ class DeviceProfile:
         ahead: batches that are launched before the results of one are waited for.
         pad_to: batches are padded to a multiple of this number of tokens, for which a device has faster kernels.
         together: tokens of the shards that are run together, so that their batches fill; one shard at a time if 0.
+        checked_ahead: shards whose spot checks are launched after each batch, and waited for after the next one; 0 for all that
+            are complete, waited for at once.
         block_bytes: of one temporary of `all_tokens`, which is worked on block by block: what stays in a cache, or keeps a
             device busy for longer than it takes to launch it.
         compile_from: tokens of a capture for which compiling that work, half a minute, is likely to pay.
@@ -30,23 +32,29 @@ class DeviceProfile:
     ahead: int
     pad_to: int
     together: int
+    checked_ahead: int
     block_bytes: int
     compile_from: float = math.inf
 
 
 PROFILES = {
-    "cpu": DeviceProfile(enough_tokens=768, batch_overhead=60, ahead=0, pad_to=1, together=0, block_bytes=4 << 20),
+    "cpu": DeviceProfile(
+        enough_tokens=768, batch_overhead=60, ahead=0, pad_to=1, together=0, checked_ahead=0, block_bytes=4 << 20
+    ),
     "cuda": DeviceProfile(
         enough_tokens=32_768,
         batch_overhead=2000,
-        ahead=1,
+        ahead=2,
         pad_to=8,
         together=262_144,
+        checked_ahead=2,
         block_bytes=512 << 20,
         compile_from=30_000_000,
     ),
 }
-_OTHERS = DeviceProfile(enough_tokens=32_768, batch_overhead=1000, ahead=0, pad_to=1, together=0, block_bytes=64 << 20)
+_OTHERS = DeviceProfile(
+    enough_tokens=32_768, batch_overhead=1000, ahead=0, pad_to=1, together=0, checked_ahead=0, block_bytes=64 << 20
+)
 
 # Without cuDNN's, which builds a plan for each new shape, and nearly every batch has one: tens of milliseconds each time.
 _ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +50,10 @@ class Reference:
         z is what enters the layer's output projection, and its results are made in full. Raises CannotRecordError where a layer
         shows no patterns or the model fails, and MemoryError where memory runs out.
         """
+        return self.launched(ids)()
+
+    def launched(self, ids: npt.NDArray[np.int32]) -> Callable[[], LayerValues]:
+        """The same, but a GPU is only waited for when what is returned is called. Both raise the same errors."""
         numbers = {module: layer for layer, module in self._modules.items()}
         found: dict[int, dict[str, Tensor]] = {}  # brought to the host at the end, as each layer would wait for a GPU
 
@@ -60,20 +64,34 @@ class Reference:
                 values |= self._of_output(layer, projection, z.view(len(ids), patterns.shape[1], -1))
             found[layer] = values
 
+        with (
+            self._failures(),
+            torch.inference_mode(),
+            unchanged(self._model),
+            eager(self._model, observe, self._modules.values()),
+        ):
+            tokens = torch.from_numpy(ids.astype(np.int64))[None].to(self._model.device)
+            self._model(input_ids=tokens, use_cache=False, **eager_options(self._model))
+        if missing := self._modules.keys() - found.keys():
+            raise CannotRecordError(f"layer {min(missing)}: eager attention gives no patterns to compare with")
+
+        def on_host() -> LayerValues:
+            with self._failures():
+                return {layer: {name: v.cpu().numpy() for name, v in values.items()} for layer, values in found.items()}
+
+        return on_host
+
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Tells running out of memory as MemoryError, and whatever else an architecture's code raises as CannotRecordError."""
         try:
-            with torch.inference_mode(), unchanged(self._model), eager(self._model, observe, self._modules.values()):
-                tokens = torch.from_numpy(ids.astype(np.int64))[None].to(self._model.device)
-                self._model(input_ids=tokens, use_cache=False, **eager_options(self._model))
-            on_host = {layer: {name: v.cpu().numpy() for name, v in values.items()} for layer, values in found.items()}
-        except Exception as error:  # whatever an architecture's code raises
+            yield
+        except Exception as error:
             if is_out_of_memory(error):
                 raise MemoryError from error
             raise CannotRecordError(
                 f"{self._model.config.model_type}: its eager attention fails: {typed_line(error)}"
             ) from error
-        if missing := self._modules.keys() - found.keys():
-            raise CannotRecordError(f"layer {min(missing)}: eager attention gives no patterns to compare with")
-        return on_host
 
     def _of_patterns(self, layer: int, patterns: Tensor) -> dict[str, Tensor]:
         """The reductions of patterns [H,T,T]; head by head, as the patterns themselves take most of the memory."""

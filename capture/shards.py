@@ -1,5 +1,6 @@
 """Makes the shards of a cache: batch by batch through the model, each shard written while the next is computed."""
 
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ import torch
 
 from ..data.cache.folder import Cache, shard_path
 from ..data.cache.kept_columns import as_stored, of_rows
-from ..data.errors import InputError
+from ..data.errors import HeadscoreError, InputError
 from ..data.options.settings import CaptureSettings
 from ..data.prompts.tokens import Skipped
 from .batches import Batch
@@ -78,6 +79,8 @@ class ShardMaker:
         self._spot_checks = SpotChecks(checked, cache.metadata["settings"]["dtype"], settings.seed, self._prompts)
         self._writer = ShardWriter(cache, max(map(len, self._parts), default=1))
         self._unfinished: dict[int, tuple[Work, UnfinishedShard]] = {}
+        self._complete = deque[int]()
+        self._launched = deque[tuple[int, UnfinishedShard, list[Callable[[], dict[str, Any]]]]]()
         self._stopped = False
         self._done = 0  # prompts
         self._made = 0  # shards
@@ -103,13 +106,21 @@ class ShardMaker:
         ):
             if not batch_tokens and self._prompts:
                 runner.fit(max(self._prompts, key=lambda prompt: len(prompt.ids)))
-            for work, batch, recorded in runner.run(self._work(preparer, interrupts)):
-                complete = self._add(work, batch, recorded)
-                if progress:
-                    progress(self._done, len(self._prompts))
-                interrupts.tell()
-                for number in complete:
-                    self._write(number)
+            try:
+                for work, batch, recorded in runner.run(self._work(preparer, interrupts)):
+                    self._complete += self._add(work, batch, recorded)
+                    if progress:
+                        progress(self._done, len(self._prompts))
+                    interrupts.tell()
+                    if self._profile.checked_ahead:
+                        self._check_some(self._profile.checked_ahead)
+                    else:
+                        self._check_all()
+                self._check_all()
+            except HeadscoreError:
+                with contextlib.suppress(HeadscoreError):  # what is complete is kept; the first fault is the one to tell
+                    self._check_all()
+                raise
             self._writer.finish()
             if self._stopped:
                 raise KeyboardInterrupt
@@ -123,6 +134,7 @@ class ShardMaker:
             if interrupts.asked_to_stop:
                 self._stopped = True
                 return
+            self._check_all()  # of the part before the last, so that no more arrays are in memory
             first = 0
             for shard in shards:
                 self._begin(shard, work, first)
@@ -157,7 +169,7 @@ class ShardMaker:
         self._done += len(left_out)
         self._unfinished[number] = work, UnfinishedShard(marked, self._cache.metadata, self._settings.on_nan, first)
         if not marked.samples:
-            self._write(number)
+            self._complete.append(number)
 
     def _faulty_before(self, shard: Prepared, stored: Sequence[Skipped]) -> list[Skipped]:
         """The rows that a shard made before leaves out because their values were not finite."""
@@ -176,12 +188,26 @@ class ShardMaker:
         self._done += sum(shard.add(batch, recorded) for shard in shards.values())
         return [number for number, shard in shards.items() if shard.complete]
 
-    def _write(self, number: int) -> None:
-        """Spot-check a complete shard, and have it written."""
-        _, shard = self._unfinished.pop(number)
+    def _check_some(self, count: int) -> None:
+        """Have the shards written whose spot checks were launched before, and launch those of up to `count` complete ones."""
+        due = len(self._launched)
+        for _ in range(min(count, len(self._complete))):
+            number = self._complete.popleft()
+            shard = self._unfinished.pop(number)[1]
+            checks = shard.spot_checks(number, self._spot_checks) if self._settings.spot_checks else []
+            self._launched.append((number, shard, checks))
+        for _ in range(due):
+            number, shard, checks = self._launched.popleft()
+            self._write(number, shard, [check() for check in checks])
+
+    def _check_all(self) -> None:
+        while self._complete or self._launched:
+            self._check_some(len(self._complete))
+
+    def _write(self, number: int, shard: UnfinishedShard, found: Sequence[Mapping[str, Any]]) -> None:
+        """Have a shard written, with what its spot checks found."""
         self._limit.add(list(shard.faulty.values()))
-        checks = shard.spot_checked(number, self._spot_checks) if self._settings.spot_checks else []
-        own: dict[str, Any] = {"spot_checks": checks}
+        own: dict[str, Any] = {"spot_checks": found}
         arrays = shard.arrays()
         if kept := self._shards[number].kept:
             own["kept"] = as_stored(of_rows(kept, arrays["samples/row"].tolist()))

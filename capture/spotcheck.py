@@ -6,7 +6,7 @@ this shows it for prompts of every shard, with what is about to be written.
 
 import logging
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,18 +74,24 @@ class SpotChecks:
                 left -= len(samples[number].ids)
         return sorted(chosen)
 
-    def __call__(self, shard: int, sample: Tokens, stored: Mapping[str, Values]) -> dict[str, Any]:
-        """Run a sample again and compare it with what its shard holds; what is to be said of it in the shard's metadata.
+    def launched(self, shard: int, sample: Tokens, stored: Mapping[str, Values]) -> Callable[[], dict[str, Any]]:
+        """Run a sample again. What is returned compares it with what its shard holds, and says what its metadata tells of that.
 
         Args:
             shard: number of the shard.
             sample: one of its samples, T tokens.
             stored: by array [L,H,T] or [L,H].
 
-        Raises RunError, naming row, layer and array, where they differ by more than rounding.
+        What is returned raises RunError, naming row, layer and array, where they differ by more than rounding. Only then is a
+        GPU waited for.
         """
         with self._recorder.paused(self._model):
-            way, expected = self._expected(sample)
+            expected = self._launched(sample)
+        return lambda: self._compared(shard, sample, stored, *expected())
+
+    def _compared(
+        self, shard: int, sample: Tokens, stored: Mapping[str, Values], way: str, expected: LayerValues
+    ) -> dict[str, Any]:
         found = self._differences(stored, expected)
         worst: dict[str, float] = {}
         rounding = False
@@ -148,14 +154,16 @@ class SpotChecks:
         }
         return all(difference <= self._tolerance(name) for _, name, difference in self._differences(stored, alone))
 
-    def _expected(self, sample: Tokens) -> tuple[str, LayerValues]:
+    def _launched(self, sample: Tokens) -> Callable[[], tuple[str, LayerValues]]:
         """What the model's own attention gives: eager if memory allows, else the norms of whatever attention it comes with."""
         if len(sample.ids) <= checkable_tokens(self._model, self._check.heads):
             try:
-                return "eager", Reference(self._model, self._recorder.known, self._recorder.all_tokens)(sample.ids)
+                eager = Reference(self._model, self._recorder.known, self._recorder.all_tokens).launched(sample.ids)
+                return lambda: ("eager", eager())
             except MemoryError:
                 logger.debug("row %d: memory does not hold its eager attention", sample.row)
-        return "own", OwnOutput(self._model, self._recorder.known.projections)(sample.ids, self._check.heads)
+        own = OwnOutput(self._model, self._recorder.known.projections)(sample.ids, self._check.heads)
+        return lambda: ("own", own)
 
     def _tolerance(self, name: str) -> float:
         return tolerance(name, self._dtype) * (1 if self._dtype == "fp32" else _LOW_PRECISION)

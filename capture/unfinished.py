@@ -1,7 +1,7 @@
 """A shard that is filled batch by batch, until it can be checked and written."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,11 +78,11 @@ class UnfinishedShard:
         """The shard's arrays, without the samples that are left out."""
         return _without(self._arrays, sorted(self.faulty)) if self.faulty else self._arrays
 
-    def spot_checked(self, number: int, checks: SpotChecks) -> list[dict[str, Any]]:
-        """What spot checks of the shard, whose number is given, found; RunError where a sample is not as it is alone."""
+    def spot_checks(self, number: int, checks: SpotChecks) -> list[Callable[[], dict[str, Any]]]:
+        """Spot checks of the shard, whose number is given, launched; each says what it found when it is called."""
         sound = [i for i in range(len(self._samples)) if i not in self.faulty]
         chosen = checks.choose(number, [self._samples[i] for i in sound], [self._padding[i] for i in sound])
-        return [checks(number, self._samples[sound[i]], self._of_sample(sound[i])) for i in chosen]
+        return [checks.launched(number, self._samples[sound[i]], self._of_sample(sound[i])) for i in chosen]
 
     def _of_sample(self, number: int) -> dict[str, Array]:
         """What is stored of a sample per head: [L,H,T] or [L,H] by array."""

@@ -7,7 +7,7 @@ Assumptions, of which none is measured: Llama-3.2-1B in bf16 on one H100.
     launch      82 kernels a layer with recording, 16 layers, 8 µs of Python and driver each: 10.5 ms a pass
     host        20 µs a prompt to mark and group it, which holds the interpreter, 5 µs to put it into a batch, and 1 GB/s to
                 put what comes back, 1 KiB a token, into its shard
-    spot check  one prompt of every shard by eager attention: 1,600 kernels, of which the host waits for the last one
+    spot check  one prompt of every shard by eager attention, 1,600 kernels; launched and waited for as `ShardMaker` does
 
 The passes themselves are those of a real `Runner` with the profile of CUDA. By hand, over real prompts:
 
@@ -93,8 +93,25 @@ def simulated(prompts: Sequence[Ids], *, share: bool = True, spot_checks: bool =
     profile, gpu = PROFILES["cuda"], Gpu()
     model: Any = SimpleNamespace(device=torch.device("cpu"), config=SimpleNamespace(model_type="simulated"))
 
+    complete, waiting = 0, list[float]()
+
+    def check(count: int) -> None:
+        nonlocal complete, waiting
+        due, waiting = waiting, []
+        before = gpu.busy
+        for _ in range(min(count, complete)):
+            waiting.append(gpu.launch(CHECK_KERNELS, 0))
+            complete -= 1
+        gpu.of_checks += gpu.busy - before
+        gpu.host = max(gpu.host, *due, 0)
+
+    def check_all() -> None:
+        while complete or waiting:
+            check(complete)
+
     def work() -> Iterator[Work]:
         for part in parts(prompts, profile.together):
+            check_all()
             gpu.host += len(part) * PROMPT
             yield Work([Tokens(i, ids) for i, ids in enumerate(part)], prompt_groups(part, share, profile.batch_overhead))
 
@@ -111,10 +128,11 @@ def simulated(prompts: Sequence[Ids], *, share: bool = True, spot_checks: bool =
             for of, batch, _ in runner.run(work()):
                 gpu.host += sum(len(of.samples[same[0]].ids) for same in batch.index) * PUT
                 left[id(of)] = left.get(id(of), len(of.samples)) - sum(map(len, batch.index))
-                for _ in range(-(-len(of.samples) // SHARD) if spot_checks and not left[id(of)] else 0):
-                    before = gpu.busy
-                    gpu.host = gpu.launch(CHECK_KERNELS, 0)
-                    gpu.of_checks += gpu.busy - before
+                if not left[id(of)]:
+                    complete += -(-len(of.samples) // SHARD) if spot_checks else 0
+                    del left[id(of)]  # which the next one may have, too
+                check(profile.checked_ahead)
+            check_all()
     gpu.host = max(gpu.host, gpu.free_at)
     return gpu
 

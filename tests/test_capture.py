@@ -449,7 +449,7 @@ def test_shards_that_fill_batches_together_and_padding_change_nothing(
     folder = tiny.save(tiny.build(tiny.CONFIGS[name]()), tmp_path / "m")
     options = {"max_samples": 24, "shard_size": 5, "queries": "all_tokens", "model": str(folder)}
     headscore.capture(tmp_path / "one", **options)
-    as_gpu = replace(device.PROFILES["cpu"], ahead=1, pad_to=8, together=1000, enough_tokens=1500)
+    as_gpu = replace(device.PROFILES["cpu"], ahead=1, pad_to=8, together=1000, enough_tokens=1500, checked_ahead=1)
     monkeypatch.setitem(device.PROFILES, "cpu", as_gpu)
     widths: set[int] = set()
     real = recorder.Recorder.run

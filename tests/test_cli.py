@@ -704,7 +704,7 @@ BAD_SCORES: dict[str, tuple[list[object], str]] = {
     **{
         f"out in {place} of a cache": (
             ["{cache}", "--out", "{tmp}/torn/" + place],
-            ("lies in" if "/" in place else "is") + " '" + place.split("/")[0] + "' of the cache",
+            ("lies in" if "/" in place else "is") + f" '{place.split('/')[0]}' of the cache",
         )
         for place in ("shards", "derived", "charts", "shards/new", "derived/a/b")
     },

@@ -216,7 +216,12 @@ def test_a_shard_alone_is_a_cache(cache: Path) -> None:
 @pytest.mark.parametrize("items", [1, 500, 3000])
 def test_blocks_change_no_line(cache: Path, monkeypatch: pytest.MonkeyPatch, items: int, lines: int) -> None:
     whole = headscore.scan_cache(cache, fresh=True).sort(PLACES).collect()
-    for limit in ("data.reader.BLOCK_ITEMS", "data.checks._ITEMS", "score.measures.MAX_ITEMS", "score.measures.ROWS"):
+    for limit in (
+        "data.cache.reader.BLOCK_ITEMS",
+        "data.cache.value_checks._ITEMS",
+        "score.measures.MAX_ITEMS",
+        "score.measures.ROWS",
+    ):
         monkeypatch.setattr(f"headscore.{limit}", items)
     monkeypatch.setattr("headscore.score.shard_source.LINES", lines)
     assert headscore.scan_cache(cache, fresh=True).sort(PLACES).collect().equals(whole)

@@ -17,9 +17,9 @@ def mixed_rows(count: int) -> list[np.ndarray]:
 
 
 def test_mixed_rows_keep_the_modelled_gpu_busy_and_sharing_pays() -> None:
-    """Without spot checks, which are a price of their own; batches fill, as shards are run together."""
+    """With spot checks, as by default; batches fill, as shards are run together."""
     prompts = mixed_rows(7680)
-    shared, whole = (simulated.simulated(prompts, share=share, spot_checks=False) for share in (True, False))
+    shared, whole = (simulated.simulated(prompts, share=share) for share in (True, False))
     for gpu in (shared, whole):
         assert gpu.busy / gpu.host >= 0.9, simulated.described(prompts, gpu)
     assert shared.host < 0.8 * whole.host, "0.6 of the tokens are run"

@@ -20,12 +20,13 @@ from test_selfcheck import BERT_SIZES
 from transformers import BertConfig
 
 import headscore
-from headscore.capture import attention, capturing, reductions, reference
+from headscore.capture import attention, capturing, device, reductions, reference
 from headscore.capture.check_result import CheckedModel, SelfCheck
 from headscore.capture.lengths import NO_RULES, LengthRules
+from headscore.capture.recorded import Recorded
 from headscore.capture.spotcheck import FEW_PROMPTS, SHARE_OF_TOKENS, SpotChecks
 from headscore.capture.unfinished import UnfinishedShard
-from headscore.data.cache.folder import open_cache
+from headscore.data.cache.folder import open_cache, shard_files, shard_path
 from headscore.data.cache.inspection import facts_text
 from headscore.data.cache.reader import Shard
 from headscore.data.errors import RunError
@@ -202,13 +203,17 @@ def noisy_eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eager attention whose norms are far from what is recorded, once the self-check has passed."""
 
     def noisy(real: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda self, ids: {
-            layer: {name: value * 1.9 if name.endswith("output_norm") else value for name, value in values.items()}
-            for layer, values in real(self, ids).items()
-        }
+        def launched(self: reference.Reference, ids: np.ndarray) -> Callable[[], Any]:
+            values = real(self, ids)
+            return lambda: {
+                layer: {name: value * 1.9 if name.endswith("output_norm") else value for name, value in of_layer.items()}
+                for layer, of_layer in values().items()
+            }
+
+        return launched
 
     def then(check: SelfCheck) -> SelfCheck:
-        break_function(monkeypatch, reference.Reference, "__call__", noisy)
+        break_function(monkeypatch, reference.Reference, "launched", noisy)
         return check
 
     after_the_self_check(monkeypatch, then)
@@ -230,6 +235,39 @@ def test_what_rounding_alone_does_in_half_precision_ends_no_capture(
             if dtype == "bf16":  # what is stored is not what the prompt gives alone
                 break_function(patch, UnfinishedShard, "_put", lambda real: lambda self, i, *of: real(self, i ^ 1, *of))
             headscore.capture(tmp_path / f"{dtype}, wrong", **options)
+
+
+@pytest.mark.parametrize("checked_ahead", [0, 1, 2])
+def test_a_shard_whose_spot_check_fails_is_not_written_and_those_beside_it_are(
+    checked_ahead: int, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where the shards of a part are complete at once and are checked while the next part runs."""
+    as_gpu = replace(device.PROFILES["cpu"], ahead=1, together=1600, enough_tokens=1500, checked_ahead=checked_ahead)
+    monkeypatch.setitem(device.PROFILES, "cpu", as_gpu)
+    real, places, wrong = UnfinishedShard._put, set[int](), -1
+
+    def put(self: UnfinishedShard, number: int, recorded: Recorded, position: int) -> None:
+        places.add(self._first)
+        if self._samples[0].row == wrong:
+            recorded = replace(recorded, arrays={name: 2 * values for name, values in recorded.arrays.items()})
+        real(self, number, recorded, position)
+
+    monkeypatch.setattr(UnfinishedShard, "_put", put)
+    options: dict[str, Any] = {"model": str(llama), "max_samples": 24, "shard_size": 4, "share_prefixes": False}
+    rows = headscore.capture(tmp_path / "right", **options)
+    assert len(places) > 1, "several shards are run together"
+    wrong = rows.filter(shard=1)["row"][0]
+    with pytest.raises(RunError, match=r"spot check failed: .* shard 1 is not written"):
+        headscore.capture(tmp_path / "c", **options)
+    made = shard_files(tmp_path / "c")
+    assert shard_path(tmp_path / "c", 0) in made and shard_path(tmp_path / "c", 1) not in made
+    assert len(made) > 1 or not checked_ahead, "what was complete is checked and kept"
+    wrong = -1
+    assert headscore.capture(tmp_path / "c", **options).equals(rows)
+    for path in shard_files(tmp_path / "right"):
+        with Shard(path) as one, Shard(shard_path(tmp_path / "c", int(path.stem))) as other:
+            for name in one.names:
+                np.testing.assert_allclose(one.read(name), other.read(name), rtol=1e-3, atol=1e-3, err_msg=name)
 
 
 CHECK = SelfCheck([0], 1, 1, 1, "recorded", True, True, True, NO_RULES, [0], [1], 1)
