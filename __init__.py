@@ -11,7 +11,7 @@ frame = headscore.scan_cache("cache")                                           
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Loaded on first use, by full path: importing headscore costs nothing, and scoring never imports torch. Type checkers and
 # editors are told of them by __init__.pyi.

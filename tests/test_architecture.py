@@ -74,7 +74,8 @@ def test_folders_of_data_use_only_those_before_them() -> None:
 
 def test_every_folder_with_code_is_packaged() -> None:
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    folders = {path.parent.relative_to(ROOT).parts for path in MODULES if path.name == "__init__.py"}
+    folders = {path.parent.relative_to(ROOT).parts for path in MODULES}
+    assert all((ROOT.joinpath(*parts) / "__init__.py").is_file() for parts in folders)
     assert sorted(packages) == sorted([".".join(["headscore", *parts]) for parts in folders | {()}])
 
 

@@ -1,12 +1,9 @@
 """Every command, option, signal, file and template stands in the docs, with the defaults that the code has."""
 
 import dataclasses
-import json
 import re
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
 from typer.main import get_command
@@ -15,7 +12,7 @@ from headscore.cli import app
 from headscore.data.cache.metadata import METADATA_SHAPE, OPTIONAL_SHAPE
 from headscore.data.cache.shard import ARRAYS
 from headscore.data.options.evidence_settings import CompareSettings, ControlSettings, Effect, StabilitySettings, SweepSettings
-from headscore.data.options.export_settings import ExportFormat, ExportSettings, ImportSettings
+from headscore.data.options.export_settings import ExportSettings, ImportSettings
 from headscore.data.options.settings import (
     BUILT_IN_TEMPLATES,
     DEFAULT_WEIGHTS,
@@ -47,7 +44,6 @@ README = (ROOT / "README.md").read_text()
 MANUAL = (DOCS / "manual.md").read_text()
 DATA = (DOCS / "data.md").read_text()
 FORMAT = (DOCS / "cache-format.md").read_text()
-NOTEBOOK = DOCS / "example.ipynb"
 PAGES = [*ROOT.glob("*.md"), *DOCS.glob("*.md")]
 COMMANDS = get_command(app).commands
 
@@ -91,11 +87,6 @@ def test_the_manual_has_the_defaults(name: str, settings: type) -> None:
         shown = line[0].split("|")[2].strip().strip("`")
         assert shown == {"None": "", "False": "off", "True": "on"}.get(str(default), str(default)), line[0]
         assert all(f"`{alias}`" in line[0] for alias in field.metadata["aliases"]), line[0]
-
-
-def test_the_manual_has_every_export_format() -> None:
-    for name in get_args(ExportFormat):
-        assert re.search(rf"^\| .*`{name}`.* \| ", section("export"), re.MULTILINE), name
 
 
 def test_templates_and_styles_are_on_the_page_on_data() -> None:
@@ -191,34 +182,3 @@ def test_the_map_of_the_code_names_what_is_there() -> None:
     assert tree
     for line in (line for line in tree[1].splitlines() if not line.startswith(" ")):
         assert (ROOT / line.split()[0]).exists(), line
-
-
-def notebook_cells() -> list[dict[str, Any]]:
-    return [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
-
-
-def test_the_notebook_was_executed_and_agrees_with_the_readme() -> None:
-    cells = notebook_cells()
-    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
-    outputs = [output for cell in cells for output in cell["outputs"]]
-    assert {output["output_type"] for output in outputs} == {"stream", "execute_result"}, "neither errors nor warnings"
-    assert {output["name"] for output in outputs if output["output_type"] == "stream"} == {"stdout"}
-    shown = [output.get("data", {}) for output in outputs]
-    last = ["".join(cell["source"]).splitlines()[-1] for cell in cells]
-    charts = [
-        line for line in last if re.match(r"headscore\.(heatmap|top_heads|entropy_and_task|\w+_(maps?|profiles|chart))\(", line)
-    ]
-    assert sum("image/png" in data for data in shown) == len(charts) > 5
-    table = next("".join(data["text/html"]) for data in shown if "text/html" in data)
-    example = re.search(r"```\nrank  head .*?\n(.*?)\n\n", README, re.DOTALL)
-    assert example and [line.split()[1] for line in example[1].splitlines()] == re.findall(r"<td>(L\d+H\d+)</td>", table)
-
-
-def test_the_notebooks_code_runs(tmp_path: Path) -> None:
-    """On few prompts, which is quicker."""
-    code = "\n".join("".join(cell["source"]) for cell in notebook_cells())
-    few = code.replace('data="samples"', 'data="samples", max_samples=4')
-    assert few != code
-    done = subprocess.run([sys.executable, "-c", few], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("4 samples, ") and (tmp_path / "notebook-results" / "report.html").exists()

@@ -23,11 +23,11 @@ from headscore.data.errors import InputError
 from headscore.data.files.whole_file import TEMPORARY
 from headscore.data.files.whole_folder import whole_folder
 from headscore.score.export.card import _escaped
+from headscore.score.export.formats import FORMATS
 from headscore.score.results import read_results
 
 SUFFIXES = {"csv": ".csv", "parquet": ".parquet", "retrieval_head": ".json", "qrhead": ".yaml", "lofit": ".npy", "card": ".md"}
-CHOOSING = {"qrhead", "shira", "peft", "checkpoint"}
-FORMATS = ("csv", "parquet", "duo", "retrieval_head", "qrhead", "lofit", "shira", "peft", "card")
+CHOOSING = {"qrhead", "shira", "peft", "checkpoint"}  # those that write chosen heads only
 
 
 @pytest.fixture

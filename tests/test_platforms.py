@@ -15,7 +15,6 @@ from headscore import capture
 from headscore.data.cache.folder import shard_path
 from headscore.data.errors import HeadscoreError
 from headscore.data.files import plain
-from headscore.data.files import whole_file as files
 from headscore.data.files.plain import PlainFile
 from headscore.data.files.whole_file import TEMPORARY, write_text
 
@@ -199,13 +198,3 @@ def test_files_have_the_permissions_that_the_user_s_files_have(tmp_path: Path, m
     finally:
         os.umask(before)
     assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
-
-
-def test_the_wheel_is_for_every_platform(tmp_path: Path) -> None:
-    pytest.importorskip("setuptools", minversion="77")
-    root = Path(files.__file__).parent.parent
-    left_out = shutil.ignore_patterns(".*", "tests", "build", "*.egg-info", "__pycache__", "headscore-results")
-    shutil.copytree(root, tmp_path / "source", ignore=left_out)
-    program = "from setuptools.build_meta import build_wheel; print(build_wheel('..'))"
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path / "source", capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1].endswith("-py3-none-any.whl"), done.stderr

@@ -63,7 +63,7 @@ def test_its_python_runs(llama: Path, folder: Path) -> None:
 def test_a_run_prints_what_the_demos_output_looks_like(
     llama: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The numbers are those of SmolLM2-135M, which tests/test_docs.py holds to the notebook; here it is the lines."""
+    """The numbers are those of SmolLM2-135M, which tests/test_notebook.py holds to the notebook; here it is the lines."""
     (shown,) = [block for kind, block in BLOCKS if block.startswith("rank  head")]
     printed = run(f"headscore run --model {llama} --max-samples 8 --no-report", llama, monkeypatch, capsys).splitlines()
     assert printed[0] == shown.splitlines()[0]
