@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import polars as pl
 
-from .capture.ablation import ablated as ablated
-from .capture.ablation import mean_outputs as mean_outputs
+from .capture.ablating.ablation import ablated as ablated
+from .capture.ablating.ablation import mean_outputs as mean_outputs
 from .data.cache.inspection import inspect as inspect
 from .data.cache.merging import merge as merge
 from .data.errors import DamagedShardError as DamagedShardError

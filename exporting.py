@@ -17,7 +17,7 @@ from .score.results import read_results
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from .capture.head_masks import HeadMasks
+    from .capture.ablating.head_masks import HeadMasks
 
 
 @library_call(ExportSettings)
@@ -41,7 +41,7 @@ def export(results: str | Path, out: str | Path, *, overwrite: bool = False, **o
     provenance = chosen.provenance
     with output_folder(path.parent):
         if settings.format == "checkpoint":
-            from .capture.zeroed import write_checkpoint  # here, as it loads torch
+            from .capture.ablating.zeroed import write_checkpoint  # here, as it loads torch
 
             chosen.require_top()
             heads = chosen.query_heads
@@ -76,7 +76,7 @@ def head_masks(results: Any, model: "PreTrainedModel", *, groups: Groups = "whol
     the output projections. Raises InputError for heads that the model has not, where none are chosen, and where its modules are
     not split by heads.
     """
-    from .capture.head_masks import masks_of  # here, as it loads torch
+    from .capture.ablating.head_masks import masks_of  # here, as it loads torch
 
     if groups not in get_args(Groups):
         raise InputError(f"head_masks: groups={groups!r:.40} is not one of {', '.join(get_args(Groups))}")

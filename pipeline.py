@@ -48,7 +48,7 @@ from .score.validated import (
 )
 
 if TYPE_CHECKING:
-    from .capture.layers import AttentionLayer
+    from .capture.model.layers import AttentionLayer
 
 logger = logging.getLogger("headscore")
 
@@ -135,7 +135,7 @@ def run(
     Raises InputError and RunError as `capture` and `score` do, and InputError under a launcher of several processes.
     """
     from .capture.call import capture_prompts, checked_prompts  # here, as scoring alone needs none of it
-    from .capture.ranks import this_rank
+    from .capture.job.ranks import this_rank
 
     if this_rank().world > 1:
         raise InputError("run: is for one process; under a launcher use `headscore capture`, then `headscore score`")
