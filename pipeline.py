@@ -31,18 +31,20 @@ from .score.results import COMBINED, IMPORTED_KEY, Results, read_results
 from .score.scores import Scores
 from .score.scoring import score_cache
 from .score.validated import (
-    ALL_FILES,
-    JOURNAL_FILE,
     Measured,
     Validation,
-    is_validation,
     outcome_frame,
     ranking_options,
-    read_measured,
-    require_no_ranking,
     require_statistics_alone,
     set_frame,
     validation_of,
+)
+from .score.validation_files import (
+    ALL_FILES,
+    JOURNAL_FILE,
+    is_validation,
+    read_measured,
+    require_no_ranking,
     write_measured,
     write_validation,
 )

@@ -61,7 +61,7 @@ def checked_dtype(model: PreTrainedModel, dtype: str) -> str:
     return "fp16" if dtype == "fp32" and quantised else dtype
 
 
-class Comparison:
+class ValueComparison:
     """Compares recorded values with expected ones, and remembers the largest difference by array as `worst`.
 
     Args:

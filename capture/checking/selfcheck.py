@@ -29,7 +29,7 @@ from ..recording.recorder import NoAttentionError, Recorder
 from ..recording.runner import ModelError, NoMemoryError, Runner, Work
 from .check_prompts import CheckPrompts, check_prompts
 from .check_result import CheckedModel, SelfCheck
-from .comparison import Comparison, checked_dtype, tolerance
+from .comparison import ValueComparison, checked_dtype, tolerance
 from .reference import Reference
 
 logger = logging.getLogger("headscore")
@@ -124,7 +124,7 @@ def self_check(
     dtype = checked_dtype(model, dtype)
     _require_causal(model, prompts.reference)
     _leave_out_results(recorder, prompts.reference, tolerance("result_norm", dtype))
-    compare = Comparison(model.config.model_type, dtype)
+    compare = ValueComparison(model.config.model_type, dtype)
     with recorder.compared_exactly() as exact:
         _check_whole(passes, prompts, compare)
         shared = settings.share_prefixes and _can_share(passes, prompts, compare)
@@ -229,7 +229,7 @@ def _require_no_memory(passes: _Passes, sample: Tokens, first: Recorded, dtype: 
     """Raises RefusedModelError where a sample has other values now than when it was `first` run, before any longer one."""
     expected = {layer: {name: v[entry, 0] for name, v in first.arrays.items()} for entry, layer in enumerate(first.layers)}
     try:
-        Comparison(passes.kind, checked_dtype(passes.model, dtype))(sample, passes.alone(sample), expected)
+        ValueComparison(passes.kind, checked_dtype(passes.model, dtype))(sample, passes.alone(sample), expected)
     except CannotRecordError as error:
         raise RefusedModelError(
             f"{passes.kind}: gives row {sample.row} other values once another prompt was run: its code keeps something from "
@@ -268,7 +268,7 @@ def _leave_out_results(recorder: Recorder, reference: Reference, allowed: float)
         )
 
 
-def _check_whole(passes: _Passes, prompts: CheckPrompts, compare: Comparison) -> None:
+def _check_whole(passes: _Passes, prompts: CheckPrompts, compare: ValueComparison) -> None:
     """Compare each prompt, run alone and beside the other of its pair, with what is expected of it."""
     for prompt in prompts.prompts:
         compare(prompt, passes.alone(prompt), prompts.expected(prompt))
@@ -282,7 +282,7 @@ def _check_whole(passes: _Passes, prompts: CheckPrompts, compare: Comparison) ->
             raise (MixedLengthsError(error.message) if len(groups) < len(pair) else error) from error
 
 
-def _can_share(passes: _Passes, prompts: CheckPrompts, compare: Comparison) -> bool:
+def _can_share(passes: _Passes, prompts: CheckPrompts, compare: ValueComparison) -> bool:
     """Whether prompts whose first half is run apart give what they give when they are run whole; False where none can be."""
     tried = False
     for prompt in prompts.prompts:

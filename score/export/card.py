@@ -12,7 +12,8 @@ from ...data.files.plain import names_in, read_plain
 from ..evidence.null import null_of_record
 from ..outputs import HEADS_PARQUET, yaml_text
 from ..scores import head_name
-from ..validated import Measured, is_validation, read_measured
+from ..validated import Measured
+from ..validation_files import is_validation, read_measured
 from .chosen import Chosen
 from .written import Content
 

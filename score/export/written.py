@@ -16,7 +16,7 @@ from ...data.files.whole_folder import is_mark, whole_folder
 from ...data.text import json_text, require_text
 from ..evidence import compare, stability, sweep
 from ..outputs import CHARTS_FOLDER, CONFIG_FILE, CONTROL_FILE, HEADS_PARQUET, REPORT_FILE, RESULT_FILES
-from ..validated import ALL_FILES, FACTS_FILE
+from ..validation_files import ALL_FILES, FACTS_FILE
 
 PROVENANCE_FILE = "headscore.json"  # in a folder; beside a file it has the file's name before it
 _MAX_NAME = 200  # bytes of a file's name, which has 55 for what comes before and after it

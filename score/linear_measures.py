@@ -23,8 +23,8 @@ BUILT_IN = {  # of every sample: attention to the first token (the sink), to all
 
 
 @dataclass(frozen=True)
-class Columns:
-    """The columns w of a pass over the rows of a cache.
+class LinearMeasures:
+    """The measures of a pass over the rows of a cache that are linear in a row, each with its column w over the tokens.
 
     Args:
         span_names: the spans of the cache, in the order of their bits.
@@ -95,10 +95,10 @@ class Columns:
         return pl.DataFrame(table | dict(zip(token_columns(self.span_names), inside, strict=True)))
 
 
-def choose_columns(
+def choose_linear_measures(
     span_names: Sequence[str], task_span: Sequence[str], measure: Mapping[str, Any], taken: Sequence[str]
-) -> Columns:
-    """The columns that a ranking needs of a cache with such spans.
+) -> LinearMeasures:
+    """The linear measures that a ranking needs of a cache with such spans.
 
     Args:
         span_names: the spans of the cache.
@@ -110,17 +110,17 @@ def choose_columns(
     """
     chosen = tuple(sorted(set(task_span)))
     unions = {union_name(task_span, span_names): chosen} if len(chosen) > 1 else {}
-    columns = Columns(tuple(span_names), unions, {})
-    taken = (*taken, *columns.expressions())
+    linear = LinearMeasures(tuple(span_names), unions, {})
+    taken = (*taken, *linear.expressions())
     own = read_expressions(measure, "--measure")
-    schema = columns.schema()
+    schema = linear.schema()
     for name, expression in own.items():
         if name in taken:
             raise OptionError(f"--measure {name}: there already is a measure of this name")
         if len(names_of(expression, schema, f"--measure {name}")) != 1:
             raise OptionError(f"--measure {name}: gives several columns; give one")
         require_line_by_line(expression, schema, f"--measure {name}", "token")
-    return Columns(columns.span_names, columns.unions, own)
+    return LinearMeasures(linear.span_names, linear.unions, own)
 
 
 def union_name(spans: Sequence[str], known: Sequence[str]) -> str:
@@ -147,7 +147,7 @@ def _bit(number: int) -> str:
     return f"\0{number}"
 
 
-def sample_columns(columns: Columns, shard: Shard) -> dict[str, npt.NDArray[Any]]:
+def sample_columns(linear: LinearMeasures, shard: Shard) -> dict[str, npt.NDArray[Any]]:
     """What is known of each sample of a shard from its tokens alone: arrays [n].
 
     `row`; `tokens`; for each span or union `tokens_<span>`, how many of them it has, and `starts_<span>`, whether the first
@@ -155,11 +155,11 @@ def sample_columns(columns: Columns, shard: Shard) -> dict[str, npt.NDArray[Any]
     of the shard cannot be.
     """
     offsets = shard.offsets()
-    bits = columns.bits(shard)
+    bits = linear.bits(shard)
     rows = shard.read("samples/row")
     found: dict[str, npt.NDArray[Any]] = {"row": rows, "tokens": np.diff(offsets)}
-    for name, members in columns.spans().items():
-        mask = sum(1 << columns.span_names.index(member) for member in members)
+    for name, members in linear.spans().items():
+        mask = sum(1 << linear.span_names.index(member) for member in members)
         inside = (bits & mask) > 0
         counted = np.cumsum(inside, dtype=np.int32)
         found[f"tokens_{name}"] = np.diff(counted[offsets[1:] - 1].astype(np.int64), prepend=0)
