@@ -15,6 +15,9 @@ from .score.export.written import PROVENANCE_FILE, Exported, json_bytes, require
 from .score.results import read_results
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import polars as pl
     from transformers import PreTrainedModel
 
     from .capture.ablating.head_masks import HeadMasks
@@ -60,7 +63,13 @@ def export(results: str | Path, out: str | Path, *, overwrite: bool = False, **o
 
 
 @library_call(ChoiceSettings)
-def head_masks(results: Any, model: "PreTrainedModel", *, groups: Groups = "whole", **options: Any) -> "HeadMasks":
+def head_masks(
+    results: "str | Path | Iterable[tuple[int, int]] | pl.DataFrame",
+    model: "PreTrainedModel",
+    *,
+    groups: Groups = "whole",
+    **options: Any,
+) -> "HeadMasks":
     """Find which rows and columns of a model's projections are those of chosen heads, to train or prune these alone.
 
     Args:
@@ -83,11 +92,11 @@ def head_masks(results: Any, model: "PreTrainedModel", *, groups: Groups = "whol
     if not callable(getattr(model, "named_modules", None)):
         raise InputError(f"head_masks: model={model!r:.40} is not a model; load one with transformers and give that")
     settings = ChoiceSettings(**options)
-    heads = results
     if isinstance(results, str | Path):
         if settings.top_k is None and settings.top_k_per_layer is None:
             raise InputError("head_masks: which heads of the results? Give --top-k or --top-k-per-layer")
         heads = chosen_heads(read_results(given_path("results", results)), settings)
-    elif options:
+        return masks_of(model, heads, groups)
+    if options:
         raise InputError("head_masks: options choose heads of a folder of results; give that, or the heads alone")
-    return masks_of(model, heads, groups)
+    return masks_of(model, results, groups)

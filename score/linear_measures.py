@@ -96,7 +96,7 @@ class LinearMeasures:
 
 
 def choose_linear_measures(
-    span_names: Sequence[str], task_span: Sequence[str], measure: Mapping[str, Any], taken: Sequence[str]
+    span_names: Sequence[str], task_span: Sequence[str], measure: Mapping[str, object], taken: Sequence[str]
 ) -> LinearMeasures:
     """The linear measures that a ranking needs of a cache with such spans.
 

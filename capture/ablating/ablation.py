@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from ..recording.recorder import Recorder
 
 if TYPE_CHECKING:
     import polars as pl
+
+    Heads = Iterable[tuple[int, int]] | pl.DataFrame
 
 Means = Mapping[int, Tensor]  # of z, [H,D] by layer
 
@@ -95,7 +97,7 @@ class HeadGates:
 @contextlib.contextmanager
 def ablated(
     model: PreTrainedModel,
-    heads: "Iterable[tuple[int, int]] | pl.DataFrame",
+    heads: "Heads",
     how: How = "zero",
     means: Means | None = None,
 ) -> Iterator[PreTrainedModel]:
@@ -221,9 +223,10 @@ def heads_of_groups(groups: Iterable[tuple[int, int]], layers: Mapping[int, Atte
     return pairs
 
 
-def pairs_in(heads: Any, layers: Mapping[int, AttentionLayer]) -> list[tuple[int, int]]:
+def pairs_in(heads: "Heads", layers: Mapping[int, AttentionLayer]) -> list[tuple[int, int]]:
     """The (layer, head) pairs that are meant by what `ablated` takes for heads."""
-    if hasattr(heads, "columns"):
+    if hasattr(heads, "columns"):  # a frame, without polars where none is given
+        heads = cast("pl.DataFrame", heads)
         unit = "head" if "head" in heads.columns else "kv_head"
         if missing := [name for name in ("layer", unit) if name not in heads.columns]:
             raise InputError(f"heads: the frame of heads has no column {' or '.join(missing)}")

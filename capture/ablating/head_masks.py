@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from ...data.head_parts import Groups, groups_among, of_heads
 from ..model.layers import AttentionLayer
 from ..model.projections import input_projections, input_width, output_width
 from .ablation import attention_layers, gates_without, pairs_in
+
+if TYPE_CHECKING:
+    from .ablation import Heads
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class HeadMasks:
         return [*self.rows, *self.columns]
 
 
-def masks_of(model: PreTrainedModel, heads: Any, groups: Groups = "whole") -> HeadMasks:
+def masks_of(model: PreTrainedModel, heads: "Heads", groups: Groups = "whole") -> HeadMasks:
     """The rows and columns of heads in the projections of a model, see `headscore.head_masks`.
 
     Args:

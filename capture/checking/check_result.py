@@ -3,10 +3,11 @@
 import dataclasses
 import logging
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from transformers import PreTrainedModel
 
+from ...data.cache.metadata import SelfCheckFacts
 from ..inputs.lengths import LengthRules
 from ..recording.recorder import Recorder
 
@@ -51,7 +52,7 @@ class SelfCheck:
     exact_difference: dict[str, float] = field(default_factory=dict)
     projections: list[dict[str, str | None]] = field(default_factory=list)
 
-    def metadata(self) -> dict[str, Any]:
+    def metadata(self) -> SelfCheckFacts:
         """What `cache.json` says under `self_check`."""
         return {
             "rows": self.rows,

@@ -4,12 +4,11 @@ import logging
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ...data.cache.folder import Cache, open_cache, read_metadata, shard_files, shard_path, write_metadata
-from ...data.cache.metadata import Metadata, differences
+from ...data.cache.metadata import Metadata, SkippedRow, differences
 from ...data.cache.reader import Shard
 from ...data.errors import InputError, NewerFormatError, OptionError, RunError, UnreadableFileError
 from ...data.files.plain import PlainFile, names_in
@@ -78,7 +77,7 @@ class Finished:
     """What is in a cache by now: row, tokens and shard of each sample, skipped rows, and why a shard is missing, by number."""
 
     lines: list[tuple[int, int, int]]
-    skipped: list[dict[str, Any]]
+    skipped: list[SkippedRow]
     missing: dict[int, str]
 
     def require(self, out: Path, own: Collection[int]) -> None:

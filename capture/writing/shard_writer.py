@@ -6,6 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Self
 
 from ...data.cache.folder import SKIPPED_FILE, Cache, shard_path
+from ...data.cache.metadata import SkippedRow
 from ...data.cache.shard import Array, write_shard
 from ...data.errors import RunError
 from ...data.files.whole_file import remove
@@ -62,5 +63,5 @@ class ShardWriter:
     def _write(self, number: int, arrays: Mapping[str, Array], skipped: Sequence[Skipped], own: Mapping[str, Any]) -> None:
         require_ours(self._cache)
         remove(self._cache.path / SKIPPED_FILE)  # written again once the cache is complete
-        entries = [{"row": entry.row, "reason": entry.reason} for entry in skipped]
+        entries = [SkippedRow(row=entry.row, reason=entry.reason) for entry in skipped]
         write_shard(shard_path(self._cache.path, number), number, arrays, {**self._cache.metadata, **own}, entries)

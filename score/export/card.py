@@ -158,7 +158,7 @@ def _verdicts_in(folder: Path, chosen: Chosen) -> list[str]:
 
 def _is_of(chosen: Chosen, measured: Measured) -> bool:
     """Whether a validation ran the model of a ranking, and took out the first heads, or groups, of the chosen order."""
-    facts, model = measured.facts, chosen.results.record.get("model") or {}
+    facts, model = measured.facts, chosen.results.model
     fingerprints = facts.get("model_fingerprint"), model.get("fingerprint")
     same = fingerprints[0] == fingerprints[1] if all(fingerprints) else facts.get("model") == model.get("name")
     if facts["unit"] != chosen.unit or facts["units"] != len(chosen.heads) or facts["other_model"]:
