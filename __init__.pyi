@@ -3,15 +3,17 @@
 This file is made by tests/stub.py. After a change of an option or a call, make it anew: make stub
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import polars as pl
+from transformers import PreTrainedModel
 
-from .capture.ablation import ablated as ablated
-from .capture.ablation import mean_outputs as mean_outputs
+from .capture.ablating.ablation import ablated as ablated
+from .capture.ablating.ablation import mean_outputs as mean_outputs
+from .capture.ablating.head_masks import HeadMasks
 from .data.cache.inspection import inspect as inspect
 from .data.cache.merging import merge as merge
 from .data.errors import DamagedShardError as DamagedShardError
@@ -22,8 +24,6 @@ from .data.errors import NewerFormatError as NewerFormatError
 from .data.errors import OptionError as OptionError
 from .data.errors import RunError as RunError
 from .data.errors import UnreadableFileError as UnreadableFileError
-from .exporting import head_masks as head_masks
-from .pipeline import validate as validate
 from .score.evidence.compare import Comparison as Comparison
 from .score.evidence.control import Control as Control
 from .score.evidence.stability import StabilityCurve as StabilityCurve
@@ -78,7 +78,7 @@ def capture(
     shard_size: int = 256,
     keep: Sequence[str] = (),
     trust_remote_code: bool = False,
-    model_kwargs: str | Mapping[str, Any] | None = None,
+    model_kwargs: str | Mapping[str, object] | None = None,
 ) -> pl.DataFrame: ...
 def score(
     cache: str | Path,
@@ -91,8 +91,8 @@ def score(
     score_query_mode: Literal["last_token", "all_tokens"] = "last_token",
     head_output: Literal["z", "result"] = "z",
     task_span: Sequence[str] = ("question",),
-    measure: Mapping[str, Any] = {},
-    signal: Mapping[str, Any] = {},
+    measure: Mapping[str, str | pl.Expr] = {},
+    signal: Mapping[str, str | pl.Expr] = {},
     signals: str | Path | None = None,
     weight: Mapping[str, float] = {},
     lambda_ent: float = 0.5,
@@ -119,8 +119,8 @@ def report(
     score_query_mode: Literal["last_token", "all_tokens"] = "last_token",
     head_output: Literal["z", "result"] = "z",
     task_span: Sequence[str] = ("question",),
-    measure: Mapping[str, Any] = {},
-    signal: Mapping[str, Any] = {},
+    measure: Mapping[str, str | pl.Expr] = {},
+    signal: Mapping[str, str | pl.Expr] = {},
     signals: str | Path | None = None,
     weight: Mapping[str, float] = {},
     lambda_ent: float = 0.5,
@@ -170,15 +170,15 @@ def run(
     shard_size: int = 256,
     keep: Sequence[str] = (),
     trust_remote_code: bool = False,
-    model_kwargs: str | Mapping[str, Any] | None = None,
+    model_kwargs: str | Mapping[str, object] | None = None,
     bootstrap: int | None = None,
     strata: str | None = None,
     cluster: str | None = None,
     score_query_mode: Literal["last_token", "all_tokens"] = "last_token",
     head_output: Literal["z", "result"] = "z",
     task_span: Sequence[str] = ("question",),
-    measure: Mapping[str, Any] = {},
-    signal: Mapping[str, Any] = {},
+    measure: Mapping[str, str | pl.Expr] = {},
+    signal: Mapping[str, str | pl.Expr] = {},
     signals: str | Path | None = None,
     weight: Mapping[str, float] = {},
     lambda_ent: float = 0.5,
@@ -196,8 +196,8 @@ def signals(
     score_query_mode: Literal["last_token", "all_tokens"] = "last_token",
     head_output: Literal["z", "result"] = "z",
     task_span: Sequence[str] = ("question",),
-    measure: Mapping[str, Any] = {},
-    signal: Mapping[str, Any] = {},
+    measure: Mapping[str, str | pl.Expr] = {},
+    signal: Mapping[str, str | pl.Expr] = {},
     signals: str | Path | None = None,
     weight: Mapping[str, float] = {},
     lambda_ent: float = 0.5,
@@ -218,8 +218,8 @@ def control(
     score_query_mode: Literal["last_token", "all_tokens"] = "last_token",
     head_output: Literal["z", "result"] = "z",
     task_span: Sequence[str] = ("question",),
-    measure: Mapping[str, Any] = {},
-    signal: Mapping[str, Any] = {},
+    measure: Mapping[str, str | pl.Expr] = {},
+    signal: Mapping[str, str | pl.Expr] = {},
     signals: str | Path | None = None,
     weight: Mapping[str, float] = {},
     lambda_ent: float = 0.5,
@@ -245,8 +245,8 @@ def compare(
     score_query_mode: Literal["last_token", "all_tokens"] = "last_token",
     head_output: Literal["z", "result"] = "z",
     task_span: Sequence[str] = ("question",),
-    measure: Mapping[str, Any] = {},
-    signal: Mapping[str, Any] = {},
+    measure: Mapping[str, str | pl.Expr] = {},
+    signal: Mapping[str, str | pl.Expr] = {},
     signals: str | Path | None = None,
     weight: Mapping[str, float] = {},
     lambda_ent: float = 0.5,
@@ -269,8 +269,8 @@ def stability(
     score_query_mode: Literal["last_token", "all_tokens"] = "last_token",
     head_output: Literal["z", "result"] = "z",
     task_span: Sequence[str] = ("question",),
-    measure: Mapping[str, Any] = {},
-    signal: Mapping[str, Any] = {},
+    measure: Mapping[str, str | pl.Expr] = {},
+    signal: Mapping[str, str | pl.Expr] = {},
     signals: str | Path | None = None,
     weight: Mapping[str, float] = {},
     lambda_ent: float = 0.5,
@@ -293,8 +293,8 @@ def sweep(
     score_query_mode: Literal["last_token", "all_tokens"] = "last_token",
     head_output: Literal["z", "result"] = "z",
     task_span: Sequence[str] = ("question",),
-    measure: Mapping[str, Any] = {},
-    signal: Mapping[str, Any] = {},
+    measure: Mapping[str, str | pl.Expr] = {},
+    signal: Mapping[str, str | pl.Expr] = {},
     signals: str | Path | None = None,
     weight: Mapping[str, float] = {},
     lambda_ent: float = 0.5,
@@ -339,6 +339,47 @@ def import_list(
     overwrite: bool = False,
     format: Literal["duo", "retrieval_head", "qrhead", "lofit"] | None = None,
 ) -> Results: ...
+def validate(
+    results: str | Path,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    report: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    model: str | Path | None = None,
+    revision: str | None = None,
+    adapter: str | Path | None = None,
+    allow_other_model: bool = False,
+    device: str = "auto",
+    dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto",
+    device_map: Literal["auto"] | None = None,
+    batch_tokens: int | None = None,
+    batch_size: int | None = None,
+    trust_remote_code: bool = False,
+    model_kwargs: str | Mapping[str, object] | None = None,
+    data: str | Path | None = None,
+    max_samples: int = 200,
+    seed: int = 42,
+    answer: Literal["label", "text"] = "label",
+    k: Sequence[str] = ("1%", "5%", "10%", "20%", "30%"),
+    draws: int = 20,
+    signal: Sequence[str] = (),
+    ablate: Literal["zero", "mean"] = "zero",
+    single: bool = False,
+    gate_gradient: bool = False,
+    fit_weights: bool = False,
+    bootstrap: int = 2000,
+    level: float = 0.95,
+) -> Validation: ...
+def head_masks(
+    results: str | Path | Iterable[tuple[int, int]] | pl.DataFrame,
+    model: PreTrainedModel,
+    *,
+    groups: Literal["whole", "any"] = "whole",
+    signal: str | None = None,
+    top_k: int | None = None,
+    top_k_per_layer: int | None = None,
+) -> HeadMasks: ...
 
 __version__: str
 __all__ = [

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .capture.ranks import this_rank
+from .capture.job.ranks import this_rank
 from .data.errors import HeadscoreError, InputError, RunError, one_line, printable, typed_line
 from .data.files.foreign import is_panic
 from .data.files.whole_file import given_path

@@ -15,9 +15,12 @@ from .score.export.written import PROVENANCE_FILE, Exported, json_bytes, require
 from .score.results import read_results
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import polars as pl
     from transformers import PreTrainedModel
 
-    from .capture.head_masks import HeadMasks
+    from .capture.ablating.head_masks import HeadMasks
 
 
 @library_call(ExportSettings)
@@ -41,7 +44,7 @@ def export(results: str | Path, out: str | Path, *, overwrite: bool = False, **o
     provenance = chosen.provenance
     with output_folder(path.parent):
         if settings.format == "checkpoint":
-            from .capture.zeroed import write_checkpoint  # here, as it loads torch
+            from .capture.ablating.zeroed import write_checkpoint  # here, as it loads torch
 
             chosen.require_top()
             heads = chosen.query_heads
@@ -60,7 +63,13 @@ def export(results: str | Path, out: str | Path, *, overwrite: bool = False, **o
 
 
 @library_call(ChoiceSettings)
-def head_masks(results: Any, model: "PreTrainedModel", *, groups: Groups = "whole", **options: Any) -> "HeadMasks":
+def head_masks(
+    results: "str | Path | Iterable[tuple[int, int]] | pl.DataFrame",
+    model: "PreTrainedModel",
+    *,
+    groups: Groups = "whole",
+    **options: Any,
+) -> "HeadMasks":
     """Find which rows and columns of a model's projections are those of chosen heads, to train or prune these alone.
 
     Args:
@@ -76,18 +85,18 @@ def head_masks(results: Any, model: "PreTrainedModel", *, groups: Groups = "whol
     the output projections. Raises InputError for heads that the model has not, where none are chosen, and where its modules are
     not split by heads.
     """
-    from .capture.head_masks import masks_of  # here, as it loads torch
+    from .capture.ablating.head_masks import masks_of  # here, as it loads torch
 
     if groups not in get_args(Groups):
         raise InputError(f"head_masks: groups={groups!r:.40} is not one of {', '.join(get_args(Groups))}")
     if not callable(getattr(model, "named_modules", None)):
         raise InputError(f"head_masks: model={model!r:.40} is not a model; load one with transformers and give that")
     settings = ChoiceSettings(**options)
-    heads = results
     if isinstance(results, str | Path):
         if settings.top_k is None and settings.top_k_per_layer is None:
             raise InputError("head_masks: which heads of the results? Give --top-k or --top-k-per-layer")
         heads = chosen_heads(read_results(given_path("results", results)), settings)
-    elif options:
+        return masks_of(model, heads, groups)
+    if options:
         raise InputError("head_masks: options choose heads of a folder of results; give that, or the heads alone")
-    return masks_of(model, heads, groups)
+    return masks_of(model, results, groups)

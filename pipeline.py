@@ -31,24 +31,26 @@ from .score.results import COMBINED, IMPORTED_KEY, Results, read_results
 from .score.scores import Scores
 from .score.scoring import score_cache
 from .score.validated import (
-    ALL_FILES,
-    JOURNAL_FILE,
     Measured,
     Validation,
-    is_validation,
     outcome_frame,
     ranking_options,
-    read_measured,
-    require_no_ranking,
     require_statistics_alone,
     set_frame,
     validation_of,
+)
+from .score.validation_files import (
+    ALL_FILES,
+    JOURNAL_FILE,
+    is_validation,
+    read_measured,
+    require_no_ranking,
     write_measured,
     write_validation,
 )
 
 if TYPE_CHECKING:
-    from .capture.layers import AttentionLayer
+    from .capture.model.layers import AttentionLayer
 
 logger = logging.getLogger("headscore")
 
@@ -135,7 +137,7 @@ def run(
     Raises InputError and RunError as `capture` and `score` do, and InputError under a launcher of several processes.
     """
     from .capture.call import capture_prompts, checked_prompts  # here, as scoring alone needs none of it
-    from .capture.ranks import this_rank
+    from .capture.job.ranks import this_rank
 
     if this_rank().world > 1:
         raise InputError("run: is for one process; under a launcher use `headscore capture`, then `headscore score`")

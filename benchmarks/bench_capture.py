@@ -49,14 +49,14 @@ from measuring import Spent, machine, timed
 from shapes import PRESETS
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from headscore.capture import models
-from headscore.capture.check_result import CheckedModel
-from headscore.capture.device import computing_on
-from headscore.capture.selfcheck import checked_model
-from headscore.capture.shards import ShardMaker
-from headscore.capture.sources import resolve
-from headscore.capture.tokenising import EncodedShard, Marker, ShardSamples, SkipLimit, encode_shards, read_prompts
-from headscore.capture.written_metadata import data_metadata, with_model
+from headscore.capture.checking.check_result import CheckedModel
+from headscore.capture.checking.selfcheck import checked_model
+from headscore.capture.inputs.tokenising import EncodedShard, Marker, ShardSamples, SkipLimit, encode_shards, read_prompts
+from headscore.capture.model import models
+from headscore.capture.model.device import computing_on
+from headscore.capture.model.sources import resolve
+from headscore.capture.writing.shards import ShardMaker
+from headscore.capture.writing.written_metadata import data_metadata, with_model
 from headscore.data.cache.folder import Cache, write_metadata
 from headscore.data.cache.metadata import Metadata
 from headscore.data.options.settings import CaptureSettings

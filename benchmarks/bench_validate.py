@@ -24,8 +24,8 @@ from pathlib import Path
 import torch
 from measuring import machine
 
-from headscore.capture.batches import batch_counts
-from headscore.capture.device import profile_of
+from headscore.capture.model.device import profile_of
+from headscore.capture.recording.batches import batch_counts
 from headscore.capture.validating import Opened, opened_for
 from headscore.data.options.settings import ValidateSettings
 from headscore.score.head_sets import counts_of, head_sets

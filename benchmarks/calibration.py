@@ -194,9 +194,9 @@ def main() -> None:
 
 def synthetic_recipe() -> Recipe:
     """What `ranked_replicates` must know of a model of this shape."""
-    from headscore.score.columns import Columns
+    from headscore.score.linear_measures import LinearMeasures
 
-    return Recipe("last_token", False, "question", Columns((), {}, {}), (), (), tuple(range(LAYERS)), HEADS, None)
+    return Recipe("last_token", False, "question", LinearMeasures((), {}, {}), (), (), tuple(range(LAYERS)), HEADS, None)
 
 
 if __name__ == "__main__":

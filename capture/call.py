@@ -10,8 +10,8 @@ from ..data.files.whole_file import given_path
 from ..data.options.settings import CaptureSettings
 from ..data.options.signatures import library_call
 from ..data.text import logged_in_one_line
-from .local import local_adapter, local_model, require_device_name
-from .tokenising import Prompts, read_prompts
+from .inputs.local import local_adapter, local_model, require_device_name
+from .inputs.tokenising import Prompts, read_prompts
 
 if TYPE_CHECKING:
     import polars as pl

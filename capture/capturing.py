@@ -9,16 +9,16 @@ import polars as pl
 from ..data.cache.folder import SHARDS_FOLDER, write_skipped
 from ..data.files.whole_file import remove_leftovers
 from ..data.options.settings import CaptureSettings
-from .chat import in_chat
-from .chosen_model import chosen_model
-from .device import computing_on, profile_of
-from .ranks import Rank, this_rank
-from .resume import Finished, finished_shards, require_same_capture, start_cache
-from .selfcheck import checked_model
-from .shards import Progress, ShardMaker
-from .space import require_space
-from .tokenising import Marker, Prompts, SkipLimit, encode_shard, encode_share, first_samples, without_special_tokens
-from .written_metadata import data_metadata, with_model
+from .checking.selfcheck import checked_model
+from .inputs.chat import in_chat
+from .inputs.tokenising import Marker, Prompts, SkipLimit, encode_shard, encode_share, first_samples, without_special_tokens
+from .job.ranks import Rank, this_rank
+from .job.resume import Finished, finished_shards, require_same_capture, start_cache
+from .model.chosen_model import chosen_model
+from .model.device import computing_on, profile_of
+from .writing.shards import Progress, ShardMaker
+from .writing.space import require_space
+from .writing.written_metadata import data_metadata, with_model
 
 logger = logging.getLogger("headscore")
 

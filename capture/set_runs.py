@@ -10,9 +10,9 @@ import polars as pl
 
 from ..data.errors import OptionError
 from ..data.files.journal import Journal
-from .ablation import heads_of_groups
-from .evaluator import Head
-from .readings import Outcomes
+from .ablating.ablation import heads_of_groups
+from .ablating.evaluator import Head
+from .ablating.readings import Outcomes
 from .validating import Opened
 
 logger = logging.getLogger("headscore")

@@ -12,16 +12,16 @@ from ..data.prompts.answers import answers_of
 from ..data.prompts.maker import PromptMaker
 from ..data.prompts.rows import Row, data_file, read_data, sample_rows
 from ..data.prompts.templates import Template
-from . import models
-from .chat import CHAT_TEMPLATE, in_chat
-from .chosen_model import ChosenModel, chosen_model
-from .device import computing_on
-from .evaluator import Evaluator
-from .layers import AttentionLayer
-from .questions import Question, questions_of
-from .ranks import this_rank
-from .selfcheck import checked_model
-from .tokenising import Prompts, encode_shards
+from .ablating.evaluator import Evaluator
+from .checking.selfcheck import checked_model
+from .inputs.chat import CHAT_TEMPLATE, in_chat
+from .inputs.questions import Question, questions_of
+from .inputs.tokenising import Prompts, encode_shards
+from .job.ranks import this_rank
+from .model import models
+from .model.chosen_model import ChosenModel, chosen_model
+from .model.device import computing_on
+from .model.layers import AttentionLayer
 
 logger = logging.getLogger("headscore")
 

@@ -29,7 +29,7 @@ _ALONE = 8
 _CODE = re.compile(rb"AnonymousFunction|FfiPlugin|\x80[\x02-\x05]\xcc?\x95")
 
 
-def read_expressions(given: Mapping[str, Any], flag: str) -> dict[str, pl.Expr]:
+def read_expressions(given: Mapping[str, object], flag: str) -> dict[str, pl.Expr]:
     """The expressions in `given`, by their names.
 
     Args:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ..data.cache.reader import Block, Shard
 from ..data.cache.value_checks import require_sums
 from ..data.options.settings import QueryMode
-from .columns import Columns
+from .linear_measures import LinearMeasures
 
 Measure = npt.NDArray[np.float32]
 
@@ -38,31 +38,31 @@ _ONE = 0x3C00  # the bits of 1.0 in half precision; those of the numbers from 0 
 _ENTROPY_UNIT = 2.0**-34
 
 
-def measure_names(result_norms: bool, columns: Columns) -> list[str]:
+def measure_names(result_norms: bool, linear: LinearMeasures) -> list[str]:
     """The measures of a cache with or without result norms.
 
     `output_norm`, `result_norm` (of the last token) and `all_output_norm`, `all_result_norm` (means over all positions);
     `entropy` in nats; `entropy_free`, that of the row without its first token, renormalised, NaN where nothing is left;
-    `largest`, the largest weight; and whatever `columns` has.
+    `largest`, the largest weight; and whatever `linear` has.
     """
     norms = [name for name in NORMS if result_norms or not name.endswith("result_norm")]
-    return [*norms, *OF_ROWS, *columns.expressions()]
+    return [*norms, *OF_ROWS, *linear.expressions()]
 
 
 def block_measures(
-    shard: Shard, mode: QueryMode, columns: Columns, names: Sequence[str], layers: Sequence[int], block: Block
+    shard: Shard, mode: QueryMode, linear: LinearMeasures, names: Sequence[str], layers: Sequence[int], block: Block
 ) -> dict[str, Measure]:
     """The named measures of some layers and a block of a shard, float32 [len(layers),H,b]; only what they need is read.
 
     Args:
         shard: an open shard.
         mode: whose pattern rows are meant: the last token's, or the mean over all query positions.
-        columns: the linear measures that may be asked for.
+        linear: the linear measures that may be asked for.
         names: of `measure_names`.
         layers: places in the shard's list of layers.
         block: of the shard's samples.
 
-    Raises DamagedShardError where an array is damaged or holds values that cannot be, InputError as `Columns.weights`.
+    Raises DamagedShardError where an array is damaged or holds values that cannot be, InputError as `LinearMeasures.weights`.
     """
     samples = len(block.offsets) - 1
     found = {name: np.empty((len(layers), shard.heads, samples), np.float32) for name in names}
@@ -70,9 +70,9 @@ def block_measures(
     if mode == "all_tokens" and "entropy" in names:
         stored["entropy"] = MEAN_ENTROPY
     of_rows = [name for name in names if name not in stored]
-    linear = [name for name in of_rows if name not in OF_ROWS]
-    linear += [name for name in ("sink", "rest") if name not in linear]  # what a row sums to is checked
-    weights = columns.weights(shard, block, linear) if of_rows else None
+    summed = [name for name in of_rows if name not in OF_ROWS]
+    summed += [name for name in ("sink", "rest") if name not in summed]  # what a row sums to is checked
+    weights = linear.weights(shard, block, summed) if of_rows else None
     for name, array in stored.items():
         if len(layers) == shard.layers:  # in one go, as a layer has few values
             found[name][:] = shard.read(array, None, block)
@@ -91,7 +91,7 @@ def block_measures(
             most_rows = max(1, MAX_ITEMS // (tokens.stop - tokens.start))
             for first in range(0, len(bits), most_rows):
                 part = bits[first : first + most_rows, tokens]
-                rows = RowSums(part, offsets, weights[tokens], linear)
+                rows = RowSums(part, offsets, weights[tokens], summed)
                 require_sums(shard.path, attention, rows.measure("sink") + rows.measure("rest"), full_rows)
                 place = start * shard.heads + first
                 for name, values in by_row.items():

@@ -12,9 +12,9 @@ import polars as pl
 from ..data.cache.folder import Cache
 from ..data.errors import OptionError, did_you_mean
 from ..data.options.settings import QueryMode, ScoreSettings
-from .columns import DATA, Columns, choose_columns, union_name
 from .expressions import columns_of, expression_key, names_of, require_line_by_line
 from .forks import require_own_threads
+from .linear_measures import DATA, LinearMeasures, choose_linear_measures, union_name
 from .measures import NORMS, OF_ROWS, measure_names
 from .signal_sources import built_in_signals, own_signals, title_of
 
@@ -48,7 +48,7 @@ class Recipe:
         mode: whose pattern rows are meant.
         result: whether the norm of a head is that of its result W_O z.
         task: the span, or union of spans, that counts as the task's tokens.
-        columns: the linear measures.
+        linear: the linear measures.
         measures: the names of all measures.
         data: the columns of the data file that the cache keeps, each called `data_<column>`.
         layers: the model's numbers of the layers.
@@ -60,7 +60,7 @@ class Recipe:
     mode: QueryMode
     result: bool
     task: str
-    columns: Columns
+    linear: LinearMeasures
     measures: tuple[str, ...]
     data: tuple[str, ...]
     layers: tuple[int, ...]
@@ -84,7 +84,7 @@ class Recipe:
     @cached_property
     def schema(self) -> dict[str, Any]:
         """The columns that a signal may be made of, and their dtypes; counts of tokens are floats, so that `/` divides them."""
-        tokens = ["tokens", *(f"tokens_{name}" for name in self.columns.spans())]
+        tokens = ["tokens", *(f"tokens_{name}" for name in self.linear.spans())]
         counts: dict[str, Any] = {"sample": pl.Int64, "row": pl.Int64, **dict.fromkeys(tokens, pl.Float64)}
         texts = dict.fromkeys(self.data, pl.String)
         return {**counts, **texts, **PLACES, **dict.fromkeys([*self.measures, *self.aliases, "task_rest"], pl.Float64)}
@@ -92,7 +92,7 @@ class Recipe:
     @cached_property
     def scanned(self) -> dict[str, Any]:
         """The columns of `scan_cache`: those of a signal, with counts as whole numbers, and the signals."""
-        whole = dict.fromkeys(["tokens", "task_tokens", *(f"tokens_{name}" for name in self.columns.spans())], pl.Int64)
+        whole = dict.fromkeys(["tokens", "task_tokens", *(f"tokens_{name}" for name in self.linear.spans())], pl.Int64)
         return {**self.schema, **whole, **{name: pl.Float64 for name in self.signals if name not in self.schema}}
 
     def needs(self, names: Iterable[str]) -> list[str]:
@@ -111,13 +111,13 @@ class Recipe:
 
     def measure_key(self, name: str) -> str | None:
         """What names the definition of a measure for another time; None where that has no name."""
-        return expression_key(self.columns.own[name]) if name in self.columns.own else name
+        return expression_key(self.linear.own[name]) if name in self.linear.own else name
 
     def signal_key(self, name: str) -> str | None:
         """What names a signal's values for another time, with all that they depend on; None where that has no name."""
         needs = self.needs([name])
         key = expression_key(self.signals[name].expression)
-        own = {need: expression_key(self.columns.own[need]) for need in needs if need in self.columns.own}
+        own = {need: expression_key(self.linear.own[need]) for need in needs if need in self.linear.own}
         if key is None or None in own.values():
             return None
         chosen = sorted({f"{need}={self.aliases[need]}" for need in needs if need in self.aliases})
@@ -152,7 +152,7 @@ def choose_measures(cache: Cache, settings: ScoreSettings) -> Recipe:
             "cannot be split by heads; use --head-output z"
         )
     cache.require_spans(settings.task_span)
-    columns = choose_columns(metadata["span_names"], settings.task_span, settings.measure, [*PLACES, *NORMS, *OF_ROWS])
+    linear = choose_linear_measures(metadata["span_names"], settings.task_span, settings.measure, [*PLACES, *NORMS, *OF_ROWS])
     heads, kv_heads = metadata["dims"]["heads"], metadata["dims"].get("kv_heads")
     grouped = isinstance(kv_heads, int) and kv_heads > 0 and heads % kv_heads == 0
     if settings.by == "kv_head" and not grouped:
@@ -161,15 +161,15 @@ def choose_measures(cache: Cache, settings: ScoreSettings) -> Recipe:
         mode=settings.score_query_mode,
         result=settings.head_output == "result",
         task=union_name(settings.task_span, metadata["span_names"]),
-        columns=columns,
-        measures=tuple(measure_names(result_norms, columns)),
+        linear=linear,
+        measures=tuple(measure_names(result_norms, linear)),
         data=tuple(f"{DATA}{column}" for column in metadata["settings"].get("keep") or ()),
         layers=tuple(metadata["layers"]),
         heads=heads,
         kv_heads=kv_heads if grouped else None,
     )
-    without_own = dataclasses.replace(recipe, columns=dataclasses.replace(columns, own={}), measures=())
-    for name in columns.own:
+    without_own = dataclasses.replace(recipe, linear=dataclasses.replace(linear, own={}), measures=())
+    for name in linear.own:
         if name in built_in_signals() or name in without_own.schema:
             what = "signal" if name in built_in_signals() else "measure"
             raise OptionError(f"--measure {name}: there already is a {what} of this name")

@@ -51,14 +51,21 @@ class Results:
     folder: Path
     heads: pl.DataFrame
     unit: Unit
-    options: dict[str, Any]
-    record: dict[str, Any]
+    options: Mapping[str, object]
+    record: Mapping[str, object]
     shape: ModelShape | None = None
 
     @property
-    def imported(self) -> dict[str, Any] | None:
+    def imported(self) -> Mapping[str, object] | None:
         """What the record says about the list that others have made; None for a ranking of a cache."""
-        return self.record.get(IMPORTED_KEY)
+        found = self.record.get(IMPORTED_KEY)
+        return found if isinstance(found, dict) else None
+
+    @property
+    def model(self) -> Mapping[str, object]:
+        """What the record says about the model; empty where it says nothing."""
+        found = self.record.get("model")
+        return found if isinstance(found, dict) else {}
 
     @property
     def whole(self) -> bool:
@@ -86,7 +93,8 @@ class Results:
             has = ", ".join(self.signals) or "none"
             raise OptionError(f"--signal {missing[0]}: {self.folder} has no such signal; it has {has}")
         frame = self.heads.select("layer", self.unit, *(pl.col(name) for name in weights))
-        return rank(frame, dict(weights), unit=self.unit, **{name: self.options[name] for name in _RANKING_OPTIONS})
+        options: Mapping[str, Any] = self.options  # as `rank` takes them, or refuses them
+        return rank(frame, dict(weights), unit=self.unit, **{name: options[name] for name in _RANKING_OPTIONS})
 
     def of_model(self, units: Mapping[int, int]) -> "Results":
         """An imported list as a ranking of all heads of a model: those that it does not list come last, in a random order.
@@ -116,8 +124,9 @@ class Results:
         """The weight of every signal that has one; none in a list that was imported."""
         if self.imported is not None:
             return {}
-        seed = {"out": 1.0, "ent": self.options["lambda_ent"], "task": self.options["lambda_task"]}
-        return {name: weight for name, weight in {**seed, **(self.options.get("weight") or {})}.items() if weight}
+        options: Mapping[str, Any] = self.options
+        seed = {"out": 1.0, "ent": options["lambda_ent"], "task": options["lambda_task"]}
+        return {name: weight for name, weight in {**seed, **(options.get("weight") or {})}.items() if weight}
 
 
 def read_results(folder: Path) -> Results:

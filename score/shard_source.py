@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from ..data.cache.folder import Cache
 from ..data.cache.reader import Block, Shard, sample_blocks
-from .columns import sample_columns
 from .kept import Kept, Store
+from .linear_measures import sample_columns
 from .means import Sums, sums
 from .measures import Measure, block_measures
 from .recipe import Recipe
@@ -50,7 +50,7 @@ class ShardSource:
 
     @property
     def _sample_names(self) -> list[str]:
-        spans = self.recipe.columns.spans()
+        spans = self.recipe.linear.spans()
         return ["row", "tokens", *(f"{kind}_{name}" for name in spans for kind in ("tokens", "starts")), *self.recipe.data]
 
     @cached_property
@@ -59,7 +59,7 @@ class ShardSource:
         if self._kept and self.knows_samples:
             there = self._kept.samples
             return {name: np.array(there[name], object if name in self.recipe.data else None) for name in self._sample_names}
-        return sample_columns(self.recipe.columns, self._shard)
+        return sample_columns(self.recipe.linear, self._shard)
 
     @cached_property
     def kept_sums(self) -> dict[str, Sums]:
@@ -138,7 +138,7 @@ class ShardSource:
         for block in sample_blocks(offsets, len(self.recipe.layers), self.recipe.heads):
             measures = {name: values[:, :, block.samples] for name, values in there.items()}
             if missing:
-                measures |= block_measures(self._shard, self.recipe.mode, self.recipe.columns, missing, layers, block)
+                measures |= block_measures(self._shard, self.recipe.mode, self.recipe.linear, missing, layers, block)
             yield block, measures
 
     def _read_kept(self, names: Sequence[str]) -> dict[str, Measure]:

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from ..data.errors import InputError
-from .validation import ALPHA
+from .validation_table import ALPHA
 
 TITLES = {"kl": "KL", "nll": "NLL", "acc": "accuracy"}  # of the metrics that verdicts are made of
 

@@ -26,8 +26,8 @@ from parity import largest_differences, stored_samples
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from headscore import cli
-from headscore.capture import buffers
-from headscore.capture.comparison import TOLERANCES
+from headscore.capture.checking.comparison import TOLERANCES
+from headscore.capture.recording import buffers
 from headscore.data.cache.folder import open_cache
 from headscore.data.cache.shard import ARRAYS
 

@@ -163,7 +163,7 @@ def parquet_cases(folder: Path) -> tuple[Callable[[random.Random], Path], Read]:
     """Parquet files with every kind of column, in every compression; they are read as `--data`, all their columns kept."""
     import polars as pl
 
-    from headscore.capture.tokenising import read_prompts
+    from headscore.capture.inputs.tokenising import read_prompts
     from headscore.data.options.settings import CaptureSettings
     from headscore.data.prompts import rows as data_rows
 
@@ -271,10 +271,10 @@ def tokenizer_cases(folder: Path) -> tuple[Callable[[random.Random], Path], Read
     import tiny
     from transformers.utils import logging
 
-    from headscore.capture.models import load_tokenizer, tokenizer_fingerprint
-    from headscore.capture.sources import Source
-    from headscore.capture.tokenising import Marker, encode_shards, first_samples, read_prompts
-    from headscore.capture.written_metadata import _example, _examples
+    from headscore.capture.inputs.tokenising import Marker, encode_shards, first_samples, read_prompts
+    from headscore.capture.model.models import load_tokenizer, tokenizer_fingerprint
+    from headscore.capture.model.sources import Source
+    from headscore.capture.writing.written_metadata import _example, _examples
     from headscore.data.options.settings import CaptureSettings
 
     logging.set_verbosity_error()

@@ -24,9 +24,9 @@ from unittest import mock
 import numpy as np
 import torch
 
-from headscore.capture.device import PROFILES
-from headscore.capture.prefixes import Ids, prompt_groups
-from headscore.capture.runner import Runner, Work
+from headscore.capture.model.device import PROFILES
+from headscore.capture.recording.prefixes import Ids, prompt_groups
+from headscore.capture.recording.runner import Runner, Work
 from headscore.data.prompts.tokens import Tokens
 
 TOKEN, LAUNCH, KERNEL, KERNELS, WEIGHTS = 5.6e-6, 8e-6, 3e-6, 82 * 16, 2.5e9 / 3e12
@@ -150,9 +150,9 @@ def described(prompts: Sequence[Ids], gpu: Gpu) -> str:
 
 
 def main(path: str) -> None:
-    from headscore.capture import models
-    from headscore.capture.sources import resolve
-    from headscore.capture.tokenising import encode_shards, read_prompts
+    from headscore.capture.inputs.tokenising import encode_shards, read_prompts
+    from headscore.capture.model import models
+    from headscore.capture.model.sources import resolve
     from headscore.data.options.settings import CaptureSettings
 
     settings = CaptureSettings(data=path, max_samples=1 << 30, max_skipped=1.0)

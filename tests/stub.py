@@ -21,12 +21,13 @@ HEAD = '''"""The library's calls with their parameters; see __init__.py.
 This file is made by tests/stub.py. After a change of an option or a call, make it anew: make stub
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import polars as pl
+from transformers import PreTrainedModel
 '''
 CALLS = (
     "capture",
@@ -40,7 +41,10 @@ CALLS = (
     "sweep",
     "export",
     "import_list",
+    "validate",
+    "head_masks",
 )  # whose options are the fields of settings classes
+RETURNED = {"HeadMasks": "headscore.capture.ablating.head_masks"}  # not public by name
 _MODULE = re.compile(r"\b(?:[a-z_]+\.)+(?=[A-Za-z])")
 LONGEST = 128  # as pyproject.toml says
 _PLAIN = {"DataFrame": "pl.DataFrame", "NoneType": "None"}
@@ -61,7 +65,7 @@ def shown(annotation: Any) -> str:
         return " | ".join(map(shown, typing.get_args(annotation)))
     name = annotation.__name__ if isinstance(annotation, type) and not typing.get_args(annotation) else str(annotation)
     name = _MODULE.sub("", name)
-    return _PLAIN.get(name, name)
+    return _PLAIN.get(name, re.sub(r"\bExpr\b", "pl.Expr", name))
 
 
 def default(value: Any) -> str:
@@ -76,9 +80,11 @@ def _quoted(value: Any) -> str:
 
 
 def _imports() -> list[str]:
-    """The public names that are what they are: classes, and functions without options of their own."""
-    places = sorted((place, name) for name, place in headscore._PUBLIC.items() if name not in CALLS)
-    return [f"from {place.replace('headscore', '')} import {name} as {name}" for place, name in places]
+    """The public names that are what they are: classes, and functions without options of their own. And what calls return."""
+    places = {name: place for name, place in headscore._PUBLIC.items() if name not in CALLS}
+    lines = [(place, f"{name} as {name}") for name, place in places.items()]
+    lines += [(place, name) for name, place in RETURNED.items()]
+    return [f"from {place.replace('headscore', '')} import {name}" for place, name in sorted(lines)]
 
 
 def _call(name: str) -> str:

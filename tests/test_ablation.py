@@ -15,10 +15,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import headscore
-from headscore.capture.ablation import attention_layers
-from headscore.capture.evaluator import Evaluator
-from headscore.capture.questions import Question, questions_of
-from headscore.capture.readings import Outcomes
+from headscore.capture.ablating.ablation import attention_layers
+from headscore.capture.ablating.evaluator import Evaluator
+from headscore.capture.ablating.readings import Outcomes
+from headscore.capture.inputs.questions import Question, questions_of
 from headscore.data.prompts.answers import AnswerKind, answers_of
 from headscore.data.prompts.maker import PromptMaker
 from headscore.data.prompts.rows import read_data

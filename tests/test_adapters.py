@@ -20,8 +20,8 @@ from test_capture import arrays_of, assert_same
 from transformers import LlamaConfig
 
 import headscore
-from headscore.capture import models
-from headscore.capture.sources import resolve
+from headscore.capture.model import models
+from headscore.capture.model.sources import resolve
 from headscore.data.cache.folder import open_cache
 from headscore.data.errors import InputError
 

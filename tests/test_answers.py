@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import headscore
-from headscore.capture.chat import in_chat
-from headscore.capture.tokenising import encode_shards, read_prompts
+from headscore.capture.inputs.chat import in_chat
+from headscore.capture.inputs.tokenising import encode_shards, read_prompts
 from headscore.data.errors import InputError
 from headscore.data.options.settings import CaptureSettings
 from headscore.data.prompts.maker import PromptMaker

@@ -16,6 +16,11 @@ from headscore.data.options import settings
 
 ROOT = Path(__file__).parent.parent
 ROOMS = {"data": {"data"}, "capture": {"capture", "data"}, "score": {"score", "data"}}
+TORCH = ("torch", "transformers", "accelerate", "tokenizers")
+ORDER = {  # of a room's folders: each may import those before it
+    "data": ("files", "options", "prompts", "cache"),
+    "capture": ("job", "inputs", "model", "recording", "checking", "writing", "ablating"),
+}
 MODULES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
 TOP = [
     ROOT / name
@@ -58,18 +63,42 @@ def test_imports_go_one_way(path: Path) -> None:
     room = path.relative_to(ROOT).parts[0]
     assert {room_of(name) for name in names} - {None} <= ROOMS[room]
     if room != "capture":
-        assert not {name for name in names if name.split(".")[0] in ("torch", "transformers", "accelerate", "tokenizers")}
+        assert not {name for name in names if name.split(".")[0] in TORCH}
     assert not {name for name in names if name.startswith(("headscore.cli", "headscore.pipeline", "headscore.exporting"))}
     if room == "score" and path.parent.name != "report":
         assert not {name for name in names if name.startswith("headscore.score.report")}, "scores know nothing of charts"
 
 
-def test_folders_of_data_use_only_those_before_them() -> None:
-    order = ("files", "options", "prompts", "cache")
-    for place, folder in enumerate(order):
-        names = {name for path in (ROOT / "data" / folder).glob("*.py") for name in imported(path)}
+@pytest.mark.parametrize("room", ORDER)
+def test_folders_of_a_room_use_only_those_before_them(room: str) -> None:
+    folders = {path.name for path in (ROOT / room).iterdir() if (path / "__init__.py").exists()}
+    assert folders == set(ORDER[room])
+    for place, folder in enumerate(ORDER[room]):
+        names = {name for path in (ROOT / room / folder).glob("*.py") for name in imported(path)}
         assert names
-        assert not {name for name in names if name.startswith(tuple(f"headscore.data.{later}" for later in order[place + 1 :]))}
+        assert not {
+            name for name in names if name.startswith(tuple(f"headscore.{room}.{later}." for later in ORDER[room][place + 1 :]))
+        }
+
+
+def test_what_needs_no_torch_is_apart() -> None:
+    """Some folders of capture/ say so in their first line. What they import is of these folders and of data/ alone, so it holds
+    for all that comes with them. The command line reads options, data and ranks without torch, and fails at once where it can.
+    """
+    without = [path.parent for path in (ROOT / "capture").glob("*/__init__.py") if path.read_text().endswith(' No torch."""\n')]
+    assert {folder.name for folder in without} == {"inputs", "job"}
+    allowed = ("headscore.data", *(f"headscore.capture.{folder.name}" for folder in without))
+    for path in (path for folder in without for path in folder.glob("*.py")):
+        names = imported(path)
+        assert not {name for name in names if name.split(".")[0] in (*TORCH, "peft", "gguf")}, path
+        assert all(name.startswith((*allowed, "headscore.__version__")) for name in names if name.startswith("headscore.")), (
+            path
+        )
+    modules = [path for folder in without for path in folder.glob("*.py")] + [ROOT / "capture" / "call.py", ROOT / "cli.py"]
+    names = [".".join(["headscore", *path.relative_to(ROOT).with_suffix("").parts]) for path in modules]
+    program = f"import sys, {', '.join(names)}; print([name for name in {TORCH} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_every_folder_with_code_is_packaged() -> None:
@@ -125,10 +154,10 @@ def test_no_modules_import_each_other() -> None:
 def test_public_names_are_there_and_calls_share_their_folders_names() -> None:
     for name in headscore.__all__:
         assert getattr(headscore, name) is not None
-    importlib.import_module("headscore.capture.batches")
+    importlib.import_module("headscore.capture.recording.batches")
     importlib.import_module("headscore.score.signals")
     assert callable(headscore.capture) and callable(headscore.score)
-    assert headscore.capture.batches.batch_counts and headscore.score.signals.out
+    assert headscore.capture.recording.batches.batch_counts and headscore.score.signals.out
     with pytest.raises(AttributeError):
         _ = headscore.nonsense
 

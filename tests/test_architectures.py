@@ -11,8 +11,8 @@ from architectures import ARCHITECTURES, DOCS, MOST, outcome
 from torch import nn
 
 import headscore
-from headscore.capture import models
-from headscore.capture.projections import output_weight, projection_error
+from headscore.capture.model import models
+from headscore.capture.model.projections import output_weight, projection_error
 from headscore.data.errors import InputError
 
 KINDS = {  # and the way that they should take

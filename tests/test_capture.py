@@ -17,13 +17,16 @@ from parity import assert_parity
 from transformers import LlamaConfig
 
 import headscore
-from headscore.capture import attention, capturing, device, models, prefixes, recorder, reductions, shards, space
-from headscore.capture.batches import batch_counts, longest_first
-from headscore.capture.lengths import LengthRules
-from headscore.capture.recorded import Recorded
-from headscore.capture.runner import Runner
-from headscore.capture.space import require_space
-from headscore.capture.tokenising import EncodedShard
+from headscore.capture import capturing
+from headscore.capture.inputs.lengths import LengthRules
+from headscore.capture.inputs.tokenising import EncodedShard
+from headscore.capture.model import device, models
+from headscore.capture.recording import attention, prefixes, recorder, reductions
+from headscore.capture.recording.batches import batch_counts, longest_first
+from headscore.capture.recording.recorded import Recorded
+from headscore.capture.recording.runner import Runner
+from headscore.capture.writing import shards, space
+from headscore.capture.writing.space import require_space
 from headscore.data.cache.folder import open_cache
 from headscore.data.cache.reader import Shard
 from headscore.data.cache.shard import ARRAYS

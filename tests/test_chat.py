@@ -17,8 +17,8 @@ from parity import assert_parity
 from tokenizers import AddedToken, processors
 
 import headscore
-from headscore.capture.chat import in_chat
-from headscore.capture.tokenising import Marker, Prompts, encode_shards
+from headscore.capture.inputs.chat import in_chat
+from headscore.capture.inputs.tokenising import Marker, Prompts, encode_shards
 from headscore.data.cache.folder import open_cache
 from headscore.data.cache.reader import Shard
 from headscore.data.errors import InputError

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import headscore
-from headscore.capture.zeroed import zero_heads
+from headscore.capture.ablating.zeroed import zero_heads
 from headscore.data.errors import InputError
 from headscore.data.head_parts import groups_among, of_heads
 from headscore.score.results import read_results
@@ -145,7 +145,7 @@ def test_what_no_masks_can_be_made_of(model: PreTrainedModel, results: Any, opti
 @pytest.mark.parametrize(("name", "message"), [("gpt2", "makes its query together"), ("qwen3_next", "more than one query")])
 def test_projections_that_make_more_than_heads_are_refused(name: str, message: str) -> None:
     model = tiny.build(ARCHITECTURES[name].config())
-    layer = next(iter(headscore.capture.ablation.attention_layers(model)))
+    layer = next(iter(headscore.capture.ablating.ablation.attention_layers(model)))
     with pytest.raises(InputError, match=message):
         headscore.head_masks([(layer, 0)], model)
 
@@ -265,7 +265,7 @@ def test_a_checkpoint_gives_what_an_ablated_model_gives(
 def test_zeroed_columns_are_ablated_heads_in_every_architecture(name: str) -> None:
     """Biases of the output projection stay, as they are of no head."""
     model = tiny.build(ARCHITECTURES[name].config())
-    layers = headscore.capture.ablation.attention_layers(model)
+    layers = headscore.capture.ablating.ablation.attention_layers(model)
     heads = [(layer, found.heads - 1) for layer, found in layers.items()]
     with headscore.ablated(model, heads):
         expected = logits(model)

@@ -775,7 +775,7 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 def test_a_failed_run_has_exit_status_1(run_cli: Cli, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from headscore.capture import reductions
+    from headscore.capture.recording import reductions
 
     monkeypatch.setattr(reductions, "output_norms", lambda z: z.norm(dim=-1) * 2)
     status, _, err = run_cli("capture", "--model", llama, "--out", tmp_path / "c", "--max-samples", 3)

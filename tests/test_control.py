@@ -246,7 +246,7 @@ def test_the_signals_of_a_stretch_are_those_of_its_tokens(cache: Path, mode: str
                 stretch = each.weights[:, place : place + int(inside.sum())]
                 assert not inside[place : place + int(inside.sum())].any()
                 np.testing.assert_allclose(mass[each.sample][layer], stretch.sum(axis=1), atol=1e-5)
-    assert moved.columns.span_names == recipe.columns.span_names
+    assert moved.linear.span_names == recipe.linear.span_names
     own = ["out", "ent", "task", "lift", "excess", "task_free", "mass_question", "mass_template", "own", "sink", "focus"]
     depend = signals_of_span(recipe, ("question",), own)
     assert depend[-2:] == ["mass_question", "own"] and not {"out", "ent", "sink", "focus", "mass_template"} & {*depend}

@@ -15,7 +15,7 @@ from test_cli import Cli, run_cli  # noqa: F401
 from test_ranks import as_rank
 
 import headscore
-from headscore.capture.tokenising import read_prompts
+from headscore.capture.inputs.tokenising import read_prompts
 from headscore.data.cache.folder import open_cache, shard_path
 from headscore.data.options.settings import CaptureSettings
 from headscore.data.prompts.controls import CONTROLLED, WHAT_CONTROLS_ARE, controlled

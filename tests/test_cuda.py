@@ -15,8 +15,9 @@ from parity import assert_parity
 from test_capture import arrays_of, assert_same
 
 import headscore
-from headscore.capture import device, memory, recorder, reductions
-from headscore.capture.recorded import Recorded, Recording
+from headscore.capture.model import device, memory
+from headscore.capture.recording import recorder, reductions
+from headscore.capture.recording.recorded import Recorded, Recording
 
 pytestmark = [
     pytest.mark.cuda,

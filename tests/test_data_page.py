@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from headscore.capture.tokenising import read_prompts
+from headscore.capture.inputs.tokenising import read_prompts
 from headscore.data.options.settings import CaptureSettings, ScoreSettings
 from headscore.data.prompts.maker import PromptMaker
 from headscore.data.prompts.templates import Prompt

@@ -35,8 +35,8 @@ from headscore.score.evidence.sweep import RESULT_FILES as SWEEP_FILES
 from headscore.score.evidence.sweep import RESULTS as SWEEP_RESULTS
 from headscore.score.outputs import CHARTS, RESULT_FILES
 from headscore.score.recipe import BOOTSTRAP_COLUMNS
-from headscore.score.validated import ALL_FILES as VALIDATION_FILES
-from headscore.score.validation import SCHEMA as VALIDATION_COLUMNS
+from headscore.score.validation_files import ALL_FILES as VALIDATION_FILES
+from headscore.score.validation_table import SCHEMA as VALIDATION_COLUMNS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

@@ -12,8 +12,8 @@ import pytest
 from made_caches import clean, made_cache
 
 import headscore
-from headscore.capture.ranks import Rank
-from headscore.capture.resume import require_same_capture, start_cache
+from headscore.capture.job.ranks import Rank
+from headscore.capture.job.resume import require_same_capture, start_cache
 from headscore.data.cache.folder import open_cache, shard_path
 from headscore.data.files.plain import PlainFile
 from headscore.data.options.settings import METADATA_FILE

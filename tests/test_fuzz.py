@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import headscore
-from headscore.capture.tokenising import Marker, encode_shards, read_prompts
+from headscore.capture.inputs.tokenising import Marker, encode_shards, read_prompts
 from headscore.data.errors import InputError
 from headscore.data.options.settings import CaptureSettings
 

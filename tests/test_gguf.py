@@ -14,7 +14,7 @@ from parity import assert_parity
 from transformers import LlamaConfig, PreTrainedModel
 
 import headscore
-from headscore.capture.gguf import converted
+from headscore.capture.model.gguf import converted
 
 SIZES = tiny.LLAMA_SIZES | {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16}  # blocks are 32 values long
 

@@ -25,7 +25,7 @@ from test_resume import length_of_one_sample, poison
 from test_score import BY_HAND, write_cache
 
 import headscore
-from headscore.capture import tokenising as samples
+from headscore.capture.inputs import tokenising as samples
 from headscore.data.cache import kept_columns as kept
 from headscore.data.cache import shard
 from headscore.data.cache.folder import open_cache, shard_files, shard_path
@@ -267,7 +267,7 @@ def test_unknown_columns_are_told_before_the_model_is_looked_for(keep: Any, mess
 
 def test_columns_are_checked_without_torch(data: Path) -> None:
     program = (
-        "import sys; from headscore.capture.tokenising import read_prompts\n"
+        "import sys; from headscore.capture.inputs.tokenising import read_prompts\n"
         "from headscore.data.options.settings import CaptureSettings\n"
         "try: read_prompts(CaptureSettings(data=sys.argv[1], keep='nothing'))\n"
         "except Exception as error: print(type(error).__name__, 'torch' in sys.modules)"
@@ -298,7 +298,7 @@ def test_what_cannot_be_kept_is_told_with_its_row(value: Any, message: str) -> N
 def test_columns_too_large_for_a_shard_are_told_before_the_model_is_loaded(
     llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headscore.capture.models.load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("headscore.capture.model.models.load_model", lambda *_, **__: pytest.fail("the model was loaded"))
     monkeypatch.setattr(kept, "MAX_KEPT_BYTES", 200)
     message = r"keep choices\.text\.0: of rows 0 to 4 0\.0 MB would be kept, most of it this column; .* smaller shard_size"
     with pytest.raises(InputError, match=message):

@@ -22,7 +22,7 @@ from test_gguf import SIZES, write_gguf
 from transformers import LlamaConfig
 
 import headscore
-from headscore.capture.gguf import converted
+from headscore.capture.model.gguf import converted
 from headscore.data.cache.folder import shard_files, shard_path
 from headscore.data.files import whole_file as files
 from headscore.data.files.whole_file import TEMPORARY, remove_leftovers, write_text
@@ -243,7 +243,7 @@ def test_of_two_that_convert_a_model_at_once_the_first_stays(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     write_gguf(tiny.build(LlamaConfig(**SIZES)), tmp_path / "tiny.gguf", GGMLQuantizationType.F16)
     refuse_locks(errno.ENOLCK)
-    from headscore.capture import gguf
+    from headscore.capture.model import gguf
 
     real = gguf._convert
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from headscore.capture.device import PROFILES
-from headscore.capture.memory import fitting_tokens
+from headscore.capture.model.device import PROFILES
+from headscore.capture.model.memory import fitting_tokens
 
 GPU = torch.device("cuda", 0)
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headscore.capture.tokenising import read_prompts
+from headscore.capture.inputs.tokenising import read_prompts
 from headscore.data.errors import InputError
 from headscore.data.options.settings import CaptureSettings
 from headscore.data.prompts.maker import PromptMaker

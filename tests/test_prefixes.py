@@ -12,8 +12,8 @@ from parity import assert_parity
 from test_capture import arrays_of, assert_same
 
 import headscore
-from headscore.capture import prefixes, recorder
-from headscore.capture.prefixes import prompt_groups
+from headscore.capture.recording import prefixes, recorder
+from headscore.capture.recording.prefixes import prompt_groups
 
 prompts_under_templates = st.lists(
     st.tuples(

@@ -10,7 +10,7 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headscore.capture.tokenising import read_prompts
+from headscore.capture.inputs.tokenising import read_prompts
 from headscore.data.errors import InputError
 from headscore.data.options.settings import BUILT_IN_TEMPLATES, CaptureSettings
 from headscore.data.prompts.maker import PromptMaker

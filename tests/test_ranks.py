@@ -16,10 +16,10 @@ from test_capture import arrays_of, assert_same
 from test_resume import OPTIONS, again, files_of
 
 import headscore
-from headscore.capture.memory import free_bytes
-from headscore.capture.models import resolve_device
-from headscore.capture.ranks import Rank, this_rank
-from headscore.capture.tokenising import encode_share, read_prompts, without_special_tokens
+from headscore.capture.inputs.tokenising import encode_share, read_prompts, without_special_tokens
+from headscore.capture.job.ranks import Rank, this_rank
+from headscore.capture.model.memory import free_bytes
+from headscore.capture.model.models import resolve_device
 from headscore.data.cache.folder import open_cache, shard_path
 from headscore.data.errors import InputError
 from headscore.data.options.settings import CaptureSettings

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from headscore.capture import device, reductions
+from headscore.capture.model import device
+from headscore.capture.recording import reductions
 
 
 def naive_patterns(query: Tensor, key: Tensor, softmax: reductions.Softmax) -> Tensor:

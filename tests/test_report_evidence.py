@@ -32,7 +32,8 @@ from headscore.score.report.sections import tokens_panel
 from headscore.score.report.texts import _DOUBTS, opening
 from headscore.score.scores import Scores, head_name
 from headscore.score.signal_sources import built_in_signals
-from headscore.score.validated import validation_of, write_measured, write_validation
+from headscore.score.validated import validation_of
+from headscore.score.validation_files import write_measured, write_validation
 
 needs_chromium = pytest.mark.skipif(not chromium(), reason="needs Chromium on the PATH (apt-get install chromium)")
 

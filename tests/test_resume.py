@@ -19,8 +19,9 @@ import torch
 from test_capture import arrays_of, assert_same
 
 import headscore
-from headscore.capture import prefixes, recorder, reductions, space
-from headscore.capture import tokenising as samples
+from headscore.capture.inputs import tokenising as samples
+from headscore.capture.recording import prefixes, recorder, reductions
+from headscore.capture.writing import space
 from headscore.data.cache.folder import open_cache, shard_files, shard_path
 from headscore.data.cache.reader import Shard
 from headscore.data.cache.shard import shard_bytes
@@ -99,7 +100,7 @@ def test_another_capture_that_starts_at_the_same_moment_is_noticed(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its cache.json appears after this process has looked and before it writes its own."""
-    from headscore.capture import resume
+    from headscore.capture.job import resume
 
     again(llama, tmp_path / "other", seed=8)
     real = resume.write_metadata
@@ -331,7 +332,7 @@ def test_too_little_space_stops_before_the_model_is_loaded(
 ) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(space.shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 10**5, 10**5))
-    monkeypatch.setattr(headscore.capture.models, "load_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(headscore.capture.model.models, "load_model", lambda *_: pytest.fail("the model was loaded"))
     with pytest.raises(InputError, match=r"about 0\.\d MB are needed for 3 shards and 0\.1 MB are free; make room"):
         again(llama, tmp_path / "c")
     assert not (tmp_path / "c").exists()
@@ -348,7 +349,7 @@ def test_more_tokens_than_a_shard_may_have_stop_before_the_model_is_loaded(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, message: str
 ) -> None:
     monkeypatch.setattr(f"headscore.data.cache.layout.{limit}", 40)
-    monkeypatch.setattr(headscore.capture.models, "load_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(headscore.capture.model.models, "load_model", lambda *_: pytest.fail("the model was loaded"))
     with pytest.raises(InputError, match=message):
         again(llama, tmp_path / "c")
     assert not (tmp_path / "c").exists()
@@ -402,8 +403,8 @@ def test_an_interrupted_capture_finishes_or_drops_its_shard(
     program = (
         "import os, signal, sys\n"
         "from headscore import cli\n"
-        "from headscore.capture.recorder import Recorder\n"
-        "from headscore.capture.runner import Runner\n"
+        "from headscore.capture.recording.recorder import Recorder\n"
+        "from headscore.capture.recording.runner import Runner\n"
         "signals, real, fit, checked = sys.argv.pop(1).split(','), Recorder.take, Runner.fit, []\n"
         "def take(recorder):\n"
         "    if checked and checked.pop():\n"  # in the first batch after the self-check

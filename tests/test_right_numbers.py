@@ -16,7 +16,7 @@ from eager import EagerModel
 from parity import largest_differences
 
 import headscore
-from headscore.capture.lengths import length_rules
+from headscore.capture.inputs.lengths import length_rules
 from headscore.data.cache.folder import open_cache
 
 REFUSED = ("deepseek_v4", "hrm_text", "mamba", "rwkv")

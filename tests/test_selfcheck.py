@@ -24,12 +24,13 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 import headscore
-from headscore.capture import attention, check_prompts, recorder, reference
-from headscore.capture.check_prompts import prompt_pairs
-from headscore.capture.lengths import ALL_APART, LengthRules, length_rules
-from headscore.capture.model_state import ModelState, unchanged
-from headscore.capture.prefixes import prompt_groups
-from headscore.capture.projections import output_weight, projection_error
+from headscore.capture.checking import check_prompts, reference
+from headscore.capture.checking.check_prompts import prompt_pairs
+from headscore.capture.inputs.lengths import ALL_APART, LengthRules, length_rules
+from headscore.capture.model.model_state import ModelState, unchanged
+from headscore.capture.model.projections import output_weight, projection_error
+from headscore.capture.recording import attention, recorder
+from headscore.capture.recording.prefixes import prompt_groups
 from headscore.data.cache.folder import open_cache
 from headscore.data.errors import InputError, RunError
 from headscore.data.prompts.tokens import Tokens
@@ -185,7 +186,7 @@ def test_weights_of_8_bit_floats_are_taken_with_their_scales() -> None:
 
 
 def test_a_model_of_8_bit_floats_has_result_norms(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from headscore.capture import models
+    from headscore.capture.model import models
 
     real = models.load_model
 

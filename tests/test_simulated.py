@@ -3,7 +3,7 @@
 import numpy as np
 import simulated
 
-from headscore.capture.device import PROFILES
+from headscore.capture.model.device import PROFILES
 
 
 def mixed_rows(count: int) -> list[np.ndarray]:

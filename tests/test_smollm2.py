@@ -14,10 +14,10 @@ from parity import assert_parity
 from test_score import SIGNALS, eager_means
 
 import headscore
-from headscore.capture.chat import in_chat
-from headscore.capture.models import load_tokenizer
-from headscore.capture.sources import resolve
-from headscore.capture.tokenising import Marker, encode_shards, read_prompts
+from headscore.capture.inputs.chat import in_chat
+from headscore.capture.inputs.tokenising import Marker, encode_shards, read_prompts
+from headscore.capture.model.models import load_tokenizer
+from headscore.capture.model.sources import resolve
 from headscore.data.cache.folder import open_cache
 from headscore.data.cache.reader import Shard
 from headscore.data.cache.shard import ARRAYS

@@ -20,12 +20,15 @@ from test_selfcheck import BERT_SIZES
 from transformers import BertConfig
 
 import headscore
-from headscore.capture import attention, capturing, device, reductions, reference
-from headscore.capture.check_result import CheckedModel, SelfCheck
-from headscore.capture.lengths import NO_RULES, LengthRules
-from headscore.capture.recorded import Recorded
-from headscore.capture.spotcheck import FEW_PROMPTS, SHARE_OF_TOKENS, SpotChecks
-from headscore.capture.unfinished import UnfinishedShard
+from headscore.capture import capturing
+from headscore.capture.checking import reference
+from headscore.capture.checking.check_result import CheckedModel, SelfCheck
+from headscore.capture.checking.spotcheck import FEW_PROMPTS, SHARE_OF_TOKENS, SpotChecks
+from headscore.capture.inputs.lengths import NO_RULES, LengthRules
+from headscore.capture.model import device
+from headscore.capture.recording import attention, reductions
+from headscore.capture.recording.recorded import Recorded
+from headscore.capture.writing.unfinished import UnfinishedShard
 from headscore.data.cache.folder import open_cache, shard_files, shard_path
 from headscore.data.cache.inspection import facts_text
 from headscore.data.cache.reader import Shard
@@ -63,7 +66,7 @@ def wrong_rope(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def polluted(monkeypatch: pytest.MonkeyPatch) -> None:
     def then(check: SelfCheck) -> SelfCheck:
-        monkeypatch.setattr("headscore.capture.recorder.ModelState.restore", lambda state: None)
+        monkeypatch.setattr("headscore.capture.recording.recorder.ModelState.restore", lambda state: None)
         return replace(check, rules=NO_RULES, shared_prefixes=True)
 
     after_the_self_check(monkeypatch, then)

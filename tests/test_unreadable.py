@@ -16,7 +16,7 @@ from test_cli import Cli, run_cli  # noqa: F401
 from test_resume import again, files_of
 
 import headscore
-from headscore.capture import shard_writer
+from headscore.capture.writing import shard_writer
 from headscore.data.cache.folder import shard_path
 from headscore.data.errors import DamagedShardError, HeadscoreError, InputError, RunError, UnreadableFileError
 from headscore.data.files import plain

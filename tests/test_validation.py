@@ -9,7 +9,7 @@ import pytest
 from made_outcomes import INTACT, KEYS, outcomes, trials
 
 from headscore.data.errors import InputError
-from headscore.score.validation import validation_table
+from headscore.score.validation_table import validation_table
 from headscore.score.verdicts import verdicts
 
 TOP, BOTTOM = ("out", 3, "top", None), ("out", 3, "bottom", None)

@@ -20,7 +20,8 @@ from headscore.data.errors import InputError, printable
 from headscore.data.options.settings import ValidateSettings
 from headscore.score.report.marks import INK
 from headscore.score.report.validation_page import charts, write_validation_page
-from headscore.score.validated import REPORT_FILE, Measured, validation_of, write_measured
+from headscore.score.validated import Measured, validation_of
+from headscore.score.validation_files import REPORT_FILE, write_measured
 
 HOSTILE = "<script>alert(1)</script></script><b>@@css@@ & \u202e\"'\\"
 METRICS = ("kl", "nll", "acc")

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import logging
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from ..files.plain import kind_of, names_in, read_plain, require_own
 from ..files.whole_file import output_folder, write_text
 from ..options.settings import METADATA_FILE
 from ..text import json_text, require_text
-from .metadata import Metadata, check_metadata, identity
+from .metadata import Metadata, SkippedRow, check_metadata, identity
 
 if TYPE_CHECKING:
     from .reader import Shard
@@ -93,7 +93,7 @@ class Cache:
             with self.open_shard(path) as shard:
                 yield shard
 
-    def skipped_in_whole(self, number: int) -> list[dict[str, Any]] | None:
+    def skipped_in_whole(self, number: int) -> list[SkippedRow] | None:
         """The skipped rows of a shard that is there undamaged, else None; one that is there damaged is named in the log.
 
         Raises ForeignShardError for one that is not this cache's, and UnreadableFileError or NewerFormatError for one that may
@@ -193,7 +193,7 @@ def write_metadata(folder: Path, metadata: Metadata, *, keep_existing: bool) -> 
     write_text(folder / METADATA_FILE, text, keep_existing=keep_existing)
 
 
-def write_skipped(folder: Path, skipped: Sequence[Mapping[str, Any]]) -> bool:
+def write_skipped(folder: Path, skipped: Sequence[SkippedRow]) -> bool:
     """Write `skipped.jsonl`, unless it is there: an object with `row` and `reason` per skipped row, in row order, or nothing.
 
     It says that the cache is complete. Returns whether this call wrote it; of several processes one does. Raises RunError.

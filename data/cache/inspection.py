@@ -1,22 +1,79 @@
 """What `headscore inspect` tells about a cache: as a dict for machines, as text for people."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from ..errors import DamagedShardError, ForeignShardError, UnreadableFileError, printable
 from ..files.whole_file import given_path
 from ..options.signatures import library_call
 from ..prompts.controls import WHAT_CONTROLS_ARE
+from ..prompts.tokens import Piece
 from .folder import open_cache
-from .metadata import model_name
+from .metadata import (
+    Attention,
+    CaptureFacts,
+    DataFacts,
+    Dims,
+    Example,
+    NamedText,
+    SelfCheckFacts,
+    SkippedRow,
+    model_name,
+)
 from .reader import verify_shard
 
 MOST_SKIPPED_SHOWN = 10
 HOW_TO_COMPLETE = "the same `headscore capture` command makes them"
 
 
+class ShardCounts(TypedDict):
+    """How many shards are there, how many were planned, and the numbers of the missing ones, as in '0-2, 7'."""
+
+    there: int
+    planned: int
+    missing: str
+
+
+class SpotCheckFacts(TypedDict):
+    """How many samples of how many shards were run again, in which ways, and the largest difference; None without numbers."""
+
+    samples: int
+    shards: int
+    ways: list[str]
+    largest_difference: float | None
+
+
+class CacheFacts(TypedDict):
+    """What `inspect` tells; the metadata in it is that of docs/cache-format.md."""
+
+    cache: str
+    format_version: int
+    versions: dict[str, str]
+    model: Mapping[str, object]
+    data: DataFacts
+    templates: list[NamedText]
+    span_names: list[str]
+    settings: CaptureFacts
+    dims: Dims
+    layers: list[int]
+    attention: Attention
+    projections: list[dict[str, str | None]] | None
+    self_check: SelfCheckFacts | None
+    samples: int
+    tokens: int
+    bytes: int
+    shards: ShardCounts
+    skipped: list[SkippedRow]
+    spot_checks: SpotCheckFacts
+    example: Example | None
+    verified: bool
+    damaged: list[str]
+    unreadable: list[str]
+
+
 @library_call()
-def inspect(cache: str | Path, *, verify: bool = False) -> dict[str, Any]:
+def inspect(cache: str | Path, *, verify: bool = False) -> CacheFacts:
     """Facts about a cache: model, data, templates, dims, samples, tokens, size, skipped rows and a marked example.
 
     With `verify` every array of every shard is read back and checked. `damaged` lists what is wrong, one line per shard, and
@@ -41,23 +98,20 @@ def inspect(cache: str | Path, *, verify: bool = False) -> dict[str, Any]:
         except UnreadableFileError as error:
             unreadable.append(str(error))
     metadata = opened.metadata
-    keys = (
-        "format_version",
-        "versions",
-        "model",
-        "data",
-        "templates",
-        "span_names",
-        "settings",
-        "dims",
-        "layers",
-        "attention",
-        "projections",
-        "self_check",
-    )
     return {
         "cache": str(opened.path),
-        **{key: metadata.get(key) for key in keys},
+        "format_version": metadata["format_version"],
+        "versions": metadata["versions"],
+        "model": metadata["model"],
+        "data": metadata["data"],
+        "templates": metadata["templates"],
+        "span_names": metadata["span_names"],
+        "settings": metadata["settings"],
+        "dims": metadata["dims"],
+        "layers": metadata["layers"],
+        "attention": metadata["attention"],
+        "projections": metadata.get("projections"),
+        "self_check": metadata.get("self_check"),
         "samples": samples,
         "tokens": tokens,
         "bytes": sum(map(_size, opened.shards)),
@@ -78,9 +132,9 @@ def _size(path: Path) -> int:
         return 0
 
 
-def facts_text(facts: dict[str, Any]) -> str:
+def facts_text(facts: CacheFacts) -> str:
     """The facts of `inspect` as plain text; characters that could drive a terminal are shown escaped."""
-    model, data, settings, dims = (facts[key] for key in ("model", "data", "settings", "dims"))
+    model, data, settings, dims = facts["model"], facts["data"], facts["settings"], facts["dims"]
     shards = facts["shards"]
     lines = [
         f"cache     {facts['cache']} (format {facts['format_version']}, {facts['bytes'] / 1e6:.1f} MB)",
@@ -117,22 +171,22 @@ def facts_text(facts: dict[str, Any]) -> str:
     return "\n".join(printable(line) for line in lines)
 
 
-def _control(settings: dict[str, Any]) -> str:
+def _control(settings: CaptureFacts) -> str:
     return WHAT_CONTROLS_ARE.get(settings["control"], "prompts of another kind")
 
 
-def _widths(dims: dict[str, Any]) -> str:
+def _widths(dims: Dims) -> str:
     kv_heads = f", {dims['kv_heads']} kv heads" if "kv_heads" in dims else ""
     return kv_heads + (f", head dim {dims['head_dim']}" if "head_dim" in dims else "")
 
 
-def _attention(facts: dict[str, Any]) -> str:
+def _attention(facts: Attention) -> str:
     way = "by the model's own eager attention" if facts.get("way") == "eager" else "beside SDPA"
     sinks = "" if facts["full_rows"] else "; rows sum to less than 1 (sinks)"
     return f"recorded {way}{sinks}" + ("" if facts["result_norms"] else "; no result norms")
 
 
-def _spot_check_facts(entries: list[dict[str, Any]]) -> dict[str, Any]:
+def _spot_check_facts(entries: list[dict[str, Any]]) -> SpotCheckFacts:
     """What was run again of how many shards, in what way, and the largest difference from what is stored."""
     worst = [value for entry in entries for value in entry["largest_difference"].values() if isinstance(value, float)]
     return {
@@ -143,17 +197,17 @@ def _spot_check_facts(entries: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _checked(facts: dict[str, Any]) -> str:
+def _checked(facts: CacheFacts) -> str:
     """Up to which length values were compared with the model's own, before anything was captured."""
-    check = facts["self_check"] if isinstance(facts["self_check"], dict) else {}
-    tokens, longest = check.get("checked_tokens"), check.get("longest_tokens")
+    check = facts["self_check"]
+    tokens, longest = (check.get("checked_tokens"), check.get("longest_tokens")) if isinstance(check, dict) else (None, None)
     if tokens is None:
         return "against the model's own eager attention, up to a length that the cache does not say"
     short = "" if tokens == longest else f" of the {longest} that the longest prompt has; beyond that unchecked"
     return f"against the model's own eager attention, up to {tokens} tokens{short}"
 
 
-def _spot_checked(facts: dict[str, Any]) -> str:
+def _spot_checked(facts: CacheFacts) -> str:
     checks, shards = facts["spot_checks"], facts["shards"]["there"]
     if not checks["samples"]:
         return "no spot checks"
@@ -164,7 +218,7 @@ def _spot_checked(facts: dict[str, Any]) -> str:
     return f"{checks['samples']} samples of {checks['shards']} of {shards} shards run again, alone, {how}{largest}"
 
 
-def marked_lines(pieces: list[dict[str, Any]]) -> list[str]:
+def marked_lines(pieces: list[Piece]) -> list[str]:
     """The example's text with every piece in a span put in brackets, `template` left plain."""
     text = ""
     for piece in pieces:

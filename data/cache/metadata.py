@@ -7,6 +7,7 @@ from typing import Any, NotRequired, TypedDict, get_args
 from ..errors import InputError, NewerFormatError
 from ..options.settings import QueryMode
 from ..prompts.templates import MAX_SPANS
+from ..prompts.tokens import Piece
 
 FORMAT = "headscore-cache"
 FORMAT_VERSION = 1
@@ -78,7 +79,7 @@ class Example(TypedDict):
     """A sample as pieces of text with the spans that they are in."""
 
     row: int
-    pieces: list[dict[str, Any]]
+    pieces: list[Piece]
 
 
 class ExampleTokens(TypedDict):
@@ -86,6 +87,26 @@ class ExampleTokens(TypedDict):
 
     row: int
     tokens: list[str]
+
+
+class SelfCheckFacts(TypedDict):
+    """What the self-check compared, and how far recorded values were from expected ones. Older versions told less."""
+
+    rows: list[int]
+    lengths: list[int]
+    checked_tokens: NotRequired[int]
+    longest_tokens: NotRequired[int]
+    largest_difference: dict[str, float]
+    exact_difference: dict[str, float]
+    shared_prefixes: bool
+    length_rules: dict[str, object]
+
+
+class SkippedRow(TypedDict):
+    """A row of the data file that is left out, and why."""
+
+    row: int
+    reason: str
 
 
 class Metadata(TypedDict):
@@ -109,7 +130,7 @@ class Metadata(TypedDict):
     layers: NotRequired[list[int]]
     projections: NotRequired[list[dict[str, str | None]]]
     attention: NotRequired[Attention]
-    self_check: NotRequired[dict[str, Any]]
+    self_check: NotRequired[SelfCheckFacts]
     control: NotRequired[dict[str, Any]]  # in the record of a control's results, never in a cache
 
 
@@ -117,7 +138,7 @@ class ShardMetadata(Metadata, total=False):
     """What a shard says about itself besides: its number, the rows it leaves out, and what is known of its samples."""
 
     shard: int
-    skipped: list[dict[str, Any]]
+    skipped: list[SkippedRow]
     spot_checks: list[dict[str, Any]]
     kept: dict[str, list[Any]]
 
@@ -201,7 +222,7 @@ def has_shape(value: Any, shape: Any) -> bool:
     return type(value) in (shape if isinstance(shape, tuple) else (shape,))  # True is no integer here
 
 
-def model_name(model: dict[str, Any]) -> str:
+def model_name(model: Mapping[str, object]) -> str:
     """What to call the `model` of a cache: the name that was given and, where there is one, the adapter merged into it."""
     name, adapter = str(model.get("name", "")), model.get("adapter")
     if not isinstance(adapter, dict):

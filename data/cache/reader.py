@@ -17,7 +17,7 @@ from ..options.settings import MAX_TOKENS
 from .attributes import shard_metadata
 from .kept_columns import checked_kept
 from .layout import checked_layout, linked, too_large
-from .metadata import MAX_HEADS, MAX_LAYERS
+from .metadata import MAX_HEADS, MAX_LAYERS, SkippedRow
 from .shard import ARRAYS, Array, stored_arrays
 from .structures import Structures
 from .value_checks import require_row_sums, require_values
@@ -60,7 +60,7 @@ class Shard:
             with self._faults_told():
                 self.metadata = shard_metadata(path, self._file.id)
                 self.number: int = self.metadata.pop("shard")
-                self.skipped: list[dict[str, Any]] = self.metadata.pop("skipped")
+                self.skipped: list[SkippedRow] = self.metadata.pop("skipped")
                 self.names = stored_arrays(self.metadata)
                 self._places: dict[str, Any] = {}  # HDF5's identifiers of groups and arrays
                 self._shapes: dict[str, tuple[int, ...]] = {}

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ..files.whole_file import write_bytes
 from ..options.settings import QueryMode
-from .metadata import Metadata
+from .metadata import Metadata, SkippedRow
 
 CHUNK_ITEMS = 1 << 17  # values in one chunk: large enough for fast reads, small enough for a short sample range
 
@@ -69,7 +69,7 @@ def shard_bytes(queries: QueryMode | str, samples: int, tokens: int, layers: int
 
 
 def write_shard(
-    path: Path, number: int, arrays: Mapping[str, Array], metadata: Mapping[str, Any], skipped: Sequence[Mapping[str, Any]]
+    path: Path, number: int, arrays: Mapping[str, Array], metadata: Mapping[str, Any], skipped: Sequence[SkippedRow]
 ) -> None:
     """Write one shard under its final name, whole or not at all.
 

@@ -9,12 +9,20 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import OptionError, one_line
 from ..files.strict_json import parse_json
 from ..voice import option_flag
 from .checked import Checked, option, require_weight
+
+if TYPE_CHECKING:
+    from polars import Expr
+else:
+
+    class Expr:
+        """Stands for polars.Expr where types are read as the program runs: polars takes time to load, and --help needs none."""
+
 
 RECORD_KEY = "record"  # of config.yaml; what it says about the past is no option
 METADATA_FILE = "cache.json"  # by which a folder is known as a cache
@@ -121,7 +129,7 @@ class CaptureSettings(Checked):
         if taken := sorted(self.model_arguments().keys() & _OWN_ARGUMENTS.keys()):
             raise OptionError(f"--model-kwargs: {taken[0]} is {_OWN_ARGUMENTS[taken[0]]}")
 
-    def model_arguments(self) -> dict[str, Any]:
+    def model_arguments(self) -> dict[str, object]:
         """`--model-kwargs` as a dict; InputError where it is not a JSON object."""
         try:
             arguments = parse_json(self.model_kwargs or "{}")
@@ -141,10 +149,10 @@ class ScoreSettings(Checked):
     )
     head_output: HeadOutput = option("z", "Strength of a head: norm of its output z, or of its result W_O z.")
     task_span: tuple[str, ...] = option(("question",), "Span that counts as the task's tokens; repeat for several.")
-    measure: Mapping[str, Any] = option(
+    measure: Mapping[str, str | Expr] = option(
         (), "NAME='SQL over the token table': one more sum over each pattern row, such as 'recent = position >= tokens - 10'."
     )
-    signal: Mapping[str, Any] = option(
+    signal: Mapping[str, str | Expr] = option(
         (), "NAME='SQL over the measures': one more signal; it counts for the combined score only with a --weight."
     )
     signals: Path | None = option(None, "Python file whose functions are further signals; it is run.")

@@ -68,7 +68,7 @@ def _accepted(field: "dataclasses.Field[Any]", hint: Any) -> Any:
     if get_origin(hint) is tuple:
         return Sequence[str]
     if field.metadata["is_json"]:
-        return str | Mapping[str, Any] | None
+        return str | Mapping[str, object] | None
     if field.name in PLACES:
         optional = type(None) in get_args(hint)
         return str | Path | None if optional else str | Path

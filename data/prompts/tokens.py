@@ -8,7 +8,7 @@ prefixes instead.
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -229,7 +229,14 @@ def _members(prompt: Prompt, offsets: Offsets) -> npt.NDArray[np.bool_]:
     return members
 
 
-def marked_text(sample: Sample, span_names: Sequence[str], tokenizer: Any) -> list[dict[str, Any]]:
+class Piece(TypedDict):
+    """A run of tokens as text, with the names of the spans that it is in."""
+
+    text: str
+    spans: list[str]
+
+
+def marked_text(sample: Sample, span_names: Sequence[str], tokenizer: Any) -> list[Piece]:
     """A sample's decoded text in runs of tokens with the same spans: objects with `text` and `spans` (their names).
 
     White space between two tokens of the same spans is shown as one run with them.

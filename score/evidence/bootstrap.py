@@ -11,9 +11,9 @@ import polars as pl
 from ...data.cache.folder import Cache
 from ...data.errors import OptionError
 from ...data.options.settings import BootstrapSettings, ScoreSettings
-from ..columns import DATA
 from ..frames import by_unit
 from ..kept import Store
+from ..linear_measures import DATA
 from ..means import Float
 from ..recipe import Recipe
 from ..shard_source import known_of_samples

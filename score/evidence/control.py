@@ -23,7 +23,7 @@ from ..recipe import Recipe, choose_recipe
 from ..scores import SEED_SIGNALS, Scores
 from ..scoring import score_cache
 from .control_lines import control_lines
-from .sides import Comparison, against_cache, against_stretch
+from .sides import Sides, against_cache, against_stretch
 from .t_tests import Difference, benjamini_hochberg, paired, unpaired
 
 COLUMNS = ("", "_control", "_controlled", "_p", "_q", "_significant")  # of each signal, after its name
@@ -118,7 +118,7 @@ def _control(cache: Cache, settings: ScoreSettings, chosen: ControlSettings, par
 
 
 def _compared(
-    found: Comparison, names: Sequence[str], settings: ScoreSettings
+    found: Sides, names: Sequence[str], settings: ScoreSettings
 ) -> tuple[dict[str, tuple[Float, Float]], dict[str, Difference]]:
     """The means [L,U] of each signal on both sides, over U heads or groups of heads, and the differences that can be tested.
 
@@ -189,7 +189,7 @@ def _heads(recipe: Recipe, columns: Mapping[str, Float], before: Scores, after: 
     return frame.select(*places, "rank", "rank_controlled", *columns).with_columns(pl.col(flags).cast(pl.Boolean))
 
 
-def _record(found: Comparison) -> dict[str, Any]:
+def _record(found: Sides) -> dict[str, Any]:
     """What config.yaml says about the control of its signals."""
     record: dict[str, Any] = {"kind": found.kind, "signals": found.signals, "samples": len(found.control.used)}
     if found.control.cache is not found.own.cache:

@@ -5,7 +5,7 @@ import polars as pl
 from ...data.options.evidence_settings import ControlSettings
 from ..scores import Scores
 from .pairing import OTHER_TASK, SAME_ROWS
-from .sides import RANDOM_SPAN, Comparison
+from .sides import RANDOM_SPAN, Sides
 
 _ATTENTION = {  # what the heads attend to less, by the kind of the control
     "null": "to a neutral one in its place",
@@ -21,9 +21,7 @@ _OTHERS = _ATTENTION | {  # the same of signals that are not attention to the ta
 }
 
 
-def control_lines(
-    heads: pl.DataFrame, signals: list[str], before: Scores, found: Comparison, chosen: ControlSettings
-) -> list[str]:
+def control_lines(heads: pl.DataFrame, signals: list[str], before: Scores, found: Sides, chosen: ControlSettings) -> list[str]:
     """The lines of a control: cautions, a line for each tested signal, attention to the task first, and what was done.
 
     Args:
@@ -42,7 +40,7 @@ def control_lines(
     return [*lines, f"ranked by the controlled signals, {stay} of the top {top} are among the top {top} again"]
 
 
-def _signal(heads: pl.DataFrame, name: str, before: Scores, found: Comparison, chosen: ControlSettings) -> str:
+def _signal(heads: pl.DataFrame, name: str, before: Scores, found: Sides, chosen: ControlSettings) -> str:
     significant, higher = pl.col(f"{name}_significant"), pl.col(f"{name}_controlled") > 0
     more, less = heads.filter(significant & higher), heads.filter(significant & ~higher)
     missing = before.top_k - more.filter(pl.col("rank") <= before.top_k).height
@@ -61,7 +59,7 @@ def _signal(heads: pl.DataFrame, name: str, before: Scores, found: Comparison, c
     )
 
 
-def _tests(found: Comparison, chosen: ControlSettings) -> str:
+def _tests(found: Sides, chosen: ControlSettings) -> str:
     sided = "two-sided" if chosen.two_sided else "one-sided"
     left_out = f"; left out: {found.left_out}" if found.left_out else ""
     samples = f"{len(found.own.used):,} samples"

@@ -7,7 +7,7 @@ from typing import Any
 from ...data.errors import OptionError
 from ...data.files.whole_file import write_bytes, write_text
 from ..outputs import CONFIG_FILE, HEADS_PARQUET, require_same_run, yaml_text
-from ..validated import is_validation
+from ..validation_files import is_validation
 
 
 def write_analysis(

@@ -18,7 +18,7 @@ from ..effects import unit_of
 from ..ranking import rank
 from ..results import COMBINED, read_results
 from ..scoring import score_cache
-from ..validated import is_validation, read_effects
+from ..validation_files import is_validation, read_effects
 from .head_lists import KINDS, read_head_list
 
 Kind = Literal["cache", "results", "validation", "list"]

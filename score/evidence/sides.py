@@ -61,7 +61,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Sides:
     """What is held against what.
 
     Args:
@@ -95,7 +95,7 @@ class Comparison:
 
 def against_cache(
     cache: Cache, recipe: Recipe, other: Cache, settings: ScoreSettings, names: Sequence[str], partial: bool
-) -> Comparison:
+) -> Sides:
     """A cache beside another: the samples of the rows that both have, or of two tasks all.
 
     Raises InputError as `pairing_of` and `choose_recipe`, and where fewer than two samples are left on a side.
@@ -113,10 +113,10 @@ def against_cache(
     for side in (own, control):
         _require_two(len(side.used), f"{side.cache.path}: samples")
     differing = f"CAUTION: the two caches differ in more than that: {'; '.join(pairing.differing)}"
-    return Comparison(pairing.kind, own, control, list(names), left_out, [differing] if pairing.differing else [])
+    return Sides(pairing.kind, own, control, list(names), left_out, [differing] if pairing.differing else [])
 
 
-def against_stretch(cache: Cache, recipe: Recipe, settings: ScoreSettings, names: Sequence[str], seed: int) -> Comparison:
+def against_stretch(cache: Cache, recipe: Recipe, settings: ScoreSettings, names: Sequence[str], seed: int) -> Sides:
     """A cache beside itself where the task's span stands in a random stretch of other text.
 
     Raises InputError where fewer than two prompts have such a span and room for the stretch.
@@ -131,7 +131,7 @@ def against_stretch(cache: Cache, recipe: Recipe, settings: ScoreSettings, names
     reasons = {"whose prompt has no room for such a stretch": cramped, "without such a span": int((tokens == 0).sum())}
     own, control = dataclasses.replace(own, used=used), dataclasses.replace(control, used=used)
     signals = signals_of_span(recipe, settings.task_span, list(names))
-    return Comparison(RANDOM_SPAN, own, control, signals, _listed(reasons), [])
+    return Sides(RANDOM_SPAN, own, control, signals, _listed(reasons), [])
 
 
 def _side(cache: Cache, recipe: Recipe) -> Side:

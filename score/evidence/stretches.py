@@ -7,13 +7,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ...data.cache.reader import Block, Shard
-from ..columns import Columns, token_columns
+from ..linear_measures import LinearMeasures, token_columns
 from ..recipe import Recipe
 
 
 @dataclass(frozen=True)
-class MovedSpan(Columns):
-    """The columns of a cache as if the tokens of its task stood elsewhere: in a random stretch of other text.
+class MovedSpan(LinearMeasures):
+    """The linear measures of a cache as if the tokens of its task stood elsewhere: in a random stretch of other text.
 
     A sample has m tokens in the task's span. The stretch is m tokens in a row, none of which is in that span, the prompt's
     first token or a special one; of all such places each is as likely, and the seed and the number of the row decide. A sample
@@ -60,18 +60,18 @@ def random_place(free: npt.NDArray[np.bool_], length: int, key: str) -> int | No
 
 def with_moved_span(recipe: Recipe, task: tuple[str, ...], seed: int) -> Recipe:
     """The same measures and signals where the tokens of the task stand in a random stretch."""
-    columns = recipe.columns
-    return replace(recipe, columns=MovedSpan(columns.span_names, columns.unions, columns.own, tuple(sorted(set(task))), seed))
+    linear = recipe.linear
+    return replace(recipe, linear=MovedSpan(linear.span_names, linear.unions, linear.own, tuple(sorted(set(task))), seed))
 
 
 def signals_of_span(recipe: Recipe, task: tuple[str, ...], names: list[str]) -> list[str]:
     """Those of some signals that depend on where the tokens of the task stand."""
-    columns = recipe.columns
-    bits = {name for member in task for name in columns.membership(member).meta.root_names()}
-    tokens = {dict(zip(columns.span_names, token_columns(columns.span_names), strict=True))[member] for member in task}
-    linear = {name for name, made in columns.expressions().items() if {*made.meta.root_names()} & (bits | tokens)}
-    counts = {f"tokens_{name}" for name, members in columns.spans().items() if {*members} & {*task}}
-    moved = {*linear, *counts, "task_rest"}
+    linear = recipe.linear
+    bits = {name for member in task for name in linear.membership(member).meta.root_names()}
+    tokens = {dict(zip(linear.span_names, token_columns(linear.span_names), strict=True))[member] for member in task}
+    of_span = {name for name, made in linear.expressions().items() if {*made.meta.root_names()} & (bits | tokens)}
+    counts = {f"tokens_{name}" for name, members in linear.spans().items() if {*members} & {*task}}
+    moved = {*of_span, *counts, "task_rest"}
     return [name for name in names if {recipe.aliases.get(need, need) for need in recipe.needs([name])} & moved]
 
 

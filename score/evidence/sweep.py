@@ -51,7 +51,7 @@ class Sweep:
     heads: pl.DataFrame
     k: int
     reference: str
-    best: Mapping[str, Any]
+    best: Mapping[str, object]
     lines: list[str]
 
     def __repr__(self) -> str:

@@ -12,7 +12,8 @@ from ...data.files.plain import names_in, read_plain
 from ..evidence.null import null_of_record
 from ..outputs import HEADS_PARQUET, yaml_text
 from ..scores import head_name
-from ..validated import Measured, is_validation, read_measured
+from ..validated import Measured
+from ..validation_files import is_validation, read_measured
 from .chosen import Chosen
 from .written import Content
 
@@ -157,7 +158,7 @@ def _verdicts_in(folder: Path, chosen: Chosen) -> list[str]:
 
 def _is_of(chosen: Chosen, measured: Measured) -> bool:
     """Whether a validation ran the model of a ranking, and took out the first heads, or groups, of the chosen order."""
-    facts, model = measured.facts, chosen.results.record.get("model") or {}
+    facts, model = measured.facts, chosen.results.model
     fingerprints = facts.get("model_fingerprint"), model.get("fingerprint")
     same = fingerprints[0] == fingerprints[1] if all(fingerprints) else facts.get("model") == model.get("name")
     if facts["unit"] != chosen.unit or facts["units"] != len(chosen.heads) or facts["other_model"]:

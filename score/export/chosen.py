@@ -151,7 +151,7 @@ class Chosen:
         told: dict[str, Any] = {
             "headscore": __version__,
             "format": self.format,
-            **{key: _published(record[key], names) for key, names in _TOLD.items() if isinstance(record.get(key), dict)},
+            **{key: _published(of, names) for key, names in _TOLD.items() if isinstance(of := record.get(key), dict)},
             "ranking": {name: options[name] for name in _RANKING if options.get(name)} | {"weights": self.results.weights},
             "signal": self.signal,
             "unit": self.unit,

@@ -30,7 +30,7 @@ from ..outputs import (
     yaml_text,
 )
 from ..results import IMPORTED_KEY, Results, read_results
-from ..validated import is_validation
+from ..validation_files import is_validation
 from .published import Scored, read_list
 
 logger = logging.getLogger("headscore")

@@ -24,7 +24,7 @@ def plain_path(chosen: Chosen, part: str, layer: int) -> str | None:
     if path is None or part == "output":
         return path
     others = [module_path(chosen, other, layer) for other in _PLAIN if other != part]
-    kind = str((chosen.results.record.get("model") or {}).get("type"))
+    kind = str(chosen.results.model.get("type"))
     latent = any((other or "").endswith("kv_b_proj") for other in others)
     is_plain = path.rpartition(".")[2] in _PLAIN[part] and path not in others and not latent
     return path if is_plain and not kind.startswith(_OTHER_ROWS) else None

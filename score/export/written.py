@@ -6,7 +6,6 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ...data.cache.folder import require_outside_caches
 from ...data.errors import OptionError
@@ -16,7 +15,7 @@ from ...data.files.whole_folder import is_mark, whole_folder
 from ...data.text import json_text, require_text
 from ..evidence import compare, stability, sweep
 from ..outputs import CHARTS_FOLDER, CONFIG_FILE, CONTROL_FILE, HEADS_PARQUET, REPORT_FILE, RESULT_FILES
-from ..validated import ALL_FILES, FACTS_FILE
+from ..validation_files import ALL_FILES, FACTS_FILE
 
 PROVENANCE_FILE = "headscore.json"  # in a folder; beside a file it has the file's name before it
 _MAX_NAME = 200  # bytes of a file's name, which has 55 for what comes before and after it
@@ -64,7 +63,7 @@ class Exported:
     format: str
     heads: list[tuple[int, int]]
     meaning: str
-    provenance: Mapping[str, Any] = field(repr=False)
+    provenance: Mapping[str, object] = field(repr=False)
 
     def __repr__(self) -> str:
         """Where it is and what it means, as a console shows this object."""
@@ -84,7 +83,7 @@ def require_writable(path: Path) -> None:
         raise OptionError(f"--out {path}: is the name of a result file, in a folder of results; use another --out")
 
 
-def write_export(path: Path, content: Content, provenance: Mapping[str, Any], *, overwrite: bool) -> None:
+def write_export(path: Path, content: Content, provenance: Mapping[str, object], *, overwrite: bool) -> None:
     """Write an export.
 
     Args:
@@ -104,12 +103,12 @@ def write_export(path: Path, content: Content, provenance: Mapping[str, Any], *,
             write_bytes(folder / name, part)
 
 
-def json_bytes(value: Any) -> bytes:
+def json_bytes(value: object) -> bytes:
     """A value as JSON over several lines."""
     return (json_text(value, indent=1) + "\n").encode()
 
 
-def _write_file(path: Path, content: bytes, provenance: Mapping[str, Any] | None, overwrite: bool) -> None:
+def _write_file(path: Path, content: bytes, provenance: Mapping[str, object] | None, overwrite: bool) -> None:
     """The file, and beside it what it is of, which has its sha256; what an earlier export left there never stands beside it."""
     beside = path.with_name(f"{path.name}.{PROVENANCE_FILE}")
     kind, is_told = kind_of(path), is_mark(beside)

@@ -16,8 +16,8 @@ from ...data.files.strict_yaml import read_yaml
 from ..evidence import compare, stability, sweep
 from ..evidence.head_lists import csv_columns
 from ..outputs import CONFIG_FILE, CONTROL_FILE
-from ..validated import FACTS_FILE
-from ..validation import SCHEMA as VALIDATION
+from ..validation_files import FACTS_FILE
+from ..validation_table import SCHEMA as VALIDATION
 from .columns import finite
 from .drawing import rounded
 from .evidence_charts import compare_chart, control_map, stability_chart, sweep_map

@@ -8,6 +8,7 @@ import altair as alt
 from altair.utils import schemapi
 
 from ...data.cache.folder import Cache
+from ...data.cache.metadata import SkippedRow
 from ...data.files.whole_file import write_text
 from ..outputs import REPORT_FILE
 from ..scores import Scores
@@ -209,7 +210,7 @@ def _folded(kind: str, parts: list[str]) -> str:
     return f'<details>{summary}<div class="{kind}">{"".join(parts)}</div></details>' if parts else ""
 
 
-def _counted(cache: Cache) -> tuple[int, list[dict[str, Any]]]:
+def _counted(cache: Cache) -> tuple[int, list[SkippedRow]]:
     """The number of tokens of all prompts, and the skipped rows."""
     counted = [(shard.tokens, shard.skipped) for shard in cache.open_shards()]
     skipped = [entry for _, entries in counted for entry in entries]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ... import __version__
-from ...data.cache.metadata import model_name
+from ...data.cache.metadata import SkippedRow, model_name
 from ...data.errors import printable
 from ...data.options.settings import Unit
 from ...data.prompts.templates import ALWAYS_SPANS
@@ -139,7 +139,7 @@ def _token(token: dict[str, Any], underline: dict[str, str]) -> str:
     return f"<i{f' class={kind}' if kind else ''}>{escaped(token['token'])}</i>"
 
 
-def skipped_section(skipped: Sequence[dict[str, Any]]) -> str:
+def skipped_section(skipped: Sequence[SkippedRow]) -> str:
     """The rows that were not captured, with the reasons, to unfold."""
     if not skipped:
         return ""

@@ -13,7 +13,8 @@ from altair.utils import schemapi
 
 from ...data.files.whole_file import write_text
 from ..results import COMBINED
-from ..validated import REPORT_FILE, Validation
+from ..validated import Validation
+from ..validation_files import REPORT_FILE
 from .drawing import write_drawn
 from .frame import fitted, framed, place, section
 from .parts import beside
