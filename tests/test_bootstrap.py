@@ -14,7 +14,11 @@ from polars.testing import assert_frame_equal
 
 import headscore
 from headscore import cli
+from headscore.data.cache.folder import open_cache
 from headscore.data.errors import InputError
+from headscore.data.options.settings import BootstrapSettings, ScoreSettings
+from headscore.score.evidence.bootstrap import sample_weights
+from headscore.score.recipe import choose_recipe
 
 COLUMNS = ["low", "high", "rank_low", "rank_high", "p_top"]
 ENDS = [f"{name}_rank_{end}" for name in ("out", "ent", "task") for end in ("low", "high")]
@@ -99,6 +103,28 @@ def test_rows_that_are_alike_within_clusters_are_worth_fewer(tmp_path: Path) -> 
     np.testing.assert_allclose(together.select(ENDS), once.select(ENDS))
     width = [(heads["rank_high"] - heads["rank_low"]).mean() for heads in (apart, together)]
     assert width[0] < width[1]  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(("errors", "apart"), [(0.85, False), (1.15, True)])
+def test_two_heads_are_told_apart_where_a_paired_t_test_does(tmp_path: Path, errors: float, apart: bool) -> None:
+    """Alone in their layer, at 95 %, by the error of the samples that there are."""
+    heads = {name: values[:, :2] for name, values in clean(layers=1).items() if name != "lengths"}
+    noise = np.random.default_rng(5).normal(size=60)
+    least = 2.001 * noise.std(ddof=1) / np.sqrt(60)  # Student's 97.5 % quantile of 59 degrees of freedom
+    heads["out"] = np.stack([np.full(60, 50.0), 50 + noise - noise.mean() + errors * least])[None]
+    cache = made_cache(tmp_path, **heads, lengths=clean(layers=1)["lengths"])
+    found = headscore.score(cache, bootstrap=2000, lambda_ent=0, lambda_task=0, top_k=1).heads
+    ends = found.select("out_rank_low", "out_rank_high").rows()
+    assert ends == ([(1, 1), (2, 2)] if apart else [(1, 2), (1, 2)])
+
+
+@pytest.mark.parametrize("strata", [None, "subject"])
+@pytest.mark.parametrize("cluster", [None, "passage"])
+def test_degrees_of_freedom_are_the_directions_in_which_draws_differ(made: Path, strata: Any, cluster: Any) -> None:
+    cache = open_cache(made)
+    recipe = choose_recipe(cache, ScoreSettings(), partial=False)
+    drawn = sample_weights(cache, recipe, None, BootstrapSettings(bootstrap=200, strata=strata, cluster=cluster))
+    assert drawn.degrees == np.linalg.matrix_rank(drawn.weights - 1.0)
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from headscore.capture.model.model_state import ModelState, unchanged
 from headscore.capture.model.projections import output_weight, projection_error
 from headscore.capture.recording import attention, recorder
 from headscore.capture.recording.prefixes import prompt_groups
+from headscore.capture.recording.reductions import last_token_patterns
 from headscore.data.cache.folder import open_cache
 from headscore.data.errors import InputError, RunError
 from headscore.data.prompts.tokens import Tokens
@@ -94,6 +95,19 @@ def test_arguments_that_would_be_missed_end_the_recording(options: dict[str, Any
     with pytest.raises(attention.CannotRecordError, match=said):
         attention._require_understood(module, key, None, options)
     attention._require_understood(module, key[:, :, :16], None, {"dropout": 0.0, "sliding_window": 16, "indices": None})
+
+
+@pytest.mark.parametrize("kind", ["none", "boolean", "added"])
+def test_a_position_bias_adds_to_whatever_mask_there_is(kind: str) -> None:
+    torch.manual_seed(0)
+    query, key, bias = torch.randn(1, 2, 6, 4), torch.randn(1, 2, 6, 4), torch.randn(1, 2, 6, 6)
+    boolean, added = torch.arange(6) >= 2, torch.randn(1, 1, 6, 6)
+    mask = {"none": None, "boolean": boolean.expand(1, 1, 6, 6), "added": added}[kind]
+    logits = query @ key.transpose(2, 3) * 4**-0.5 + bias
+    logits = {"none": logits, "boolean": logits.masked_fill(~boolean, -torch.inf), "added": logits + added}[kind]
+    softmax = attention._softmax(query, mask, {"position_bias": bias})
+    found = last_token_patterns(query, key, torch.tensor([6]), softmax)
+    torch.testing.assert_close(found, logits[:, :, -1].softmax(-1))
 
 
 BERT_SIZES: dict[str, Any] = {"vocab_size": 600, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2}
