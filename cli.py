@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .score.scores import Scores
 
 TOP_HEADS_SHOWN = 10
-INTERRUPTED = 130  # exit status after Ctrl-C, by shells' custom
+INTERRUPTED = 130  # the shells' exit status after Ctrl-C
 
 app = typer.Typer(
     name="headscore",
@@ -76,7 +76,7 @@ def main() -> None:
         if debug:
             raise
         _fail(f"not enough memory: {one_line(error)}", 1)
-    except (ImportError, RuntimeError) as error:  # what a lack of memory looks like to the loader, and to who starts a thread
+    except (ImportError, RuntimeError) as error:  # how a lack of memory shows to the loader, and where a thread is started
         if debug or not _lacks_resources(error):
             raise
         _fail(f"not enough memory or threads: {one_line(error)}", 1)
@@ -84,7 +84,7 @@ def main() -> None:
         if debug or not is_panic(error):
             raise
         _fail(f"a library failed: {typed_line(error)}", 1)
-    if status == INTERRUPTED:  # typer makes it of Ctrl-C
+    if status == INTERRUPTED:  # which typer returns after Ctrl-C
         _fail("interrupted; the same command continues where it stopped", INTERRUPTED)
     sys.exit(status if isinstance(status, int) else 0)
 
@@ -304,7 +304,7 @@ def stability(
     overwrite: OVERWRITE = False,
     **options: Any,
 ) -> None:
-    """Say how many samples the top of a ranking needs: how much two captures of as many samples share."""
+    """Say how many samples the top of a ranking needs: how much of it two captures of that size share."""
     from .score.evidence.stability import stability as library_stability
 
     found = library_stability(cache=cache, out=out, partial=partial, overwrite=overwrite, **options)
@@ -376,7 +376,7 @@ def inspect(
     print(json_text(facts, indent=2) if as_json else facts_text(facts))
     shards = facts["shards"]
     if facts["damaged"]:
-        raise InputError(f"{cache}: {len(facts['damaged'])} of {shards['there']} shards are damaged; {HOW_TO_COMPLETE}")
+        raise InputError(f"{cache}: {len(facts['damaged'])} of {shards['there']} shards are damaged; {HOW_TO_COMPLETE} again")
     if facts["unreadable"]:
         raise RunError(f"{cache}: {len(facts['unreadable'])} of {shards['there']} shards cannot be read, and may be whole")
     if verify and shards["missing"]:
@@ -427,9 +427,11 @@ def version() -> None:
 
 def _print_scores(scores: "Scores", out: Path | None, quiet: bool = False) -> None:
     """The top heads as a table, how far to trust it, and where the results are; on a terminal with a map of all heads."""
+    from .score.scores import heads_or_groups
+
     partial = f" (PARTIAL: shards {scores.missing_shards} are missing)" if scores.missing_shards else ""
     where = f"; all results in {out}" if out else ""
-    summary = f"{len(scores.heads)} heads, {scores.samples} samples{partial}{where}"
+    summary = f"{len(scores.heads)} {heads_or_groups(scores.unit)}, {scores.samples} samples{partial}{where}"
     told = [] if quiet else scores.told
     shown = min(scores.settings.top_k or TOP_HEADS_SHOWN, TOP_HEADS_SHOWN)
     if sys.stdout.isatty():

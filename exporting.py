@@ -1,4 +1,4 @@
-"""What brings a ranking to other tools and needs both rooms: exports, of which one needs the model, and masks of heads."""
+"""What takes a ranking to other tools and needs both capture/ and score/: exports (one needs the model) and head masks."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -29,7 +29,7 @@ def export(results: str | Path, out: str | Path, *, overwrite: bool = False, **o
 
     Args:
         results: a folder of results, of `score`, `run`, `control` or `import_list`.
-        out: the file or folder; whole or not at all. What it is of stands in it, or in a file beside it that has its name and
+        out: the file or folder, written whole or not at all. Its provenance is in it, or in a file beside it with its name and
             `.headscore.json`.
         overwrite: replace the file that `out` names, or the folder that an earlier export left there.
         options: the fields of ExportSettings, by the names and with the defaults of the command line.
@@ -76,13 +76,13 @@ def head_masks(
         results: a folder of results, or the heads themselves: pairs (layer, head), or a frame with such columns, such as
             `Scores.top()`, then without options.
         model: a causal language model of transformers, without adapters.
-        groups: whose rows of W_K and W_V count, as heads share them: `whole`, of groups all of whose heads are chosen, so that
-            what other heads compute stays as it is; or `any`, of groups with at least one.
+        groups: which rows of W_K and W_V count, as heads share them: `whole`, those of groups all of whose heads are chosen, so
+            that what other heads compute stays as it is; or `any`, those of groups with at least one.
         options: the fields of ChoiceSettings, by the names and with the defaults of the command line: which heads of a folder
             of results are meant.
 
     Returns `rows`, bool [out] by the path of the module, of the query, key and value projections; and `columns`, bool [in], of
-    the output projections. Raises InputError for heads that the model has not, where none are chosen, and where its modules are
+    the output projections. Raises InputError for heads that the model lacks, where none are chosen, and where its modules are
     not split by heads.
     """
     from .capture.ablating.head_masks import masks_of  # here, as it loads torch

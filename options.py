@@ -135,7 +135,7 @@ _COMMON: dict[str, Any] = {
     ],
     "debug": DEBUG,
 }
-PARTIAL = Annotated[bool, typer.Option("--partial", help="Score the shards that are there of an unfinished capture.")]
+PARTIAL = Annotated[bool, typer.Option("--partial", help="Score an unfinished capture by the shards it has so far.")]
 OVERWRITE = Annotated[bool, typer.Option("--overwrite", help="Replace what another run left in --out.")]
 QUIET = Annotated[bool, typer.Option("--quiet", help="Print the heads alone, without the lines on how far to trust them.")]
 

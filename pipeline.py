@@ -1,4 +1,4 @@
-"""The verbs that compose the rooms: score with a report; capture, then score; and hold a ranking against its model."""
+"""The verbs that compose the rooms: score with a report; capture, then score; and validate a ranking on its model."""
 
 import dataclasses
 import logging
@@ -109,7 +109,7 @@ def report(cache: str | Path, out: str | Path, *, overwrite: bool = False, parti
     Args:
         cache: as in `score`.
         out: gets the result files of `score`, report.html, and its charts as PNG and SVG in charts/.
-        overwrite: as in `score`, and so are the others.
+        overwrite: as in `score`, like all other options.
 
     Needs `headscore[report]`. Raises InputError as `score`, and where a package is missing.
     """
@@ -180,7 +180,7 @@ def validate(
     """See what the model loses without the heads that a ranking puts first; the library call of `headscore validate`.
 
     Heads are taken out by setting their z where it enters the output projection: the first k, the last k, and random draws of
-    as many heads in each layer as the first k have there. On rows that were not captured it is read off what the model loses:
+    as many heads in each layer as the first k have there. What the model loses is measured on rows that were not captured:
     the divergence of its next token, and the nll of and accuracy over the answers, where the rows have any.
 
     Args:
@@ -193,7 +193,7 @@ def validate(
         progress: called with (rows run, rows in all).
         options: the fields of ValidateSettings, by the names and with the defaults of the command line.
 
-    Raises InputError for options, results, data or a model that cannot be used, or another model than the one that was
+    Raises InputError for options, results, data or a model that cannot be used, for a model other than the one that was
     captured, and where a package is missing; RunError where the run fails.
     """
     if report:
@@ -278,7 +278,7 @@ def _of_model(
     if settings.k == ValidateSettings().k:  # what was not asked for need not be there
         return whole, sorted({*(count for count in counts if count < listed), listed})
     if counts[-1] > listed:
-        raise OptionError(f"--k: {counts[-1]} is more than the {listed} heads that the imported list has; give at most as many")
+        raise OptionError(f"--k: {counts[-1]} is more than the {listed} heads of the imported list; give at most {listed}")
     return whole, counts
 
 

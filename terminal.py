@@ -32,7 +32,7 @@ def show_log(label: str) -> None:
 
 @contextmanager
 def progress(doing: str, alone: bool, what: str = "samples") -> Iterator[Show]:
-    """What to call with (samples done, samples in all): it shows them with the samples/s and the time left.
+    """Yields what to call with (done, in all), counted in `what`: it shows them with the rate and the time left.
 
     A bar on a terminal; elsewhere, and where this process is not `alone` on its terminal, a log line every ten seconds.
     """

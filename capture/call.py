@@ -25,7 +25,7 @@ def capture(
 
     Args:
         out: the cache folder. If it holds shards of the same capture, only the missing ones are made. Under a launcher of
-            several processes (see `ranks.py`) each process makes its share of the shards.
+            several processes (torchrun, accelerate launch, srun or mpirun) each makes its share of the shards.
         overwrite: replace another capture that is in the folder.
         progress: called with (samples done, samples in all) of this process.
         options: the fields of CaptureSettings, by the names and with the defaults of the command line.

@@ -37,7 +37,7 @@ class Opened:
         evaluator: runs it.
         questions: what it is asked.
         layers: its attention layers.
-        subject: what the outcomes depend on beside the heads that are taken out; for a journal.
+        subject: what the outcomes depend on besides the heads that are taken out; for a journal.
         facts: what else is to be known about them: whether the rows are `unseen` by the ranking, and whether the model is
             an `other_model`.
     """

@@ -11,7 +11,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 def of_heads(heads: Iterable[int], count: int, width: int) -> Mask:
-    """Where the heads lie among `count` of a width: bool [count·width]. Of W_Q's rows, and of W_O's columns."""
+    """Which rows of W_Q, or columns of W_O, are those of some of `count` heads of a `width` each: bool [count·width]."""
     chosen = np.zeros(count, bool)
     chosen[list(heads)] = True
     return chosen.repeat(width)
@@ -24,7 +24,7 @@ def groups_among(heads: Sequence[int], count: int, kv_heads: int, which: Groups 
         heads: numbers of query heads of a layer.
         count: how many it has.
         kv_heads: into how many groups they fall.
-        which: `whole`: groups all of whose heads are there; what one of them computes is then no head's that is not.
+        which: `whole`: groups all of whose heads are among these, so that no other head uses their key and value.
             `any`: groups with at least one.
     """
     size = count // kv_heads

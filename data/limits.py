@@ -15,11 +15,13 @@ except ImportError:  # Windows has none
 MIN_ADDRESS_SPACE = {
     "capture": 2048,
     "run": 2048,
+    "validate": 2048,
     "score": 1024,
     "signals": 1024,
     "compare": 1024,
     "stability": 1024,
     "sweep": 1024,
+    "control": 1024,
     "export": 1024,
     "import": 1024,
     "inspect": 256,

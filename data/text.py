@@ -4,7 +4,7 @@ import contextlib
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,16 @@ class OneLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The line of a record."""
         return printable(self._inner.format(record))
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Rising numbers as in '0-2, 7'."""
+    first, shown = 0, list[str]()
+    for end in range(1, len(numbers) + 1):
+        if end == len(numbers) or numbers[end] != numbers[end - 1] + 1:
+            shown.append(str(numbers[first]) if end - first == 1 else f"{numbers[first]}-{numbers[end - 1]}")
+            first = end
+    return ", ".join(shown)
 
 
 @contextlib.contextmanager

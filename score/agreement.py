@@ -1,4 +1,4 @@
-"""Whether signals order heads as what it costs to take each out alone."""
+"""Whether signals order heads as the cost of taking each out alone does."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ _SCHEMA = {"effect": pl.String, "signal": pl.String, "spearman": pl.Float64, "ke
 
 
 def agreement(effects: pl.DataFrame, heads: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
-    """How far each signal orders the heads as what it costs to take one out alone.
+    """How far the order of the heads by each signal agrees with that by the cost of taking each out alone.
 
     Costs are the means of `kl`, of `nll`, of minus `gate_gradient` (what the loss gains, to first order), and as
     `abs_gate_gradient` of the gradient's size in each row, which others call a head's importance. So agreement is positive

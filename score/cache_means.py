@@ -67,7 +67,7 @@ def cache_means(cache: Cache, recipe: Recipe, store: Store | None, executor: Exe
     Args:
         cache: an opened cache.
         recipe: what its signals are.
-        store: where sums are kept; None to keep and believe nothing.
+        store: where sums are kept; None to keep nothing, and to use nothing kept.
         executor: does the work on shards; None to do it here.
 
     Raises InputError where a shard is damaged or there is no sample.

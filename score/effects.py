@@ -88,7 +88,7 @@ def _defined(name: str, column: str, values: Float) -> Float:
     """The rows that have a value, which must be so for all heads."""
     there = ~np.isnan(values)
     if (there != there[0]).any():
-        raise InputError(f"{name}: '{column}' of some row is there for some heads and not for others")
+        raise InputError(f"{name}: '{column}' of some row is there for some heads only; run all of them")
     return values[:, there[0]]
 
 

@@ -52,7 +52,7 @@ def read_expressions(given: Mapping[str, object], flag: str) -> dict[str, pl.Exp
 def _from_sql(text: str, where: str) -> pl.Expr:
     bare = _QUOTED.sub(" ", text)
     if found := _SUBQUERY.search(bare):
-        raise OptionError(f"{where}: '{found[0]}' is not for expressions: a subquery could read files; put a name in quotes")
+        raise OptionError(f"{where}: '{found[0]}' cannot be used: a subquery could read files; put names of columns in quotes")
     if _COMMENT.search(bare) or any(sign in bare for sign in "'\"\\$`"):
         raise OptionError(f"{where}: has a comment, or quotes that cannot be told apart; leave them out")
     if len(_OPERATOR.findall(bare)) > MAX_OPERATORS or len(text) > MAX_LETTERS:
@@ -211,7 +211,7 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def expression_key(expression: pl.Expr) -> str | None:
-    """What names an expression for another time; None for one that has no name, as it calls other code."""
+    """A key that is the same for the same expression in every run; None for one that calls other code, which may change."""
     try:
         content = expression.meta.serialize()
     except (pl.exceptions.PolarsError, ValueError, TypeError, AttributeError):

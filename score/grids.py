@@ -14,7 +14,7 @@ from .means import Float
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """The values of a table by what is their own.
+    """A table's values as arrays, one line per thing that was run and one column per row of the data.
 
     Args:
         keys: one line for each of what was run, sorted.

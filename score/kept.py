@@ -53,9 +53,9 @@ class Kept:
 
     Args:
         samples: what is known of each sample, lists by name.
-        measures: what names the definition of each kept measure, by name.
+        measures: the key of each kept measure's definition (`Recipe.measure_key`), by the measure's name.
         parquet: `bytes` and `crc32` of the measures' file; empty where there is none.
-        sums: of signals, [L,H] each, by what names them with all that they depend on.
+        sums: of signals, [L,H] each, by the key of the signal and all that it depends on (`Recipe.signal_key`).
     """
 
     samples: dict[str, list[Any]]
@@ -96,7 +96,7 @@ class Store:
         return {"headscore-derived": VERSION, "mode": self.mode, "capture": self.capture, "shard": shard.name, **times}
 
     def read(self, shard: Path) -> Kept | None:
-        """What is kept of a shard; None where that is nothing to be believed."""
+        """What is kept of a shard; None where there is nothing that can be trusted."""
         if key := self.key(shard):
             for folder in self.folders:
                 with contextlib.suppress(

@@ -31,7 +31,7 @@ def signals(cache: str | Path | None = None, **options: Any) -> pl.DataFrame:
         options: fields of ScoreSettings, such as `signal`, `signals` and `measure`.
 
     Returns one line per signal: `signal`, its name; `needs`, the measures it is made of; `there`, whether the cache has them
-    (null without a cache); `what`, the first sentence of its documentation, or why the cache has it not.
+    (null without a cache); `what`, the first sentence of its documentation, or why the cache does not have it.
     Raises InputError for a cache or options that cannot be used.
     """
     settings = ScoreSettings(**options)

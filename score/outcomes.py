@@ -92,7 +92,7 @@ def _require_same_rows(grid: Grid, metric: str, intact: int) -> None:
     there = ~np.isnan(values[intact])
     for line, row in np.argwhere(np.isnan(values) == there):
         where = told({**grid.keys.row(int(line), named=True), "row": grid.rows[row]})
-        what = "has no value" if there[row] else "has a value, which the intact model has not,"
+        what = "has no value" if there[row] else "has a value, but the intact model has none,"
         raise InputError(f"outcomes: '{metric}' {what} in {where}")
     if metric in ACCURACIES and not np.isin(values[:, there], (0, 1)).all():
         raise InputError(f"outcomes: '{metric}' has values other than 0 and 1")

@@ -1,4 +1,4 @@
-"""Writes the result files of a run: the seed's seven, and all of `Scores.heads` as Parquet and CSV."""
+"""Writes the result files of a run: the five basic tables, config.yaml, run.log, and `Scores.heads` as Parquet and CSV."""
 
 import contextlib
 import dataclasses

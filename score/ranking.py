@@ -52,7 +52,7 @@ def rank(
     rank within the layer.
 
     Raises InputError where a column is missing or has the name of a result, a head has two lines or no layer, a weighted signal
-    is null, NaN, infinite or no number for a head, and for weights or options that there are not.
+    is null, NaN, infinite or no number for a head, and for weights or options that do not exist.
     """
     if not isinstance(frame, pl.DataFrame):
         advice = "; collect() it first" if isinstance(frame, pl.LazyFrame) else ""

@@ -110,11 +110,11 @@ class Recipe:
         return [name for name in self.measures if name in wanted]
 
     def measure_key(self, name: str) -> str | None:
-        """What names the definition of a measure for another time; None where that has no name."""
+        """The key by which a later run finds the kept values of a measure; None where its definition has none."""
         return expression_key(self.linear.own[name]) if name in self.linear.own else name
 
     def signal_key(self, name: str) -> str | None:
-        """What names a signal's values for another time, with all that they depend on; None where that has no name."""
+        """The key by which a later run finds a signal's kept sums, with all that they depend on; None where there is none."""
         needs = self.needs([name])
         key = expression_key(self.signals[name].expression)
         own = {need: expression_key(self.linear.own[need]) for need in needs if need in self.linear.own}

@@ -81,14 +81,14 @@ class Results:
     def order(self, signal: str = COMBINED) -> list[tuple[int, int]]:
         """All (layer, unit), the one that is driven most first, by the combined score or by one signal alone.
 
-        A `-` before a signal turns it around. Raises InputError for one that the ranking has not.
+        A `-` before a signal turns it around. Raises InputError for one that the ranking does not have.
         """
         name, weight = signal.removeprefix("-"), -1.0 if signal.startswith("-") else 1.0
         ranked = self.heads if signal == COMBINED else self.ranked({name: weight})
         return [(int(layer), int(unit)) for layer, unit in ranked.sort("rank").select("layer", self.unit).iter_rows()]
 
     def ranked(self, weights: Mapping[str, float]) -> pl.DataFrame:
-        """The heads ranked by other weights, in the ranking's own way; InputError for a signal that it has not."""
+        """The heads ranked by other weights, in the ranking's own way; InputError for a signal that it lacks."""
         if missing := [name for name in weights if name not in self.signals]:
             has = ", ".join(self.signals) or "none"
             raise OptionError(f"--signal {missing[0]}: {self.folder} has no such signal; it has {has}")
@@ -100,7 +100,7 @@ class Results:
         """An imported list as a ranking of all heads of a model: those that it does not list come last, in a random order.
 
         They all have the score below the lowest. units: how many heads, or groups of them, each layer of the model has.
-        Raises InputError where the list has a head that the model has not, or all of another model's.
+        Raises InputError where the list has a head that the model does not have.
         """
         every = {(layer, unit) for layer, count in units.items() for unit in range(count)}
         own = set(self.heads.select("layer", self.unit).iter_rows())
@@ -125,8 +125,8 @@ class Results:
         if self.imported is not None:
             return {}
         options: Mapping[str, Any] = self.options
-        seed = {"out": 1.0, "ent": options["lambda_ent"], "task": options["lambda_task"]}
-        return {name: weight for name, weight in {**seed, **(options.get("weight") or {})}.items() if weight}
+        default = {"out": 1.0, "ent": options["lambda_ent"], "task": options["lambda_task"]}
+        return {name: weight for name, weight in {**default, **(options.get("weight") or {})}.items() if weight}
 
 
 def read_results(folder: Path) -> Results:
@@ -144,7 +144,7 @@ def read_results(folder: Path) -> Results:
     if not has_shape(record, _IMPORTED_SHAPE if imported else _RECORD_SHAPE) or not has_shape(
         config, {"by": str} if imported else _CONFIG_SHAPE
     ):
-        raise InputError(f"{path}: is not that of a run of headscore score; run it again with --overwrite")
+        raise InputError(f"{path}: was not written by headscore score; run it again with --overwrite")
     _require_usable(config, path)
     content = read_plain(folder / HEADS_PARQUET, _MAX_BYTES)
     if content is None:
@@ -174,4 +174,4 @@ def _require_usable(config: Mapping[str, Any], path: Path) -> None:
     if not wrong and not isinstance(record.get("model", {}).get("name", ""), str):
         wrong.append(f"{RECORD_KEY}.model.name")
     if wrong:
-        raise InputError(f"{path}: '{wrong[0]}' is none of headscore score; run it again with --overwrite")
+        raise InputError(f"{path}: '{wrong[0]}' is not as headscore score writes it; run it again with --overwrite")

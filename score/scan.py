@@ -17,6 +17,7 @@ from ..data.errors import InputError
 from ..data.files.whole_file import given_path
 from ..data.options.settings import HeadOutput, QueryMode, ScoreSettings
 from ..data.options.signatures import library_call
+from ..data.text import ranges
 from .kept import open_store
 from .listing import with_a_task_span
 from .recipe import Recipe, choose_recipe
@@ -123,7 +124,7 @@ def _conjuncts(predicate: pl.Expr) -> Iterator[pl.Expr]:
 
 @dataclass(frozen=True, eq=False)
 class PatternRows:
-    """What a sample's prompt is attended to with, in some heads of a layer.
+    """The pattern rows of a sample, for one head or all heads of a layer.
 
     Args:
         sample: 0-based in the cache.
@@ -164,9 +165,7 @@ def rows(
     layers, heads = opened.metadata["layers"], opened.metadata["dims"]["heads"]
     if layer not in layers or (head is not None and not 0 <= head < heads):
         name = f"layer {layer}" if head is None or layer not in layers else f"head {head} in layer {layer}"
-        raise InputError(
-            f"{opened.path}: has no {name}; it has {heads} heads in each of the layers {layers[0]} to {layers[-1]}"
-        )
+        raise InputError(f"{opened.path}: has no {name}; it has {heads} heads in each of layers {ranges(layers)}")
     return _pattern_rows(opened, layers.index(layer), head, f"{settings.score_query_mode}/attention")
 
 

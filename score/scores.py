@@ -1,4 +1,4 @@
-"""The result of scoring a cache: one wide frame of heads, and the seed's five tables as selections of it."""
+"""The result of scoring a cache: one wide frame of heads, and the five basic tables as selections of it."""
 
 import html
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from .evidence.null import Null
 
 DEFAULT_TOP_K = 20
 DEFAULT_TOP_K_PER_LAYER = 3
-SEED_SIGNALS = ("out", "ent", "task")
+DEFAULT_SIGNALS = ("out", "ent", "task")
 _SHOWN = 10
 
 
@@ -126,13 +126,13 @@ class Scores:
 
     @property
     def raw(self) -> pl.DataFrame:
-        """The seed's mean signals: layer, head, out_raw, ent_raw, task_raw."""
-        return self.heads.select("layer", self.unit, *(pl.col(name).alias(f"{name}_raw") for name in SEED_SIGNALS))
+        """The means of the default signals: layer, head, out_raw, ent_raw, task_raw."""
+        return self.heads.select("layer", self.unit, *(pl.col(name).alias(f"{name}_raw") for name in DEFAULT_SIGNALS))
 
     @property
     def norm(self) -> pl.DataFrame:
-        """The seed's signals, normalised: layer, head, out_z, ent_z, task_z."""
-        return self.heads.select("layer", self.unit, *(pl.col(f"{name}_norm").alias(f"{name}_z") for name in SEED_SIGNALS))
+        """The default signals, normalised: layer, head, out_z, ent_z, task_z."""
+        return self.heads.select("layer", self.unit, *(pl.col(f"{name}_norm").alias(f"{name}_z") for name in DEFAULT_SIGNALS))
 
     @property
     def combined(self) -> pl.DataFrame:
@@ -151,7 +151,7 @@ class Scores:
 
     def __repr__(self) -> str:
         """The top heads, as a console shows this object."""
-        return f"{len(self.heads)} heads, {self.samples} samples\n{self.topk_global}"
+        return f"{len(self.heads)} {heads_or_groups(self.unit)}, {self.samples} samples\n{self.topk_global}"
 
     def _repr_html_(self) -> str:
         """The top heads with the signals that are weighted, which is how a notebook shows this object."""
@@ -161,8 +161,14 @@ class Scores:
             values = "".join(f"<td>{line[name]:.4f}</td>" for name in self.weights)
             place = f"<td>{shown_rank(self, line)}</td><td>{head_name(line, self.unit)}</td>"
             lines += f"<tr>{place}<td>{line['combined']:.{self.combined_digits}f}</td>{values}</tr>"
-        caption = f"{html.escape(model_name(self.metadata['model']))}: {len(self.heads)} heads, {self.samples} samples"
+        counted = f"{len(self.heads)} {heads_or_groups(self.unit)}, {self.samples} samples"
+        caption = f"{html.escape(model_name(self.metadata['model']))}: {counted}"
         return f"<table><caption>{caption}</caption><thead><tr>{titles}</tr></thead><tbody>{lines}</tbody></table>"
+
+
+def heads_or_groups(unit: str) -> str:
+    """What people call several of what a ranking ranks: heads, or groups of heads."""
+    return "heads" if unit == "head" else "groups of heads"
 
 
 def head_name(line: Mapping[str, Any], unit: str) -> str:

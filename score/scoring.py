@@ -17,7 +17,7 @@ from .evidence.task_length import length_correlations, uniform_levels, with_leng
 from .frames import by_unit, heads_frame
 from .kept import open_store
 from .recipe import Recipe, choose_recipe, is_raw_norm
-from .scores import Scores
+from .scores import Scores, heads_or_groups
 from .workers import executor_of
 
 logger = logging.getLogger("headscore")
@@ -70,7 +70,7 @@ def score_cache(
     if bootstrap and bootstrap.bootstrap:
         heads = with_stability(heads, cache, recipe, store, settings, bootstrap, k)
     checks = checks_of(heads, settings, recipe, found.samples, k)
-    logger.info("%s: %d heads from %d samples", cache.path, len(heads), found.samples)
+    logger.info("%s: %d %s from %d samples", cache.path, len(heads), heads_or_groups(settings.by), found.samples)
     levels = uniform_levels(heads, found.task, recipe.mode)
     return dataclasses.replace(scores, heads=heads, null=null_of(heads, settings, k), checks=checks, uniform=levels)
 
@@ -80,7 +80,7 @@ def _warn_of_raw_norms(recipe: Recipe, settings: ScoreSettings) -> None:
     names = [name for name, weight in settings.weights.items() if weight and across and is_raw_norm(recipe, name)]
     if names:
         logger.warning(
-            "%s: is a raw norm, which grows from layer to layer in most models, so across layers it ranks late layers first; "
+            "%s: raw norms grow from layer to layer in most models, so across layers they rank late layers first; "
             "use --within layer with --fusion rank, or out_relative",
             ", ".join(names),
         )

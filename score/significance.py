@@ -11,7 +11,7 @@ from .means import Float
 def permutation_p(top: float, draws: Float) -> float:
     """(1 + how many draws are at least as high as the top) / (R + 1), one-sided.
 
-    Where the top is as good as one more draw, p ≤ α happens with a probability of at most α. The least p is 1 / (R + 1).
+    If the top is just one more draw, p ≤ α happens with a probability of at most α. The least p is 1 / (R + 1).
 
     Args:
         top: of what is tested.

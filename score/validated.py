@@ -87,7 +87,7 @@ def validation_of(measured: Measured, settings: ValidateSettings) -> Validation:
     told = [*_cautions(measured.facts), *verdicts(table, measured.facts["units"])]
     intact = measured.outcomes.filter(set="intact")
     if settings.fit_weights and measured.single is None:
-        raise OptionError("--fit-weights: single heads were not run; give --single, and the results that are validated")
+        raise OptionError("--fit-weights: this validation did not run single heads; give the ranking's results, with --single")
     if measured.single is None and measured.gradient is None:
         return Validation(table, told, None, None, None, measured)
     effects = effects_of(measured.single, measured.gradient, intact, **how)
@@ -114,9 +114,9 @@ def _cautions(facts: Mapping[str, Any]) -> list[str]:
         if not imported.get("whole"):
             lines.append("CAUTION: the list does not have all heads; the bottom are random ones of those that it does not list")
     if facts["other_model"]:
-        lines.append("CAUTION: the ranking was captured from another model than the one that was run")
+        lines.append("CAUTION: the ranking was captured from a model other than the one that was run")
     if shared := facts["overlapping_draws"]:
-        lines.append(f"CAUTION: {shared} draws share heads with the top, as some layer has too few others; see sets.parquet")
+        lines.append(f"CAUTION: draws that share heads with the top, as a layer has too few others: {shared}; see sets.parquet")
     return lines
 
 
@@ -173,6 +173,6 @@ def require_statistics_alone(place: Path, measured: Measured, settings: Validate
         asked = getattr(settings, field.name) != field.default
         if asked and field.name not in _OF_STATISTICS and not there.get(field.name):
             raise OptionError(
-                f"{option_flag(field.name)}: needs the model, and {place} holds what was run; give the results of headscore "
-                "score for it, or make its statistics anew with --bootstrap, --level and --seed"
+                f"{option_flag(field.name)}: needs the model, and {place} is a validation; give the results of headscore "
+                "score instead, or only --bootstrap, --level and --seed, for new statistics"
             )

@@ -69,7 +69,7 @@ def read_measured(folder: Path) -> Measured:
         raise InputError(f"{folder / FACTS_FILE}: is damaged: {error}; run headscore validate again") from error
     needed = ("units", "unit", "noise_floor", "signals", "unseen", "other_model", "overlapping_draws", "ranking")
     if not isinstance(facts, dict) or facts.get("format") != _FORMAT or any(name not in facts for name in needed):
-        raise InputError(f"{folder / FACTS_FILE}: is not that of a validation; run headscore validate again")
+        raise InputError(f"{folder / FACTS_FILE}: was not written by headscore validate; run it again")
     tables = {name: _read_table(folder / f"{name}.parquet") for name in TABLES}
     return Measured(facts=facts, **{name: _needed(name, folder, table) for name, table in tables.items()})  # type: ignore[arg-type]
 

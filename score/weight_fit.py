@@ -1,4 +1,4 @@
-"""Which weights of the signals rank heads as what it costs to take each out alone."""
+"""Which weights of the signals rank heads most like the cost of taking each out alone."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -315,15 +315,16 @@ against the model's own eager attention, one sample at a time and unpadded. `pyt
 - **way**: *recorded* by the attention function, at the speed of SDPA; *eager*: the model's own eager attention, for
   architectures that do not go through transformers' attention interface, or whose self-check fails otherwise; *refused*: no
   cache is made, and the error says why.
-- **shared**: whether what the prompts begin with is run once; models with recurrent layers, or a kv_cache of their own kind, do
-  not go on from a prefix, which the self-check finds, and each prompt is run whole; so is one whose
-  length has a way of its own.
+- **shared**: whether what the prompts have in common at their start is run once. Models with recurrent layers, or with a
+  kv_cache of their own kind, cannot continue from a prefix; the self-check finds that, and each prompt is run whole. The same
+  goes for models in which what a pass computes depends on its length (dynamic NTK, chosen keys).
 - **rows, z, result**: the largest difference from eager in fp32, before pattern rows are rounded to half precision for the
-  file: of any attention weight (last token and mean over all tokens), and relative of the norms of z and of W_O z.
+  file: of any attention weight (last token and mean over all tokens), and the relative difference of the norms of z and of
+  W_O z.
   "–": the output projection cannot be split by heads, so the cache has no result norms (`--head-output result` says so).
 - **bf16, fp16**: the largest total variation (½ Σ|a − b|) of a stored last-token row of the model run in that precision from
-  the fp32 eager row; it is what the precision does to a random model. Every stored row sums to 1 within {sums:.1e}, but for
-  models with sinks.
+  the fp32 eager row; it is what the precision does to a random model; not measured where the way is *eager*. Every stored row
+  sums to 1 within {sums:.1e}, except in models with sinks.
 
 | architecture | special | way | shared | rows | z | result | bf16 | fp16 |
 |---|---|---|---|---|---|---|---|---|

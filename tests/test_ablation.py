@@ -157,7 +157,7 @@ def test_heads_may_be_given_as_frames_of_heads_or_of_groups() -> None:
 @pytest.mark.parametrize(
     ("heads", "options", "message"),
     [
-        ([(3, 0)], {}, "heads: the model has no head 0 in layer 3; it has layers 0 to 2"),
+        ([(3, 0)], {}, "heads: the model has no head 0 in layer 3; it has layers 0-2"),
         ([(0, 4)], {}, "heads: the model has no head 4 in layer 0; it has heads 0 to 3"),
         ([(0, -1)], {}, "heads: the model has no head -1 in layer 0"),
         ([3], {}, "heads: expected pairs (layer, head)"),

@@ -364,7 +364,7 @@ def test_where_the_base_is_not_found_it_says_what_to_give(base: str | None, mess
 
 def test_a_base_that_is_an_adapter_is_refused(adapter: Path, copy: Path, tmp_path: Path) -> None:
     edit(copy / "adapter_config.json", base_model_name_or_path=str(adapter))
-    with pytest.raises(InputError, match="is no model; give the base as model"):
+    with pytest.raises(InputError, match="is not a model; give the base as model"):
         captured(tmp_path / "c", model=str(copy))
 
 

@@ -46,7 +46,7 @@ def unstable(heads: Heads) -> Heads:
 
 PLANTED: list[tuple[str, Callable[[Heads], Heads], dict[str, Any], str, float]] = [
     ("disagreement", disagreeing, {}, "weighted signals disagree: Spearman within layers out and ", -1.0),
-    ("below_uniform", below_uniform, {}, "4 of the top 4 give the question less of their attention than uniform", 4),
+    ("below_uniform", below_uniform, {}, "4 of the top 4 give the question less attention than uniform", 4),
     (
         "length",
         following_length,
@@ -55,7 +55,7 @@ PLANTED: list[tuple[str, Callable[[Heads], Heads], dict[str, Any], str, float]] 
         4,
     ),
     ("ties", lambda heads: heads, {"top_k": 5}, "4 tie at the cut: 1 of them is in the top 5, 3 are not", 4),
-    ("first_token", parked, {}, "4 of the top 4 rest on the first token, with more than half of their attention", 4),
+    ("first_token", parked, {}, "4 of the top 4 rest on the first token, with more than half of the attention", 4),
     ("samples", unstable, {"lambda_ent": 0, "lambda_task": 0}, "60 samples are few: another 60 would keep ", 0.5),
 ]
 

@@ -184,7 +184,7 @@ def test_only_the_rows_of_both_count(plain: Path, tmp_path: Path) -> None:
     few = write(tmp_path / "few", planted=0.2, rows=range(20, 50))
     other = write(tmp_path / "other", seed=1, rows=range(10, 60), settings={"control": "shuffle"})
     one, two = headscore.control(plain, against=other), headscore.control(few, against=other)
-    assert "paired t tests of 50 samples, one-sided; left out: 10 whose row the control has not" in one.lines
+    assert "paired t tests of 50 samples, one-sided; left out: 10 whose row the control lacks" in one.lines
     assert "paired t tests of 30 samples, one-sided; left out: 20 of the control whose row is not here" in two.lines
     assert found(one) == found(two) == [PLANTED]
     by_hand = headscore.scan_cache(plain).filter(pl.col("row") >= 10).group_by("layer", "head").agg(pl.col("task").mean())
@@ -287,7 +287,7 @@ def test_wrong_pairings_are_refused(plain: Path, shuffled: Path, tmp_path: Path)
     with pytest.raises(headscore.InputError, match="holds control prompts; give the ordinary cache"):
         headscore.control(shuffled, against=plain)
     for options in ({}, {"against": shuffled, "random_span": True}):
-        with pytest.raises(headscore.InputError, match="against: give either a cache that is the control, or random_span"):
+        with pytest.raises(headscore.InputError, match="against: give a cache that is the control, or random_span, not both"):
             headscore.control(plain, **options)
     with pytest.raises(headscore.InputError, match=r"no weighted signal \(out, ent\) depends on where the task's span stands"):
         headscore.control(plain, random_span=True, lambda_task=0)
@@ -338,7 +338,7 @@ def test_the_command_prints_what_it_found(run_cli: Cli, plain: Path, shuffled: P
     assert status == 0 and again.splitlines()[:-1] == lines[:-1]
     assert (tmp_path / "again" / "control.csv").read_bytes() == (out / "control.csv").read_bytes()
     status, _, error = run_cli("control", plain)
-    assert status == 2 and "--against: give either a cache that is the control, or --random-span" in error
+    assert status == 2 and "--against: give a cache that is the control, or --random-span, not both" in error
 
 
 def test_the_page_has_every_column_and_kind() -> None:

@@ -110,7 +110,7 @@ def test_what_has_no_question_is_refused(tmp_path: Path, llama: Path) -> None:
     given: dict[str, Any] = {"model": str(llama), "data": str(data), "template": str(template)}
     with pytest.raises(
         headscore.InputError,
-        match=r"control='null': replaces the span 'question'.*have only template, special, goal; call what asks by this name",
+        match=r"control='null': replaces the span 'question'.*have only template, special, goal; name the placeholder",
     ):
         headscore.capture(tmp_path / "c", **given, control="null")
     template.write_text("{question=goal}?")

@@ -278,16 +278,16 @@ def test_a_cards_texts_cannot_be_anything_but_texts(results: Path, tmp_path: Pat
         ("csv", {"top_k": 13}, "top_k: 13 is more than the 12 heads there are"),
         ("csv", {"top_k": 7, "by": "kv_head"}, "top_k: 7 is more than the 6 groups of heads there are"),
         ("csv", {"top_k_per_layer": 5}, "top_k_per_layer: 5 is more than the 4 heads that a layer has"),
-        ("csv", {"top_k": 1, "top_k_per_layer": 1}, "top_k: give either it or top_k_per_layer"),
+        ("csv", {"top_k": 1, "top_k_per_layer": 1}, "top_k: give it or top_k_per_layer, not both"),
         ("csv", {"signal": "sinks"}, "signal sinks: .* has no such signal; it has out"),
-        ("csv", {"signal": "-"}, "signal '-': is no name of a signal"),
+        ("csv", {"signal": "-"}, "signal '-': is not the name of a signal"),
         ("csv", {"sink_size": 3}, "sink_size: is an option of format='duo'; leave it out"),
         ("card", {"model": "x"}, "model: is an option of format='checkpoint'; leave it out"),
         ("csv", {"group": "max"}, "group: says how groups are scored, and heads are ranked"),
         ("duo", {"by": "head"}, "by='head': format='duo' is of groups of heads"),
         ("retrieval_head", {"top_k": 1}, "^format='retrieval_head': "),
         ("csv", {"signal": "-combined"}, "signal -combined: only a signal can be turned around"),
-        ("shira", {"top_k": 4}, r"r = k·d·M / \(H·d \+ M\) for all layers, and there are 1 heads in layer \d and 2 in layer"),
+        ("shira", {"top_k": 4}, r"r = k·d·M / \(H·d \+ M\) for all layers, but 1 of layer \d and 2 of layer \d are chosen"),
     ],
 )
 def test_what_a_format_cannot_say_is_refused(
@@ -410,19 +410,19 @@ def test_a_damaged_table_of_heads_is_refused(
 @pytest.mark.parametrize("format", ["csv", "duo", "retrieval_head", "shira"])
 def test_heads_of_another_shape_than_the_record_are_refused(results: Path, tmp_path: Path, format: str) -> None:
     copy = changed(results, tmp_path, lambda c: c["record"]["dims"].update(heads=8))
-    with pytest.raises(InputError, match="its record has another shape than its heads"):
+    with pytest.raises(InputError, match="the heads do not fit the shape in its record"):
         export(copy, tmp_path, format)
     heads = (
         pl.read_parquet(results / "heads.parquet").filter(pl.col("layer") < 2).with_columns(rank=pl.col("rank").rank("ordinal"))
     )
-    with pytest.raises(InputError, match="its record has another shape than its heads"):
+    with pytest.raises(InputError, match="the heads do not fit the shape in its record"):
         export(changed(results, tmp_path / "cut", lambda c: None, heads), tmp_path, format)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"weight": [1, 2]}, "'weight' is none of headscore score"),
+        ({"weight": [1, 2]}, "'weight' is not as headscore score writes it"),
         ({"weight": "abc"}, "'weight' is none"),
         ({"weight": {"out": "x"}}, "'weight' is none"),
         ({"fusion": "foo"}, "'fusion' is none"),

@@ -197,14 +197,14 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
 )
 BAD_YAML = {
     "nine lists of nine": (BOMB, "an alias (*name) cannot be used"),
-    "a merge": ("<<: {top_k: 1}", "a key is no text"),
+    "a merge": ("<<: {top_k: 1}", "a key is not text"),
     "a key twice": ("top_k: 1\ntop_k: 2", "the key 'top_k' appears twice"),
     "a key twice in quotes": ('top_k: 1\n"top_k": 2', "the key 'top_k' appears twice"),
     "a key in two spellings": ("lambda-ent: 1\nlambda_ent: 2", "'lambda_ent' appears twice"),
     "another command's in two spellings": ("max-length: 1\nmax_length: 2", "'max_length' appears twice"),
     "another command's under its older name": ("model: a\nmodel_path: b", "'model_path' appears twice"),
     "a key twice within": ("weight: {ent: 1, ent: 2}", "the key 'ent' appears twice"),
-    "a number and a text": ("model_kwargs: {1: a, '1': b}", "a key is no text"),
+    "a number and a text": ("model_kwargs: {1: a, '1': b}", "a key is not text"),
     "nested lists": ("weight: " + "[" * 5000, "it is nested more than"),
     "nested objects": ("weight: " + "{a: " * 5000, "it is nested more than"),
     "400 digits": ("top_k: 1" + "0" * 400, "has more than 64 bits"),

@@ -121,7 +121,7 @@ def test_what_the_hub_does_not_give_is_told_in_one_line(captures: Captures, fold
     wanted = {
         "model org/none: there is no such folder, and the hub has no such model": {"model": "org/none"},
         "model none: there is no such folder, and the hub has no such model": {"model": "none"},
-        "model a..b/c: there is no such folder, and it is no hub id": {"model": "a..b/c"},
+        "model a..b/c: there is no such folder, and it is not a hub id": {"model": "a..b/c"},
         "model org/tiny: the hub has no revision 'new' of it": {"model": "org/tiny", "revision": "new"},
         "model org/tiny: the hub has no revision 'ffffffff": {"model": "org/tiny", "revision": "f" * 40},
         "model org/gated: the hub gives it only to those whom its owner let in": {"model": "org/gated"},

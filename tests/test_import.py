@@ -67,7 +67,7 @@ def test_a_part_of_a_ranking_stays_a_part(results: Path, tmp_path: Path, format:
     assert (line["shared"], line["heads"]) == (5, 5) and line["kendall"] > 0.8, "the ranking has ties"
     again = headscore.export(tmp_path / "imported", tmp_path / f"again{FORMATS[format]}", format=format, top_k=5)
     assert again.heads == made.heads
-    with pytest.raises(InputError, match=r"needs all heads of the model, and .* has some"):
+    with pytest.raises(InputError, match=r"needs all heads of the model, and .* has only some"):
         headscore.export(tmp_path / "imported", tmp_path / "x.json", format="retrieval_head")
 
 
@@ -150,7 +150,7 @@ def test_the_command_line(run_cli: Cli, results: Path, tmp_path: Path) -> None: 
         ("qrhead", b"attn_head_set: !!python/object:os.system 1-2\n", "cannot be read as YAML"),
         ("qrhead", b'[["1-2"]]', "expected pairs"),
         ("qrhead", b"[1", "not a head set"),
-        ("lofit", b"no array", "is no array of NumPy"),
+        ("lofit", b"no array", "is not a NumPy array"),
         ("lofit", npy(np.zeros((2, 3), np.int64)), "expected whole numbers"),
         ("lofit", npy(np.zeros((2, 2))), "expected whole numbers"),
         ("lofit", npy(np.array([["a", "b"]], object)), "expected whole numbers"),
@@ -158,7 +158,7 @@ def test_the_command_line(run_cli: Cli, results: Path, tmp_path: Path) -> None: 
         ("lofit", npy(np.zeros((2, 2), np.int64)), "layer 0, head 0 appears twice"),
         ("lofit", npy(np.array([[0, -1]])), "exists in no model"),
         ("lofit", npy(np.array([[0, 1]]))[:-1], "does not have as many numbers as its header says"),
-        ("lofit", npy(np.array([[0, 1]])).replace(b"(1, 2)", b"(9**9, 2)"), "is no array of NumPy"),
+        ("lofit", npy(np.array([[0, 1]])).replace(b"(1, 2)", b"(9**9, 2)"), "is not a NumPy array"),
         ("lofit", npy(np.array([[0, 1]])).replace(b"(1, 2), }    ", b"(1000000, 2)}"), "whole numbers"),
     ],
 )
@@ -237,7 +237,7 @@ def test_a_strangers_import_is_checked(results: Path, tmp_path: Path, change: di
     config = yaml.safe_load((folder / "config.yaml").read_text())
     config["record"]["imported"] |= change
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(InputError, match="is not that of a run of headscore score"):
+    with pytest.raises(InputError, match="was not written by headscore score"):
         read_results(folder)
 
 

@@ -300,7 +300,7 @@ def test_columns_too_large_for_a_shard_are_told_before_the_model_is_loaded(
 ) -> None:
     monkeypatch.setattr("headscore.capture.model.models.load_model", lambda *_, **__: pytest.fail("the model was loaded"))
     monkeypatch.setattr(kept, "MAX_KEPT_BYTES", 200)
-    message = r"keep choices\.text\.0: of rows 0 to 4 0\.0 MB would be kept, most of it this column; .* smaller shard_size"
+    message = r"keep choices\.text\.0: 0\.0 MB would be kept of rows 0 to 4, most of it this column; .* smaller shard_size"
     with pytest.raises(InputError, match=message):
         capture(tmp_path / "c", llama, data, max_length=10_000)
 

@@ -381,7 +381,7 @@ def test_span_names_are_those_of_all_rows_in_a_fixed_order() -> None:
     assert not PromptMaker(SOURCE, rows[:2]).has_question, "then no row is skipped for want of one"
     many = [text_row("ab", (0, 1), name=f"s{i}") for i in range(MAX_SPANS)]
     assert len(PromptMaker(SOURCE, many[: MAX_SPANS - len(ALWAYS_SPANS)]).span_names) == MAX_SPANS
-    with pytest.raises(InputError, match=r"rows.jsonl: brings 10 spans with template and special; a cache holds 8"):
+    with pytest.raises(InputError, match=r"rows.jsonl: brings 10 spans, template and special included; a cache holds 8"):
         PromptMaker(SOURCE, many)
 
 

@@ -379,7 +379,7 @@ def test_a_disk_that_fills_up_or_fails_keeps_whole_shards(
         real(handle)
 
     monkeypatch.setattr(files.os, "fsync", fsync)
-    with pytest.raises(RunError, match=f"{why}; whole shards are kept: make room, then run the same command"):
+    with pytest.raises(RunError, match=f"{why}; whole shards are kept: remedy that, then run the same command"):
         again(llama, tmp_path / "c")
     monkeypatch.undo()
     left = sorted(path.name for path in (tmp_path / "c" / "shards").iterdir())

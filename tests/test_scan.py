@@ -310,7 +310,7 @@ def test_rows_give_the_measures_of_a_scan(cache: Path) -> None:
 
 def test_rows_that_there_are_not_are_refused(cache: Path, last_token_cache: Path, tmp_path: Path) -> None:
     for options, said in (
-        ({"layer": 3}, "has no layer 3; it has 4 heads in each of the layers 0 to 2"),
+        ({"layer": 3}, "has no layer 3; it has 4 heads in each of layers 0-2"),
         ({"layer": -1}, "has no layer -1"),
         ({"layer": 0, "head": 4}, "has no head 4 in layer 0; it has 4 heads"),
         ({"layer": 0, "head": -1}, "has no head -1 in layer 0"),

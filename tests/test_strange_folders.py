@@ -166,7 +166,7 @@ def test_shards_that_vanished_are_no_success(llama: Path, tmp_path: Path) -> Non
         if done == 6:
             shard_path(tmp_path / "c", 0).unlink(missing_ok=True)
 
-    with pytest.raises(headscore.data.errors.RunError, match="of this process's 3 shards 1 are not there whole"):
+    with pytest.raises(headscore.data.errors.RunError, match="1 of this process's 3 shards are missing"):
         headscore.capture(tmp_path / "c", model=str(llama), max_samples=6, shard_size=2, progress=remove)
 
 

@@ -196,7 +196,7 @@ def test_a_process_whose_own_shard_is_lost_does_not_end_well(
     options = ["--max-samples", 24, "--shard-size", 10, "--queries", "all_tokens", "--seed", 7]
     status, _, err = run_cli("capture", "--model", llama, "--out", tmp_path / "c", *options)
     assert status == 1 and err.splitlines()[-1].startswith("headscore: error: "), err
-    assert "of this process's 3 shards 1 are not there whole at the end: 00001.h5 (" in err and why in err
+    assert "at the end, 1 of this process's 3 shards are missing or damaged: 00001.h5 (" in err and why in err
     assert not (tmp_path / "c" / "skipped.jsonl").exists(), "a cache with it counts as complete"
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")

@@ -142,7 +142,7 @@ def test_statistics_are_made_anew_without_the_model(
     assert (wider.table["top_high"] >= again.table["top_high"]).all() and wider.table["top"].equals(again.table["top"])
     assert not (tmp_path / "wider" / "weights.json").exists()
     for option in ({"k": ["1"]}, {"draws": 3}, {"signal": ["ent"]}, {"max_samples": 5}, {"ablate": "mean"}):
-        with pytest.raises(headscore.InputError, match=rf"^{next(iter(option))}: needs the model, and .* holds what was run"):
+        with pytest.raises(headscore.InputError, match=rf"^{next(iter(option))}: needs the model, and .* is a validation"):
             headscore.validate(out, tmp_path / "other", **option)
 
 
@@ -283,7 +283,7 @@ def test_folders_that_are_no_results_are_told(results: Path, tmp_path: Path, cac
         assert before in config
         other = Path(shutil.copytree(results, tmp_path / after.partition(":")[0] / "r"))
         (other / "config.yaml").write_text(config.replace(before, after))
-        with pytest.raises(headscore.InputError, match=r"config\.yaml: is not that of a run of headscore score"):
+        with pytest.raises(headscore.InputError, match=r"config\.yaml: was not written by headscore score"):
             headscore.validate(other, tmp_path / "v")
     damaged = tmp_path / "r"
     headscore.score(results.parent / "c", damaged)

@@ -225,7 +225,7 @@ def test_outcomes_that_are_not_whole_are_refused_in_one_line(change: Any, messag
     ("key", "metric", "values", "message"),
     [
         (TOP, "nll", [1, 2, np.nan, np.nan], "'nll' has no value in signal out, k 3, set top, row 2"),
-        (DRAWS[1], "nll", [1, 2, 3, 4], "'nll' has a value, which the intact model has not, in .*draw 1, row 3"),
+        (DRAWS[1], "nll", [1, 2, 3, 4], "'nll' has a value, but the intact model has none, in .*draw 1, row 3"),
         (TOP, "acc", [0.5, 0, 1, np.nan], "'acc' has values other than 0 and 1"),
         (BOTTOM, "kl", [0, 0, np.inf, 0], "'kl' is inf in signal out, k 3, set bottom, row 2"),
     ],

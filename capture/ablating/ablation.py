@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ...data.errors import InputError
+from ...data.errors import HeadscoreError, InputError, typed_line
 from ...data.options.settings import How
+from ...data.text import ranges
 from ..model.device import computing_on
 from ..model.layers import AttentionLayer
 from ..model.models import decoder_of
 from ..recording.recorder import Recorder
+from ..recording.runner import ModelError
 
 if TYPE_CHECKING:
     import polars as pl
@@ -42,7 +44,10 @@ def attention_layers(model: PreTrainedModel) -> dict[int, AttentionLayer]:
             return dict(recorder.known.layers)
         except Exception as error:  # whatever an architecture's code raises
             failure = failure or error
-    raise failure  # type: ignore[misc]
+    if isinstance(failure, HeadscoreError):
+        raise failure
+    assert failure is not None
+    raise ModelError(f"{decoder.config.model_type}: fails on {_PROBE_TOKENS} tokens: {typed_line(failure)}") from failure
 
 
 class HeadGates:
@@ -103,7 +108,7 @@ def ablated(
 ) -> Iterator[PreTrainedModel]:
     """Within this context the model runs without some of its heads; afterwards all is as before, also after an error.
 
-    What a head writes is taken out where that is clean to do: its z is set where it enters the output projection, at all
+    A head is taken out by setting its z, where it enters the output projection, to zero or to its mean, at all
     positions. Everything that runs the same model object sees it, such as another tool's evaluation.
 
     Args:
@@ -113,7 +118,7 @@ def ablated(
         how: `zero`, or `mean` for the mean of z, see `means`. Zero is what setting the head's columns of W_O to zero does.
         means: for `mean`, what `mean_outputs` found: z of each head, [H,D] by layer.
 
-    Raises InputError for a head that the model has not, a layer without an output projection, and `mean` without means.
+    Raises InputError for a head that the model does not have, a layer without an output projection, and `mean` without means.
     """
     if how not in get_args(How):
         raise InputError(f"ablated: how={how!r:.40} is not one of {', '.join(get_args(How))}")
@@ -181,7 +186,7 @@ class MeanOutputs:
         return enter
 
     def add(self) -> None:
-        """Count the batch that was run last; one that failed is not to be."""
+        """Add the batch that was run last; not to be called for one that failed."""
         for layer, total in self._latest.items():
             self._sums[layer] = self._sums.get(layer, 0) + total
         self._tokens += int(self.lengths.sum())
@@ -197,14 +202,14 @@ class MeanOutputs:
 def gates_without(sets: Sequence[Iterable[tuple[int, int]]], layers: Mapping[int, AttentionLayer]) -> dict[int, Tensor]:
     """Gates [B,H] by layer, of which row b takes out the heads of set b; layers that lose none are left out.
 
-    Raises InputError for a head that the model has not.
+    Raises InputError for a head that the model does not have.
     """
     gates: dict[int, Tensor] = {}
     for row, heads in enumerate(sets):
         for layer, head in heads:
             if layer not in layers or not 0 <= head < layers[layer].heads:
                 last = layers[layer].heads - 1 if layer in layers else None
-                known = f"layers {min(layers)} to {max(layers)}" if last is None else f"heads 0 to {last}"
+                known = f"layers {ranges(sorted(layers))}" if last is None else f"heads 0 to {last}"
                 raise InputError(f"heads: the model has no head {head} in layer {layer}; it has {known}")
             if layer not in gates:
                 gates[layer] = torch.ones(len(sets), layers[layer].heads)
@@ -213,11 +218,12 @@ def gates_without(sets: Sequence[Iterable[tuple[int, int]]], layers: Mapping[int
 
 
 def heads_of_groups(groups: Iterable[tuple[int, int]], layers: Mapping[int, AttentionLayer]) -> list[tuple[int, int]]:
-    """The (layer, head) pairs of all heads in some (layer, kv_head) groups; InputError for a group that there is not."""
+    """The (layer, head) pairs of all heads in some (layer, kv_head) groups; InputError for a group that is not there."""
     pairs = []
     for layer, group in groups:
         if layer not in layers or not 0 <= group < layers[layer].kv_heads:
-            raise InputError(f"heads: the model has no group {group} of heads in layer {layer}")
+            known = f"groups 0 to {layers[layer].kv_heads - 1}" if layer in layers else f"layers {ranges(sorted(layers))}"
+            raise InputError(f"heads: the model has no group {group} of heads in layer {layer}; it has {known}")
         size = layers[layer].heads // layers[layer].kv_heads
         pairs += [(layer, head) for head in range(group * size, (group + 1) * size)]
     return pairs
@@ -229,7 +235,8 @@ def pairs_in(heads: "Heads", layers: Mapping[int, AttentionLayer]) -> list[tuple
         heads = cast("pl.DataFrame", heads)
         unit = "head" if "head" in heads.columns else "kv_head"
         if missing := [name for name in ("layer", unit) if name not in heads.columns]:
-            raise InputError(f"heads: the frame of heads has no column {' or '.join(missing)}")
+            has = f"has no column {' or '.join(missing)}; give layer, and head or kv_head"
+            raise InputError(f"heads: the frame of heads {has}")
         pairs = [(int(layer), int(head)) for layer, head in heads.select("layer", unit).iter_rows()]
         return pairs if unit == "head" else heads_of_groups(pairs, layers)
     try:

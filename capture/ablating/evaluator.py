@@ -1,4 +1,4 @@
-"""Runs a model without sets of its heads over questions, and reads what each loses by it."""
+"""Runs a model over questions without some of its heads, set by set, and reads off what it loses."""
 
 import contextlib
 import logging
@@ -85,7 +85,7 @@ class Evaluator:
     def without(self, sets: Sequence[Sequence[Head]]) -> list[Outcomes]:
         """What the model gives without the heads of each set; `intact` must have been run.
 
-        Raises InputError for a head that it has not, RunError where it fails or memory does not hold a single sequence.
+        Raises InputError for a head that it does not have, RunError where it fails or memory does not hold a single sequence.
         """
         return self._outcomes(sets)
 
@@ -105,7 +105,7 @@ class Evaluator:
         self.means = found.result()
 
     def gate_gradients(self) -> dict[int, dict[int, npt.NDArray[np.float32]]]:
-        """∂nll/∂gate [H] by layer, of each question that has an answer of its own by its number.
+        """∂nll/∂gate [H] by question number and layer, for each question that has an answer of its own.
 
         The gate multiplies z of a head at every position, and is 1: where it goes to 0 the nll grows by minus this, to first
         order.
@@ -132,7 +132,7 @@ class Evaluator:
         return gradients
 
     def _outcomes(self, sets: Sequence[Sequence[Head]]) -> list[Outcomes]:
-        """What the model gives without each set of heads; what it gives without none is what is expected, if nothing is yet."""
+        """The outcomes without each set of heads. The first call is for the intact model; later ones are compared with it."""
         items = [
             Item(number, question, sequence)
             for number in range(len(sets))
@@ -197,8 +197,9 @@ class Evaluator:
 
     def _halve(self, tokens: int, count: int, error: Exception) -> None:
         if count == 1:
+            smaller = "use a smaller --dtype" if self.model.dtype == torch.float32 else "leave such rows out"
             raise RunError(
-                f"out of memory on {self.model.device} with a single sequence of {tokens} tokens; use a smaller --dtype"
+                f"out of memory on {self.model.device} with a single sequence of {tokens} tokens; {smaller}"
             ) from error
         self._batch_tokens = tokens * count // 2
         logger.warning("out of memory with %d sequences; going on with smaller batches", count)
@@ -219,7 +220,8 @@ class Evaluator:
             logits = logits[rows.to(logits.device), positions.to(logits.device)][None]
         likely = torch.log_softmax(logits[0].float(), -1)
         if not bool(torch.isfinite(likely.amax(-1)).all()):
-            raise RunError(f"{self.model.config.model_type}: gives NaN or infinite logits; give a wider --dtype")
+            wider = "validate with another model" if self.model.dtype == torch.float32 else "give a wider --dtype"
+            raise RunError(f"{self.model.config.model_type}: gives NaN or infinite logits; {wider}")
         return likely
 
     def _forward(self, ids: Tensor) -> Tensor:

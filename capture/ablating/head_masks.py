@@ -1,4 +1,4 @@
-"""Which rows and columns of a model's projections are those of some heads, for who trains or prunes these alone."""
+"""Which rows and columns of a model's projections are those of some heads, to train or prune these alone."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,9 +42,9 @@ def masks_of(model: PreTrainedModel, heads: "Heads", groups: Groups = "whole") -
     Args:
         model: a causal language model of transformers, without adapters.
         heads: as `ablated` takes them.
-        groups: whose rows of keys and values count: of groups all of whose heads are among these, or of `any` with one.
+        groups: whose rows of W_K and W_V count: `whole`, groups all of whose heads are among these; `any`, groups with one.
 
-    Raises InputError for heads that the model has not, and where its modules are not split by heads.
+    Raises InputError for heads that the model does not have, and where its modules are not split by heads.
     """
     layers = attention_layers(model)
     gates = gates_without([pairs_in(heads, layers)], layers)

@@ -36,7 +36,7 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class Item:
-    """A sequence to be run: the numbers of the set of heads that it is run without, of its question, and of it there."""
+    """A sequence to be run, by number: the set of heads that is taken out, the question, and which of its sequences this is."""
 
     set: int
     question: int
@@ -45,7 +45,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Read:
-    """A position that is read: of an item in a place of its batch; the token of an answer, or of none at a prompt's end."""
+    """A position that is read, of the item at `place` in its batch: for a token of an answer, or at the prompt's end."""
 
     item: Item
     place: int

@@ -51,7 +51,7 @@ def write_checkpoint(
         adapter = adapter or (None if own in (None, name) else own)
     dtype = (record.get("settings") or {}).get("dtype", "fp32")
     if dtype not in models.DTYPES:
-        raise OptionError(f"--format checkpoint: the ranking was captured as {dtype!r:.20}, which is no precision of a model")
+        raise OptionError(f"--format checkpoint: the ranking was captured as {dtype!r:.20}, not as {', '.join(models.DTYPES)}")
     source = resolve(name, settings.trust_remote_code, captured.get("arguments") or {}, revision, adapter)
     config, tokenizer = models.load_config(source), models.load_tokenizer(source)
     if getattr(config, "quantization_config", None) or source.arguments.get("quantization_config"):
@@ -60,10 +60,9 @@ def write_checkpoint(
     fingerprint = models.model_fingerprint(models.decoder_of(model), source.adapter.sha256 if source.adapter else "")
     before = captured.get("fingerprint")
     if before != fingerprint and not settings.allow_other_model:
-        what = f"the model that was captured ({captured.get('name')}, {before!s:.12}" if before else "known to be the list's ("
-        raise OptionError(
-            f"--model {name}: is not {what}; this is {fingerprint:.12}); --allow-other-model takes it all the same"
-        )
+        other = f"is not the model that was captured ({captured.get('name')}, {before!s:.12}; this is {fingerprint:.12})"
+        what = other if before else "cannot be checked, as the imported list names no model"
+        raise OptionError(f"--model {name}: {what}; --allow-other-model takes it all the same")
     zero_heads(model, heads)
     with foreign_faults_told(f"--format checkpoint: {name} cannot be saved", hold_stderr=False), without_progress_bars():
         model.save_pretrained(folder)
@@ -75,7 +74,7 @@ def write_checkpoint(
 def zero_heads(model: PreTrainedModel, heads: Iterable[tuple[int, int]]) -> None:
     """Set the columns of W_O that are of some heads (layer, head) to zero, in the model itself.
 
-    Raises InputError for heads that the model has not, and a projection whose weight is not one of floats, or is shared.
+    Raises InputError for heads that the model does not have, and for a projection whose weight is not of floats, or is shared.
     """
     layers = attention_layers(model)
     gates = gates_without([heads], layers)
@@ -90,7 +89,7 @@ def zero_heads(model: PreTrainedModel, heads: Iterable[tuple[int, int]]) -> None
 
 
 def _weight(layer: int, found: AttentionLayer) -> Tensor:
-    """W_O of a layer as [M, H·D], of which writing to it writes to the model."""
+    """W_O of a layer as [M, H·D], a view: writing to it changes the model."""
     projection = found.projection
     weight = getattr(projection, "weight", None)
     usable = isinstance(weight, Tensor) and weight.is_floating_point() and weight.itemsize > 1

@@ -25,7 +25,7 @@ class SelfCheck:
         head_dim: values of z of a head; None where layers differ in it.
         way: `recorded` beside SDPA or `eager`.
         full_rows: whether pattern rows sum to 1; with sink logits they do not.
-        result_norms: whether there are norms of ‖W_O z‖.
+        result_norms: whether the norms ‖W_O z‖ are recorded.
         shared_prefixes: whether common prefixes may be run once; a recurrent model cannot go on from one.
         rules: which prompts may be run in one pass.
         rows: rows of the data file whose prompts, or copies of them cut to a length, were checked.

@@ -83,7 +83,7 @@ class Reference:
 
     @contextlib.contextmanager
     def _failures(self) -> Iterator[None]:
-        """Tells running out of memory as MemoryError, and whatever else an architecture's code raises as CannotRecordError."""
+        """Raises MemoryError where memory runs out, and CannotRecordError for whatever else an architecture's code raises."""
         try:
             yield
         except Exception as error:

@@ -2,7 +2,7 @@
 
 Prompts of the user's own are checked, the shortest and the longest. Where something begins beyond a certain length (a window,
 a sparse choice of keys, other frequencies), copies of the longest are cut to the lengths on either side of it, which makes no
-difference to a causal model. What is too long for the memory that is free stays unchecked, and is said.
+difference to a causal model. What is too long for the memory that is free stays unchecked, and a warning says so.
 """
 
 import logging
@@ -188,7 +188,7 @@ class _Passes:
     ) -> list[tuple[Recorded, int]]:
         tokens = max(len(sample.ids) for sample in samples)
         padded = len(samples) * max(tokens, longest)
-        # At that price of another batch there is only one.
+        # With so high a price for another batch, there is only one.
         runner = Runner(self.model, self.recorder, padded, overhead=padded, rules=rules, longest=longest)
         found: dict[int, tuple[Recorded, int]] = {}
         try:

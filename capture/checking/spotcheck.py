@@ -58,7 +58,7 @@ class SpotChecks:
 
         One is drawn by the seed and the shard's number, and one more from either side of each length at which passes begin to
         be computed in another way. These follow as far as all together stay within SHARE_OF_TOKENS of the shard's tokens
-        (always, where a capture has only FEW_PROMPTS): the one with the most `padding` tokens in its batch, in which longer
+        (always, in a capture of fewer than FEW_PROMPTS): the one with the most `padding` tokens in its batch, in which longer
         prompts beside it would show first; the longest prompt of the capture; and one between any two limits of the model.
         """
         order = np.random.RandomState([self._seed, shard]).permutation(len(samples)).tolist()
@@ -75,7 +75,7 @@ class SpotChecks:
         return sorted(chosen)
 
     def launched(self, shard: int, sample: Tokens, stored: Mapping[str, Values]) -> Callable[[], dict[str, Any]]:
-        """Run a sample again. What is returned compares it with what its shard holds, and says what its metadata tells of that.
+        """Run a sample again. What is returned compares it with what its shard holds, and gives its entry for the metadata.
 
         Args:
             shard: number of the shard.

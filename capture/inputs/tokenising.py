@@ -191,9 +191,9 @@ def _encoded(
 
 
 def without_special_tokens(prompts: Prompts, encoded: Sequence[Encoded], tokenizer: Any) -> Prompts:
-    """The same prompts with what their tokens do `without`, by the frames of those that are encoded; it is logged, too.
+    """The same prompts with `without` filled in from the frames of the encoded ones; what is left out is logged, too.
 
-    Warns of texts that say their BOS twice, as nothing that a text says is left out.
+    Warns of texts that begin with BOS twice: nothing that is in a text is ever left out.
     """
     left_out = [prompt.frame.left_out for prompt in encoded if prompt.frame.left_out]
     not_repeated = [prompt.frame.not_repeated for prompt in encoded if prompt.frame.not_repeated]

@@ -87,7 +87,7 @@ class Finished:
         named = ", ".join(shard_path(out, number).name for number in lost[:MAX_NAMED])
         more = f" and {len(lost) - MAX_NAMED} more" if len(lost) > MAX_NAMED else ""
         raise RunError(
-            f"{out}: of this process's {len(own)} shards {len(lost)} are not there whole at the end: {named}{more} "
+            f"{out}: at the end, {len(lost)} of this process's {len(own)} shards are missing or damaged: {named}{more} "
             f"({self.missing[lost[0]]}); when nothing else changes that folder, run the same command again"
         )
 

@@ -47,7 +47,7 @@ class Adapter:
 
     @property
     def has_tokenizer(self) -> bool:
-        """Whether a tokenizer was saved with it, which may have tokens that the base's has not."""
+        """Whether a tokenizer was saved with it, which may have tokens that the base's does not have."""
         return (self.folder / TOKENIZER).is_file()
 
     def record(self) -> dict[str, Any]:
@@ -58,8 +58,8 @@ class Adapter:
 def read_adapter(told: str, name: str, folder: Path) -> Adapter:
     """The adapter in a folder that has an adapter_config.json; nothing of it is loaded yet.
 
-    Raises InputError where peft is not installed, a file is missing or broken, or the adapter is of a kind that no weights can
-    stand for.
+    Raises InputError where peft is not installed, a file is missing or broken, or the adapter is of a kind that is no change
+    of weights.
     """
     try:
         import peft

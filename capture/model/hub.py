@@ -70,7 +70,7 @@ def pin(option: str, repository: str, revision: str | None = None) -> Pin:
         api.model_info(repository, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         return Pin(option, repository, api.resolve_revision(repository, revision=revision), local_only=False)
     except HFValidationError as error:
-        raise OptionError(f"{option}: there is no such folder, and it is no hub id") from error
+        raise OptionError(f"{option}: there is no such folder, and it is not a hub id") from error
     except RevisionNotFoundError as error:
         raise OptionError(f"{option}: the hub has no revision {revision!r} of it") from error
     except Exception as error:  # the transport's errors have no base class that huggingface_hub names

@@ -128,7 +128,7 @@ def load_model(
         dtype: fp32, fp16 or bf16.
         device: that it is moved to.
         device_map: how it is spread over several devices instead, as transformers takes it.
-        quantised: whether its linear layers are to be of another kind, which only transformers knows how to place.
+        quantised: whether its linear layers are quantised, so that only transformers can place them on a device.
         with_head: give the whole model, with its language-modelling head, instead of the decoder.
 
     Raises InputError for what is not a causal language model and where weights are missing (transformers would go on with
@@ -217,7 +217,8 @@ def require_same_vocabulary(source: Source, model: PreTrainedModel, highest_id: 
     rows = len(cast(Tensor, model.get_input_embeddings().weight))
     if highest_id >= rows:
         raise OptionError(
-            f"--model {source.name}: its tokenizer makes token {highest_id}, but the model knows {rows}: they do not match"
+            f"--model {source.name}: its tokenizer makes token {highest_id}, but the model knows {rows}: they do not match; "
+            "give a model with its own tokenizer"
         )
 
 

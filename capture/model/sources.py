@@ -64,7 +64,7 @@ def resolve(
 ) -> Source:
     """Find what the options name; converts a GGUF file on its first use, and asks the hub for what is there.
 
-    A model's place may hold an adapter instead of a model, which is merged into the base that it names, or beside it.
+    A model's place may hold an adapter: beside a model, or instead of one; then it is merged into the base that it names.
 
     Raises InputError for what does not exist, holds no model or adapter, or needs peft where that is not installed.
     """
@@ -99,7 +99,7 @@ def _with_base(source: Source, adapter: Adapter) -> Source:
     except InputError as error:
         raise OptionError(f"--model {source.name}: is an adapter, and {error.message}; {advice}") from error
     if not _holds_model(found):
-        raise OptionError(f"--model {source.name}: is an adapter, and its base {base} is no model; {advice}")
+        raise OptionError(f"--model {source.name}: is an adapter, and its base {base} is not a model; {advice}")
     logger.info("--model %s: is an adapter; it is merged into its base, %s", source.name, base)
     return replace(source, location=found.location, pin=found.pin, adapter=replace(adapter, base=base))
 

@@ -43,7 +43,7 @@ def prompt_groups(prompts: Sequence[Ids], share: bool, overhead: int, rules: Len
     Args:
         prompts: the token ids of each, int32 [T].
         share: whether prefixes may be run apart.
-        overhead: what a pass costs beside its tokens, in tokens.
+        overhead: what a pass costs besides its tokens, in tokens.
         rules: of the model. All of a group is computed in the same way by them: its prompts together, and its prefix alone.
 
     Returns the groups, the one with the longest prompt first; no prompts give none.
@@ -74,7 +74,7 @@ class _Tree:
     Args:
         prompts: the token ids of each.
         members: numbers of the prompts of the tree, sorted by their ids, those of identical prompts together.
-        overhead: what a pass costs beside its tokens, in tokens.
+        overhead: what a pass costs besides its tokens, in tokens.
         allowed: whether a prefix of a number of tokens may be run apart.
     """
 

@@ -183,7 +183,8 @@ class Recorder:
     def project(self, z: Tensor) -> None:
         """Reduce z [B,T,H·D'], what enters the output projection of the layer; raises AllRecorded after the last."""
         if self._attended is None:
-            raise self._refusal(f"layer {self._batch.layers[-1:]}: its output projection ran twice, or before its attention")
+            where = f"layer {self._batch.layers[-1]}" if self._batch.layers else "its first layer"
+            raise self._refusal(f"{where}: its output projection ran twice, or before its attention")
         of, self._attended = self._attended, None
         layer = AttentionLayer(of.attention, of.projection, of.heads, of.kv_heads, z.shape[-1] // of.heads, of.sinks)
         self._heard[of.number] = layer

@@ -57,7 +57,7 @@ class Runner:
         recorder: listens to the model.
         batch_tokens: maximum of tokens in a batch, padding included.
         batch_size: maximum of samples in a batch, None for no maximum.
-        overhead: what a batch costs beside its tokens, in tokens; None for the device's.
+        overhead: what a batch costs besides its tokens, in tokens; None for the device's.
         rules: which lengths may share a pass.
         longest: the model takes prompts of this length. So shorter ones may be padded up to it, by the device's `pad_to`, where
             the rules allow it.
@@ -175,7 +175,7 @@ class Runner:
 
     @contextlib.contextmanager
     def _failures(self, tokens: int, samples: int) -> Iterator[None]:
-        """Tells a failed run as RunError, and one that is out of memory but can be halved as OutOfMemoryError."""
+        """Raises RunError for a failed run, and OutOfMemoryError where memory runs out and the batch can be halved."""
         try:
             yield
         except HeadscoreError:

@@ -58,7 +58,8 @@ class ShardWriter:
         try:
             self._waiting.popleft().result()
         except RunError as error:
-            raise RunError(f"{error.message}; whole shards are kept: make room, then run the same command again") from error
+            advice = "whole shards are kept: remedy that, then run the same command again"
+            raise error.retold(f"{error.message}; {advice}") from error
 
     def _write(self, number: int, arrays: Mapping[str, Array], skipped: Sequence[Skipped], own: Mapping[str, Any]) -> None:
         require_ours(self._cache)

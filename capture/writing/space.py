@@ -76,10 +76,10 @@ def _require_memory(sizes: Sequence[int], tokens: int, together: int, rows: int)
     needed, free = 3 * in_hand + largest, free_bytes(torch.device("cpu"))
     logger.info("about %s of main memory for the shards in hand, %s free", human_size(needed), human_size(free))
     if needed > free:
-        advice = f"give --shard-size {max(1, rows * free // (2 * needed))}, or " if rows > 1 else ""
+        advice = f"--shard-size {max(1, rows * free // (2 * needed))}, or " if rows > 1 else ""
         raise OptionError(
             f"--shard-size: the shards in hand need about {human_size(needed)} of main memory, and {human_size(free)} are free "
-            f"for this process; {advice}a smaller --max-length"
+            f"for this process; give {advice}a smaller --max-length"
         )
 
 

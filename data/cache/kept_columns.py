@@ -21,7 +21,7 @@ MAX_KEPT_BYTES = 8 << 20  # of a shard, as JSON; all of its metadata may be twic
 MAX_KEPT_VALUES = MAX_ELEMENTS // 2
 MAX_PATHS = 30  # that a message names
 
-_TOLD_AS_TEXT = (Decimal, date, time, timedelta)  # what Parquet has beside JSON's kinds
+_TOLD_AS_TEXT = (Decimal, date, time, timedelta)  # what Parquet has besides JSON's kinds
 
 
 def kept_values(columns: Iterable[str], rows: Sequence[Row], numbers: Sequence[int], source: Path) -> Kept:
@@ -31,7 +31,7 @@ def kept_values(columns: Iterable[str], rows: Sequence[Row], numbers: Sequence[i
     text; a larger whole number, a decimal, a date or a time becomes the text of it.
 
     Args:
-        columns: paths as in a template, such as `question.type`. Their order says nothing, nor does one that appears twice.
+        columns: paths as in a template, such as `question.type`. Order and repetition do not matter.
         rows: all rows of the file.
         numbers: of the rows whose values are wanted.
         source: the file, for messages.
@@ -72,8 +72,8 @@ def require_small(kept: Kept, rows: Sequence[int]) -> None:
     if size > MAX_KEPT_BYTES or values > MAX_KEPT_VALUES:
         largest = max(kept, key=lambda column: stored_bytes({column: kept[column]}))
         raise OptionError(
-            f"--keep {largest}: of rows {rows[0]} to {rows[-1]} {size / 1e6:.1f} MB would be kept, most of it this column; "
-            f"a shard holds {MAX_KEPT_BYTES / 1e6:.1f} MB of it, and {MAX_KEPT_VALUES} values: leave the column out, or give a "
+            f"--keep {largest}: {size / 1e6:.1f} MB would be kept of rows {rows[0]} to {rows[-1]}, most of it this column; "
+            f"a shard holds {MAX_KEPT_BYTES / 1e6:.1f} MB and {MAX_KEPT_VALUES} values: leave the column out, or give a "
             "smaller --shard-size"
         )
 

@@ -129,7 +129,7 @@ class Shard:
         try:
             yield
         except HeadscoreError:
-            self._plain_file.require_read()  # else it would be told of what is only not read
+            self._plain_file.require_read()  # a read that the system refused is not damage
             raise
         except _FAULTS as error:
             raise self._plain_file.fault(f"{what}: {one_line(error)[:160]}") from error
@@ -224,4 +224,4 @@ def layer_groups(shard: Shard, block: Block) -> Iterator[slice]:
 def _why_absent(name: str) -> str:
     if name.endswith("result_norm"):
         return "this model's output projection cannot be split by heads"
-    return "it was captured with --queries last_token"
+    return "it was captured with --queries last_token; capture it again with --queries all_tokens"

@@ -23,7 +23,7 @@ def crashes(action: Callable[[], object]) -> bool:
     """Whether what a library does ends a forked copy of this process; errors that it raises do not count.
 
     Rust ends the process where memory is refused, and where a panic meets another. Where no process can be forked safely it is
-    not tried, and False.
+    not tried, and this is False.
     """
     if sys.platform != "linux":
         return False
@@ -106,6 +106,6 @@ def _panics_unprinted() -> Iterator[None]:
 
 
 def _write_all(descriptor: int, content: bytes) -> None:
-    with contextlib.suppress(OSError):  # whom nobody listens to
+    with contextlib.suppress(OSError):  # nobody reads stderr
         while content:
             content = content[os.write(descriptor, content) :]

@@ -61,7 +61,7 @@ class _StrictLoader(yaml.SafeLoader):
         keys = set()
         for key, _ in node.value:
             if key.tag != "tag:yaml.org,2002:str":
-                raise _fault("a key is no text; put it in quotes", key)
+                raise _fault("a key is not text; put it in quotes", key)
             if key.value in keys:
                 raise _fault(f"the key {key.value!r:.80} appears twice", key)
             keys.add(key.value)

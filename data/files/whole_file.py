@@ -158,7 +158,7 @@ def remove_leftovers(folder: Path) -> None:
     Where there are no locks to tell by, they are left, and the log says so.
     """
     found: list[Path] = []
-    with contextlib.suppress(OSError):  # who needs the folder itself finds out
+    with contextlib.suppress(OSError):  # code that needs the folder will report it
         found = sorted(folder.glob(f".*{TEMPORARY}"))
     left = []
     for path in found:

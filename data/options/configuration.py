@@ -33,7 +33,7 @@ _OTHERS["output_dir"] = "out"
 def read_configuration(path: Path, names: Mapping[str, str]) -> dict[str, Any]:
     """The options that a YAML file gives a command, by their names; what it leaves to its default by null is not among them.
 
-    Options of other commands are passed over, and named in the log. Paths count from the file's folder. The cache is, if the
+    Options of other commands are ignored, and named in the log. Paths are relative to the file's folder. The cache is, if the
     file names none, the one in `cache/` beside it, where `headscore run` keeps it.
 
     Args:
@@ -76,7 +76,7 @@ def _content(path: Path) -> dict[str, Any]:
 def without_former(content: Mapping[Any, Any], path: Path) -> dict[Any, Any]:
     """The content of a configuration file without options of older versions that change nothing, which are named in the log.
 
-    Raises InputError for one that asks for what there is no more.
+    Raises InputError for one that asks for something that no longer exists.
     """
     given = content.get(FORMER_COMPRESSION, "none")
     if given not in ("none", None):

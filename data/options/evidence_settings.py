@@ -11,9 +11,9 @@ Effect = Literal["kl", "nll", "gate_gradient", "abs_gate_gradient"]
 
 @dataclass(frozen=True, kw_only=True)
 class CompareSettings(Checked):
-    """What rankings are compared by: the options of `headscore compare` beside those of `score`."""
+    """What rankings are compared by: the options of `headscore compare` besides those of `score`."""
 
-    compare_by: str = option("combined", "Compare by this signal alone; - before it turns it around.")
+    compare_by: str = option("combined", "Compare by this signal alone, reversed by a leading -, as in -ent.")
     effect: Effect | None = option(
         None, "Which effect of single heads a validation is ranked by; if not given, the first that it has, kl before others."
     )
@@ -21,7 +21,7 @@ class CompareSettings(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class StabilitySettings(Checked):
-    """How the stability of a ranking is found: the options of `headscore stability` beside those of `score`."""
+    """How the stability of a ranking is found: the options of `headscore stability` besides those of `score`."""
 
     repeats: int = option(20, "How often the samples are divided anew at each size.", least=2, most=1000)
     seed: int = option(42, "Seed of the divisions.", least=0, most=2**32 - 1)
@@ -29,7 +29,7 @@ class StabilitySettings(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class SweepSettings(Checked):
-    """Which settings are tried: the options of `headscore sweep` beside those of `score`."""
+    """Which settings are tried: the options of `headscore sweep` besides those of `score`."""
 
     grid: tuple[str, ...] = option(
         ("ent=0:2:21", "task=0:2:21"),
@@ -45,7 +45,7 @@ class SweepSettings(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class ControlSettings(Checked):
-    """What signals are held against: the options of `headscore control` beside those of the ranking."""
+    """What signals are compared with: the options of `headscore control` besides those of the ranking."""
 
     against: Path | None = option(
         None, "Cache that is the control, of the same model: --control prompts of the same rows, or another task."

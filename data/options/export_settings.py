@@ -24,7 +24,7 @@ class ChoiceSettings(Checked):
     """Which heads of a ranking are meant."""
 
     signal: str | None = option(
-        None, "Order by this signal alone; - before it turns it around. The combined score if not given."
+        None, "Order by this signal alone, reversed by a leading -, as in -ent. The combined score if not given."
     )
     top_k: int | None = option(None, "Choose this many heads, the first of all.", least=1)
     top_k_per_layer: int | None = option(None, "Choose this many heads of each layer.", least=1)
@@ -32,7 +32,7 @@ class ChoiceSettings(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.top_k is not None and self.top_k_per_layer is not None:
-            raise OptionError("--top-k: give either it or --top-k-per-layer")
+            raise OptionError("--top-k: give it or --top-k-per-layer, not both")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class ExportSettings(ChoiceSettings):
         None, "Of checkpoint: the model; if not given, the one that the cache names.", aliases=("--model-path",)
     )
     adapter: str | None = option(None, "Of checkpoint: PEFT adapter to merge into --model.")
-    allow_other_model: bool = option(False, "Of checkpoint: take another model than the one that was captured.")
+    allow_other_model: bool = option(False, "Of checkpoint: accept a model other than the one that was captured.")
     trust_remote_code: bool = option(False, "Of checkpoint: run code that comes with the model; only for sources you trust.")
 
     def __post_init__(self) -> None:

@@ -30,7 +30,7 @@ SAMPLE_DATA = "samples"
 BUILT_IN_TEMPLATES = ("arc", "alpaca", "plain")
 DEFAULT_MODEL = "smollm2-135m"
 MAX_TOKENS = 1 << 21  # of one sample: models of today take a million, and a reader holds some numbers of each token
-DEFAULT_WEIGHTS = {"out": 1.0, "ent": 0.5, "task": 1.0}  # the seed's ranking
+DEFAULT_WEIGHTS = {"out": 1.0, "ent": 0.5, "task": 1.0}  # the default ranking
 
 _OWN_ARGUMENTS = {  # of from_pretrained, that are not for --model-kwargs
     "dtype": "given by --dtype",
@@ -107,7 +107,7 @@ class CaptureSettings(Checked):
         True, "Run what prompts have in common at their start only once; without it, each prompt is run whole."
     )
     spot_checks: bool = option(True, "Run some samples of every shard again, alone, and stop if the stored values differ.")
-    shard_size: int = option(256, "Samples in one shard file.", least=1)
+    shard_size: int = option(256, "Drawn rows per shard file, skipped ones included.", least=1)
     keep: tuple[str, ...] = option(
         (), "Column of the data file, or path into one, whose value is stored for each sample; repeat for several."
     )
@@ -157,7 +157,7 @@ class ScoreSettings(Checked):
     )
     signals: Path | None = option(None, "Python file whose functions are further signals; it is run.")
     weight: Mapping[str, float] = option(
-        (), "NAME=NUMBER: weight of a signal in the combined score, beside those of out, ent and task; may be negative."
+        (), "NAME=NUMBER: weight of a signal in the combined score, in addition to out, ent and task; may be negative."
     )
     lambda_ent: float = option(DEFAULT_WEIGHTS["ent"], "Weight of ent; the same as --weight ent=NUMBER.")
     lambda_task: float = option(DEFAULT_WEIGHTS["task"], "Weight of task; the same as --weight task=NUMBER.")
@@ -185,8 +185,8 @@ class ScoreSettings(Checked):
     @property
     def weights(self) -> dict[str, float]:
         """The weight of every signal in the combined score by its name: first out, ent and task, then those given."""
-        seed = {"out": self.weight.get("out", DEFAULT_WEIGHTS["out"]), "ent": self.lambda_ent, "task": self.lambda_task}
-        return {**seed, **self.weight}
+        default = {"out": self.weight.get("out", DEFAULT_WEIGHTS["out"]), "ent": self.lambda_ent, "task": self.lambda_task}
+        return {**default, **self.weight}
 
     def _fold_weights(self) -> None:
         """Give `--weight ent` and `task` their older names, so that a weight stands in one place only."""
@@ -240,12 +240,12 @@ class WorkSettings(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class ValidateSettings(Checked):
-    """How a ranking is held against what the model loses without its heads: the options of `headscore validate`."""
+    """How a ranking is tested by what the model loses without its heads: the options of `headscore validate`."""
 
     model: str | None = option(None, "The model; if not given, the one that the cache names.", aliases=("--model-path",))
     revision: str | None = option(None, "Branch, tag or commit of a --model on the hub.")
     adapter: str | None = option(None, "PEFT adapter to merge into --model: hub id or local folder.")
-    allow_other_model: bool = option(False, "Validate the ranking on another model than the one that was captured.")
+    allow_other_model: bool = option(False, "Validate the ranking on a model other than the one that was captured.")
     device: str = option("auto", "auto, cpu, cuda or cuda:N; auto takes the GPU where there is one.")
     dtype: Literal["auto", "fp32", "fp16", "bf16"] = option(
         "auto", "Precision of the model; auto is bf16 or fp16 on a GPU, fp32 on the CPU."
@@ -272,11 +272,11 @@ class ValidateSettings(Checked):
         20, "Number of random sets, each with as many heads in each layer as the first k have there.", least=0, most=10_000
     )
     signal: tuple[str, ...] = option(
-        (), "Signal whose order is validated beside the combined score, turned around with - before it; repeat for several."
+        (), "Further signal whose order is validated, as is the combined score's; a leading - reverses it; repeat for several."
     )
     ablate: How = option("zero", "What replaces a head's z: zero, or its mean over the prompts.")
     single: bool = option(False, "Also take out every head alone: one run of all rows for each head of the model.")
-    gate_gradient: bool = option(False, "Also find the gradient of the answer's nll by a gate on every head.")
+    gate_gradient: bool = option(False, "Also find the gradient of the answer's nll with respect to a gate on every head.")
     fit_weights: bool = option(
         False, "With --single, find the weights whose ranking agrees best with the effects of single heads."
     )

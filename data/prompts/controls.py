@@ -1,4 +1,4 @@
-"""Control prompts: the same prompts with other words where the question stands, so that a score may be held against them."""
+"""Control prompts: the same prompts with other words where the question stands, so that a score may be compared with theirs."""
 
 import hashlib
 import re
@@ -36,7 +36,7 @@ def controlled(prompt: Prompt, kind: str, seed: int, row: int) -> Prompt:
         seed: of the order.
         row: the row that the prompt is of; with the seed, it decides the order.
 
-    A span that begins or ends inside a question, as its words have gone elsewhere, ends or begins where the question does.
+    The words of a question have moved: a span that began inside one begins at its end, one that ended inside ends at its start.
     Raises InputError where two question spans overlap.
     """
     made = _MAKERS[kind]
@@ -56,7 +56,7 @@ def require_controlled_span(kind: str, span_names: tuple[str, ...], source: str)
     if CONTROLLED not in span_names:
         raise OptionError(
             f"--control {kind}: replaces the span '{CONTROLLED}', and the prompts of {source} have only "
-            f"{', '.join(span_names)}; call what asks by this name, as in {{{CONTROLLED}=goal}}"
+            f"{', '.join(span_names)}; name the placeholder that asks '{CONTROLLED}', as in {{{CONTROLLED}=goal}}"
         )
 
 

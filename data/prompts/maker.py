@@ -60,7 +60,7 @@ class PromptMaker:
         if len(self.span_names) > MAX_SPANS:
             where = f"template {self.templates[0].name}: makes" if self.templates else f"{source}: brings"
             raise InputError(
-                f"{where} {len(self.span_names)} spans with {' and '.join(ALWAYS_SPANS)}; a cache holds {MAX_SPANS}"
+                f"{where} {len(self.span_names)} spans, {' and '.join(ALWAYS_SPANS)} included; a cache holds {MAX_SPANS}"
             )
 
     def __call__(self, row: Row, number: int) -> Prompt | Skipped:

@@ -59,7 +59,7 @@ def read_data(path: Path) -> Data:
 
     JSON and JSONL are told apart by their first character, whatever the file is called. JSON and CSV are parsed by the standard
     library, not by polars, which turns a number in a text column into text, fills short lines and names no row when it fails.
-    NaN and Infinity, which pandas writes into JSON, are numbers here too: who uses one tells.
+    NaN and Infinity, which pandas writes into JSON, are numbers here too: whatever uses one reports it.
     Raises InputError, with line or row, for a file that is empty, cut short, of another kind or not UTF-8, and for one that
     changes while it is read.
     """

@@ -152,7 +152,7 @@ def _shape(ranking: Ranking) -> str:
     unit = "heads" if ranking.unit == "head" else "groups of heads"
     if ranking.kind == "list":
         layer, last = ranking.heads.select(pl.col("layer", ranking.unit).max()).row(0)
-        return f"{len(ranking)} {unit}, the last of layer {layer}, with numbers up to {last}"
+        return f"{len(ranking)} {unit}, in layers up to {layer} and numbered up to {last}"
     layers = ranking.heads["layer"].n_unique()
     return f"{layers} layers of {len(ranking) // layers} {unit}"
 

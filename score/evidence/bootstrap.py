@@ -45,7 +45,7 @@ def with_stability(
         heads: `Scores.heads`.
         cache: an opened cache.
         recipe: what its signals are.
-        store: where measures are kept; None to keep and believe nothing.
+        store: where measures are kept; None to keep nothing, and to use nothing kept.
         settings: how heads are ranked.
         bootstrap: how often samples are drawn, and how.
         k: of the top k.

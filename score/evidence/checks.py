@@ -12,11 +12,11 @@ from ..means import Float
 from ..recipe import Recipe
 
 CHECK_NAMES = ("disagreement", "below_uniform", "length", "ties", "first_token", "samples")
-DISAGREEING = -0.1  # Spearman, below which signals that disagree beyond chance are told
-UNLIKELY = 3.5  # standard errors: independent signals are told to disagree in one of 4,000 cases
+DISAGREEING = -0.1  # Spearman, below which signals that disagree beyond chance are reported
+UNLIKELY = 3.5  # standard errors: independent signals are reported as disagreeing in one of 4,000 cases
 FOLLOWING = 0.3  # correlation with the length of the span, a medium one by Cohen (1988), where it is beyond chance
 PARKED = 0.5  # of the attention, on the first token
-COIN_TOSS = (0.25, 0.75)  # p_top of a head of which nobody knows whether it is among the top
+COIN_TOSS = (0.25, 0.75)  # p_top of a head that may as well be among the top as not
 STABLE = 0.9  # of the top k, that another sample should keep
 _NAMED = 3  # pairs of signals in one line
 
@@ -120,7 +120,7 @@ def _is_of_task(recipe: Recipe, settings: ScoreSettings) -> bool:
 
 def _below_uniform(top: pl.DataFrame, span: str) -> Check | None:
     count = top.filter(pl.col("excess") < 0).height
-    line = f"{_of(count, top)} give the {span} less of their attention than uniform attention would"
+    line = f"{_of(count, top)} {_verb('give', count)} the {span} less attention than uniform attention would"
     return Check("below_uniform", line, count) if count else None
 
 
@@ -131,7 +131,8 @@ def _follows_length(top: pl.DataFrame, span: str, samples: int) -> Check | None:
         return None
     largest = following["task_length_r"].to_numpy().max()
     line = (
-        f"{_of(len(following), top)} attend more to the {span} the longer it is: correlation over samples up to {largest:.2f}"
+        f"{_of(len(following), top)} {_verb('attend', len(following))} more to the {span} the longer it is: "
+        f"correlation over samples up to {largest:.2f}"
     )
     return Check("length", line, len(following))
 
@@ -154,7 +155,7 @@ def _are(count: int) -> str:
 
 def _parked(top: pl.DataFrame) -> Check | None:
     count = top.filter(pl.col("sink") > PARKED).height
-    line = f"{_of(count, top)} rest on the first token, with more than half of their attention"
+    line = f"{_of(count, top)} {_verb('rest', count)} on the first token, with more than half of the attention"
     return Check("first_token", line, count) if count else None
 
 
@@ -162,6 +163,10 @@ def _too_few_samples(top: pl.DataFrame, samples: int) -> Check | None:
     kept = float(top["p_top"].mean() or 0)  # type: ignore[arg-type]
     line = f"{samples} samples are few: another {samples} would keep {kept:.0%} of the top {len(top)}"
     return Check("samples", line, kept) if kept < STABLE else None
+
+
+def _verb(verb: str, count: int) -> str:
+    return f"{verb}s" if count == 1 else verb
 
 
 def _of(count: int, top: pl.DataFrame) -> str:

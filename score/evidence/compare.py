@@ -16,7 +16,7 @@ from ...data.options.places import written_place
 from ...data.options.settings import RECORD_KEY, ScoreSettings, pick
 from ...data.options.signatures import library_call
 from ..outputs import CONFIG_FILE, LOG_FILE, csv, options_config, results_folder
-from ..scores import head_name
+from ..scores import head_name, heads_or_groups
 from .agreeing import LABELS, moved_signals, pair_tables, require_same_shape, wide_table
 from .files import require_free, write_analysis
 from .rankings import Ranking, read_ranking
@@ -142,7 +142,7 @@ def _read(places: Sequence[Path], settings: ScoreSettings, own: CompareSettings,
 def _told(pair: dict[str, Any], rankings: Sequence[Ranking], heads: pl.DataFrame, signals: pl.DataFrame | None) -> list[str]:
     a, b = pair["a"], pair["b"]
     one, other = (rankings[LABELS.index(label)] for label in (a, b))
-    unit = "heads" if one.unit == "head" else "groups of heads"
+    unit = heads_or_groups(one.unit)
     chance = "" if pair["chance"] is None else f"; chance would give {pair['chance']:.1f}"
     if not chance:
         chance = "; what chance would give is not known, as neither lists all heads"

@@ -1,4 +1,4 @@
-"""Which heads a task drives more than it would without what is meant: signals held against those of a control, head by head."""
+"""Which heads a task drives more than a control does: its signals compared with those of the control, head by head."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from ..frames import heads_frame, unit_frame
 from ..means import Float
 from ..outputs import CONTROL_FILE, RESULT_FILES, csv, results_folder, write_results
 from ..recipe import Recipe, choose_recipe
-from ..scores import SEED_SIGNALS, Scores
+from ..scores import DEFAULT_SIGNALS, Scores
 from ..scoring import score_cache
 from .control_lines import control_lines
 from .sides import Sides, against_cache, against_stretch
@@ -31,7 +31,7 @@ COLUMNS = ("", "_control", "_controlled", "_p", "_q", "_significant")  # of each
 
 @dataclass(frozen=True, eq=False)
 class Control:
-    """A ranking held against a control.
+    """A ranking compared with a control.
 
     Args:
         heads: one line per head: `layer`, `head`, `kv_head` (or `kv_head` alone), `rank` as `score` has it, `rank_controlled`
@@ -57,7 +57,7 @@ class Control:
 def control(
     cache: str | Path, out: str | Path | None = None, *, overwrite: bool = False, partial: bool = False, **options: Any
 ) -> Control:
-    """Hold the signals of a cache against those of a control; the library call of `headscore control`. Needs no model.
+    """Compare the signals of a cache with those of a control; the library call of `headscore control`. Needs no model.
 
     Args:
         cache: a cache folder or a single shard file, of the task's own prompts.
@@ -76,7 +76,7 @@ def control(
     own = pick(ControlSettings, options)
     chosen = ControlSettings(**own)
     if (chosen.against is None) != chosen.random_span:
-        raise OptionError("--against: give either a cache that is the control, or --random-span")
+        raise OptionError("--against: give a cache that is the control, or --random-span, not both")
     settings = ScoreSettings(**{name: value for name, value in options.items() if name not in own})
     opened = open_cache(given_path("cache", cache))
     if out is None:
@@ -92,7 +92,7 @@ def control(
 
 def _control(cache: Cache, settings: ScoreSettings, chosen: ControlSettings, partial: bool) -> Control:
     weighted = [name for name, weight in settings.weights.items() if weight]
-    names = list(dict.fromkeys([*SEED_SIGNALS, *weighted]))
+    names = list(dict.fromkeys([*DEFAULT_SIGNALS, *weighted]))
     recipe = choose_recipe(cache, settings, partial)
     if chosen.against is None:
         found = against_stretch(cache, recipe, settings, names, chosen.seed)

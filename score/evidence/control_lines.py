@@ -28,7 +28,7 @@ def control_lines(heads: pl.DataFrame, signals: list[str], before: Scores, found
         heads: `Control.heads`.
         signals: that were tested.
         before: the ranking.
-        found: what was held against what.
+        found: what was compared with what.
         chosen: how.
     """
     first = sorted(signals, key=lambda name: name != "task")
@@ -48,14 +48,14 @@ def _signal(heads: pl.DataFrame, name: str, before: Scores, found: Sides, chosen
     span = " and ".join(sorted(set(before.settings.task_span)))
     is_task = name == "task"
     what = (
-        f"attend to the {span} more than {_ATTENTION[found.kind]}"
+        f"{'attends' if len(more) == 1 else 'attend'} to the {span} more than {_ATTENTION[found.kind]}"
         if is_task
-        else f"have a higher {name} than {_OTHERS[found.kind]}"
+        else f"{'has' if len(more) == 1 else 'have'} a higher {name} than {_OTHERS[found.kind]}"
     )
     also = f", {len(less)} {'less' if is_task else 'a lower one'}" if chosen.two_sided else ""
     return (
         f"of {len(heads)} {units}, {len(more)} {what}{also} (false discovery rate {100 * chosen.fdr:g} %); "
-        f"{missing} of the top {before.top_k} do not"
+        f"{missing} of the top {before.top_k} {'does' if missing == 1 else 'do'} not"
     )
 
 

@@ -142,7 +142,7 @@ def _terms(heads: pl.DataFrame, name: str, weight: float, settings: ScoreSetting
 
 
 def _drawn(terms: list[Float]) -> Float:
-    """Combined scores under random ranks, [draws, heads]; the first signal stays, as only how they lie to each other counts."""
+    """Combined scores under random ranks, [draws, heads]; the first signal stays, as only the orders relative to it count."""
     groups, size = terms[0].shape
     generator = np.random.default_rng(SEED)
     found = np.empty((DRAWS, groups, size))

@@ -1,4 +1,4 @@
-"""Which samples of a cache are held against which of its control, and why a cache cannot be one."""
+"""Which samples of a cache are compared with which of its control, and why a cache cannot be one."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +37,7 @@ class Pairing:
 
 
 def pairing_of(cache: Cache, other: Cache) -> Pairing:
-    """How two caches are held against each other.
+    """How two caches are compared.
 
     Raises InputError where they are of two models, where the first holds control prompts, or the second those of other rows.
     """

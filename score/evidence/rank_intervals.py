@@ -15,7 +15,7 @@ def rank_intervals(values: Float, draws: Float, level: float = 0.95, degrees: fl
     """The lower and upper end of each value's true rank, 1 = lowest, so that all hold at once with probability `level`.
 
     Two values of a group are told apart where their difference is more than c standard errors. c is the quantile of the largest
-    such ratio over all pairs of all groups in the draws; it is found anew for the pairs that are left until no more is told
+    such ratio over all pairs of all groups in the draws; it is found anew for the pairs that are left until no more are told
     apart (step-down). A value's rank then is above that of every value that is told to be lower, and below that of those that
     are told to be higher. Values that are truly equal have the lowest rank that any of them could have.
 

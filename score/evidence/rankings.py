@@ -117,6 +117,8 @@ def _of_validation(place: Path, asked: Effect | None) -> Ranking:
     costs = costs_of(read_effects(place))
     there = [name for name in get_args(Effect) if name in costs.columns]
     if not there or asked not in (None, *there):
+        if asked is None:
+            raise InputError(f"{place}: has no effect of single heads to rank by; run headscore validate --single again")
         raise OptionError(f"--effect {asked}: {place} does not have it; it has {', '.join(there) or 'none'}")
     effect = asked or there[0]
     unit: Unit = "kv_head" if unit_of("effects", costs) == "kv_head" else "head"

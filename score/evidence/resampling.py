@@ -49,7 +49,7 @@ def draws(
         place = int((stratum[cluster_of] != stratum_of).argmax())
         raise OptionError(
             f"--cluster: {str(clusters[place]) if clusters is not None else place!r:.80} has samples in more than one of "
-            "--strata; give a column whose values lie in one each"
+            "--strata; give a --cluster column of which each value lies in one stratum"
         )
     sizes = np.bincount(stratum)
     if n > 1 and sizes.max() == 1:

@@ -31,7 +31,7 @@ class Side:
     Args:
         cache: an opened cache.
         recipe: what its signals are.
-        store: where measures are kept; None to keep and believe nothing.
+        store: where measures are kept; None to keep nothing, and to use nothing kept.
         samples: how many the cache has.
         used: the places of those that count.
     """
@@ -62,7 +62,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Sides:
-    """What is held against what.
+    """What is compared with what.
 
     Args:
         kind: of the control: `null`, `shuffle`, `same rows`, `other task`, or `random span`.
@@ -86,7 +86,7 @@ class Sides:
         return self.kind != OTHER_TASK
 
     def some_layers(self, signals: int) -> Iterator[range]:
-        """The layers, as many at once as their values may be held; all, where that is possible, as they are read faster so."""
+        """The layers, as many at once as memory may hold the values of: if possible all, which is the fastest to read."""
         layers, heads = len(self.own.recipe.layers), self.own.recipe.heads
         step = max(1, MAX_VALUES // max(1, heads * signals * (self.own.samples + self.control.samples)))
         for start in range(0, layers, step):
@@ -109,7 +109,7 @@ def against_cache(
         _require_two(len(one), f"--against {other.path}: rows that {cache.path} has, too", advice)
         own, control = dataclasses.replace(own, used=one), dataclasses.replace(control, used=two)
         lost, lost_control = own.samples - len(one), control.samples - len(two)
-        left_out = _listed({"whose row the control has not": lost, "of the control whose row is not here": lost_control})
+        left_out = _listed({"whose row the control lacks": lost, "of the control whose row is not here": lost_control})
     for side in (own, control):
         _require_two(len(side.used), f"{side.cache.path}: samples")
     differing = f"CAUTION: the two caches differ in more than that: {'; '.join(pairing.differing)}"

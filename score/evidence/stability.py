@@ -23,7 +23,7 @@ from ..frames import heads_frame
 from ..kept import open_store
 from ..outputs import CONFIG_FILE, LOG_FILE, csv, options_config, results_folder
 from ..recipe import choose_recipe
-from ..scores import Scores
+from ..scores import Scores, heads_or_groups
 from .files import require_free, write_analysis
 from .overlap import chance_overlap, nogueira
 from .weighted_means import ranked_replicates, weighted_means
@@ -53,7 +53,7 @@ _FITTED = 2 / 3  # of the sizes, the larger ones
 
 @dataclass(frozen=True, eq=False)
 class StabilityCurve:
-    """How much of the top k two captures of as many samples have in common.
+    """How much of the top k two captures of the same size have in common.
 
     Args:
         curve: one line per size: `samples`, `k`, `groups` into which the samples were divided, `pairs` of them in all repeats;
@@ -152,7 +152,7 @@ def stability_of(cache: Cache, settings: ScoreSettings, own: StabilitySettings, 
         lines.append({"samples": size, "k": k, **_agreement(tops.reshape(own.repeats, parts, heads), k)})
     curve = _fitted(pl.DataFrame(lines, schema=SCHEMA))
     needed = _needed(curve)
-    return StabilityCurve(curve, n, needed, _told(curve, n, needed))
+    return StabilityCurve(curve, n, needed, _told(curve, n, needed, settings.by))
 
 
 def _divisions(n: int, own: StabilitySettings) -> tuple[dict[int, int], npt.NDArray[np.uint8]]:
@@ -226,7 +226,7 @@ def _needed(curve: pl.DataFrame) -> int | None:
     return math.ceil(sizes[first - 1] * (sizes[first] / sizes[first - 1]) ** reach)
 
 
-def _told(curve: pl.DataFrame, n: int, needed: int | None) -> list[str]:
+def _told(curve: pl.DataFrame, n: int, needed: int | None, unit: str) -> list[str]:
     if curve.is_empty():
         return [
             "how stable the ranking is cannot be told: in any half of the samples some head has no value of a weighted signal"
@@ -235,8 +235,8 @@ def _told(curve: pl.DataFrame, n: int, needed: int | None) -> list[str]:
     k = last["k"]
     lines = [
         f"two captures of {last['samples']} samples, half of the {n} there are, share {last['fitted'] * k:.1f} of their top "
-        f"{k} heads on average ({last['fitted']:.2f}; 5 to 95 % of pairs: {last['low']:.2f} to {last['high']:.2f}); "
-        f"chance would give {last['chance'] * k:.1f}"
+        f"{k} {heads_or_groups(unit)} on average ({last['fitted']:.2f}; 5 to 95 % of pairs: "
+        f"{last['low']:.2f} to {last['high']:.2f}); chance would give {last['chance'] * k:.1f}"
     ]
     if needed is None:
         lines.append(

@@ -18,7 +18,7 @@ from ...data.options.settings import RECORD_KEY, ScoreSettings, WorkSettings, pi
 from ...data.options.signatures import library_call
 from ..outputs import CONFIG_FILE, LOG_FILE, csv, options_config, results_folder
 from ..ranking import rank
-from ..scores import Scores, head_name
+from ..scores import Scores, head_name, heads_or_groups
 from ..scoring import score_cache
 from .files import require_free, write_analysis
 from .rankings import Ranking, read_ranking
@@ -201,13 +201,14 @@ def _told(
 ) -> list[str]:
     always, ever = (int((heads["times"] >= least).sum()) for least in (len(lines), 1))
     told = [
-        f"{len(lines)} settings: {always} of {len(heads)} heads are in the top {k} of all settings, {ever} in that of some",
+        f"{len(lines)} settings: {always} of {len(heads)} {heads_or_groups(reference.unit)} are in the top {k} of all "
+        f"settings, {ever} in that of some",
     ]
     least = lines.sort("shared", maintain_order=True).row(0, named=True)
     name = printable(reference.name)
     if is_other:
         rho = "none" if best["spearman"] is None else f"{best['spearman']:+.2f}"
-        told.append(f"most like {name}: {_setting(best)}: Spearman {rho}, {best['shared']} of its top {k} heads")
+        told.append(f"most like {name}: {_setting(best)}: Spearman {rho}, {best['shared']} of its top {k}")
     told.append(f"least like {name}: {_setting(least)}: {least['shared']} of its top {k} heads")
     return told
 

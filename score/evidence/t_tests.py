@@ -35,9 +35,9 @@ class Difference:
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("value", "error", "freedom")))
 
     def p(self, two_sided: bool = False) -> Float:
-        """How likely so large a difference is where there is none; 1 where all values are the same.
+        """The p-value: how likely a difference at least this large is where there is none; 1 where all values are the same.
 
-        two_sided: also so small a one.
+        two_sided: large in either direction.
         """
         with np.errstate(divide="ignore", invalid="ignore"):
             t = self.value / self.error

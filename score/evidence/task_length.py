@@ -45,7 +45,7 @@ class TaskTokens:
 
     @classmethod
     def of(cls, counts: npt.NDArray[np.integer], tokens: npt.NDArray[np.integer], mode: QueryMode) -> Self:
-        """Of samples in which the task has so many of so many tokens, with pattern rows of `mode`."""
+        """From each sample's count of task tokens and its number of tokens, for pattern rows of `mode`."""
         each = counts.astype(np.int64)
         entropies = math.fsum(_uniform_entropy(count, mode) for count in tokens.tolist())
         return cls(len(each), int((each == 0).sum()), int(each.sum()), int((each**2).sum()), entropies)

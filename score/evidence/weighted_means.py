@@ -61,7 +61,7 @@ def weighted_means(
     Args:
         cache: an opened cache.
         recipe: what its signals are.
-        store: where measures are kept; None to keep and believe nothing.
+        store: where measures are kept; None to keep nothing, and to use nothing kept.
         names: of signals.
         weights: how often each sample counts, [B,n], in the order of the cache.
 

@@ -11,7 +11,7 @@ from ...data.errors import HeadscoreError, printable
 from ...data.files.plain import names_in, read_plain
 from ..evidence.null import null_of_record
 from ..outputs import HEADS_PARQUET, yaml_text
-from ..scores import head_name
+from ..scores import head_name, heads_or_groups
 from ..validated import Measured
 from ..validation_files import is_validation, read_measured
 from .chosen import Chosen
@@ -53,7 +53,7 @@ def _metadata(chosen: Chosen, provenance: Mapping[str, Any]) -> dict[str, Any]:
 
 def _lines(chosen: Chosen, provenance: Mapping[str, Any]) -> Iterator[str]:
     model, data, record = provenance.get("model", {}), provenance.get("data", {}), chosen.results.record
-    units = "heads" if chosen.unit == "head" else "groups of heads"
+    units = heads_or_groups(chosen.unit)
     yield f"# Attention heads of {_escaped(model.get('name') or 'a model')}"
     yield ""
     how = f"headscore {provenance['headscore']}"

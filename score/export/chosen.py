@@ -18,6 +18,7 @@ from ...data.options.settings import Unit
 from ..outputs import CONFIG_FILE, HEADS_PARQUET
 from ..ranking import TIE_DIGITS
 from ..results import COMBINED, IMPORTED_KEY, Results
+from ..scores import heads_or_groups
 
 Head = tuple[int, int]
 
@@ -139,7 +140,7 @@ class Chosen:
                 "ranking; export a list, such as csv"
             )
         if not self.results.whole or len(self.heads) != layers * units:
-            raise OptionError(f"--format {self.format}: needs all heads of the model, and {self.results.folder} has some")
+            raise OptionError(f"--format {self.format}: needs all heads of the model, and {self.results.folder} has only some")
         return layers, units
 
     @property
@@ -172,7 +173,7 @@ def choose(results: Results, settings: ExportSettings, path: Path) -> Chosen:
         path: where it goes, for messages.
 
     A format that is of groups takes them, as `--by kv_head` does. Raises InputError for a signal or a number of heads that the
-    ranking has not, where all heads are alike, and where the table is damaged or not of the model that the record tells.
+    ranking does not have, where all heads are alike, and where the table is damaged or not of the model that the record tells.
     """
     heads = _ordered(results, settings)
     if settings.by == "head" and results.unit == "kv_head":
@@ -180,7 +181,7 @@ def choose(results: Results, settings: ExportSettings, path: Path) -> Chosen:
     unit: Unit = results.unit
     if (settings.by == "kv_head" or settings.format in _OF_GROUPS) and unit == "head":
         heads, unit = _of_groups(heads, results, settings.group), "kv_head"
-    top = _top(heads, settings, "heads" if unit == "head" else "groups of heads")
+    top = _top(heads, settings, heads_or_groups(unit))
     return Chosen(results, settings, path, unit, heads, top)
 
 
@@ -189,7 +190,7 @@ def chosen_heads(results: Results, settings: ChoiceSettings) -> pl.DataFrame:
 
     Raises InputError as `choose`.
     """
-    return _top(_ordered(results, settings), settings, "heads")
+    return _top(_ordered(results, settings), settings, heads_or_groups(results.unit))
 
 
 def _ordered(results: Results, settings: ChoiceSettings) -> pl.DataFrame:
@@ -197,7 +198,7 @@ def _ordered(results: Results, settings: ChoiceSettings) -> pl.DataFrame:
     signal = settings.signal or COMBINED
     name = signal.removeprefix("-")
     if not name:
-        raise OptionError(f"--signal {signal!r}: is no name of a signal; give one, with - before it to turn it around")
+        raise OptionError(f"--signal {signal!r}: is not the name of a signal; give one, with a leading - to reverse it")
     if signal == f"-{COMBINED}":
         raise OptionError(f"--signal {signal}: only a signal can be turned around")
     if not _is_sound(results.heads, results.unit):
@@ -239,7 +240,7 @@ def _require_shape(results: Results) -> None:
     expected = {(layer, number) for layer in shape.layers for number in range(units)}
     if expected != set(results.heads.select("layer", results.unit).iter_rows()):
         raise InputError(
-            f"{results.folder / CONFIG_FILE}: its record has another shape than its heads; run headscore score again"
+            f"{results.folder / CONFIG_FILE}: the heads do not fit the shape in its record; run headscore score again"
         )
 
 

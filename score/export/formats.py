@@ -1,6 +1,6 @@
 """The formats by name: one function in a file of its own each. A new one is a file, a line here, and its name in the settings.
 
-`checkpoint` is not among them: it needs the model, so it is written by capture/zeroed.py.
+`checkpoint` is not among them: it needs the model, so it is written by capture/ablating/zeroed.py.
 """
 
 from collections.abc import Callable, Mapping

@@ -74,7 +74,7 @@ def import_list(file: str | Path, out: str | Path, *, overwrite: bool = False, *
         # heads.parquet comes last: its presence says that the others are of one list, and without it the same may run again.
         for name in (HEADS_PARQUET, *((*RESULT_FILES, *REPORT_FILES, CONTROL_FILE) if overwrite else ())):
             remove(folder / name)
-        header = f"# Repeats this: headscore import FILE --as {format.replace('_', '-')} --out NEW_FOLDER\n"
+        header = f"# Repeats this: headscore import FILE --as {format} --out NEW_FOLDER\n"
         write_text(folder / CONFIG_FILE, header + yaml_text(config))
         write_text(folder / HEADS_CSV, csv(heads))
         table = io.BytesIO()

@@ -4,6 +4,7 @@ import io
 
 from ...data.text import json_text
 from ..outputs import csv
+from ..scores import heads_or_groups
 from .chosen import Chosen
 from .written import PROVENANCE_FILE, Content
 
@@ -25,5 +26,5 @@ def parquet_list(chosen: Chosen) -> Content:
 
 
 def _meaning(chosen: Chosen) -> str:
-    what = "heads" if chosen.unit == "head" else "groups of heads"
+    what = heads_or_groups(chosen.unit)
     return _MEANING.format(count=len(chosen.top), all=len(chosen.heads), what=what)

@@ -1,4 +1,4 @@
-"""A LoraConfig of PEFT for the layers that have chosen heads, with the rows and columns of these for who masks by head."""
+"""A LoraConfig of PEFT for the layers that have chosen heads, with the rows and columns of these for masking by head."""
 
 import io
 import re

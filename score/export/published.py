@@ -113,7 +113,7 @@ def _qrhead(path: Path, content: bytes) -> list[Scored]:
 
 def _lofit(path: Path, content: bytes) -> list[Scored]:
     """An array of whole numbers [k, 2], best first. Its header is read before any of it is."""
-    with foreign_faults_told(f"{path}: is no array of NumPy", hold_stderr=False):
+    with foreign_faults_told(f"{path}: is not a NumPy array", hold_stderr=False):
         file = io.BytesIO(content)
         version = np.lib.format.read_magic(file)
         if version not in _NPY_HEADERS:

@@ -20,7 +20,7 @@ _RULE = "r = k·d·M / (H·d + M)"  # as each module has r·(in + out) numbers, 
 def shira(chosen: Chosen) -> Content:
     """A folder with adapter_config.json and adapter_model.safetensors: all numbers 0, at the places of the chosen heads.
 
-    Keys and values are left out: heads share them. SHiRA has one r for all modules, so as many heads must be chosen in each
+    Keys and values are left out: heads share them. SHiRA has one r for all modules, so equally many must be chosen in each
     layer that has any.
     """
     chosen.require_top()
@@ -60,8 +60,8 @@ def _r(chosen: Chosen, counts: dict[int, int], width: int, model_width: int) -> 
     if len(set(counts.values())) > 1:
         few, most = (picker(counts, key=lambda layer: counts[layer]) for picker in (min, max))
         raise OptionError(
-            f"--format shira: has one {_RULE} for all layers, and there are {counts[few]} heads in layer {few} and "
-            f"{counts[most]} in layer {most}; choose as many in each with --top-k-per-layer"
+            f"--format shira: has one {_RULE} for all layers, but {counts[few]} of layer {few} and {counts[most]} of layer "
+            f"{most} are chosen; choose the same number in each with --top-k-per-layer"
         )
     k, both = next(iter(counts.values())), chosen.shape.heads * width + model_width
     if (k * width * model_width) % both:

@@ -27,12 +27,14 @@ def attended(cache: Cache, heads: Sequence[tuple[int, int]], most: int = 3, grou
     row), ordered by sample, then as in `heads`, then by position. There are no lines where the cache keeps no examples, or they
     are not in a shard that is there. `token` and `spans` are text from the cache, so it may be a stranger's.
 
-    Raises InputError for a head that the model has not, for examples that contradict their shard, and for a damaged shard.
+    Raises InputError for a head that the model lacks, for examples that contradict their shard, and for a damaged shard.
     """
     layers, count = cache.metadata["layers"], cache.metadata["dims"]["heads"] // group
     for layer, head in heads:
         if layer not in layers or not 0 <= head < count:
-            raise InputError(f"{cache.path}: has no head L{layer}H{head}")
+            raise InputError(
+                f"{cache.path}: has no {'head' if group == 1 else 'group of heads'} L{layer}{'H' if group == 1 else 'G'}{head}"
+            )
     return [line for shard, sample, example in _examples(cache, most) for line in _lines(shard, sample, example, heads, group)]
 
 

@@ -43,7 +43,7 @@ def require_text(where: str, **given: Any) -> None:
     """Raises InputError where what a chart is told by name is no text."""
     for name, value in given.items():
         if not isinstance(value, str):
-            raise InputError(f"{where}: {name}={value!r:.80} is no text")
+            raise InputError(f"{where}: {name}={value!r:.80} is not text")
 
 
 def require_count(where: str, **given: Any) -> None:

@@ -30,7 +30,7 @@ class Found:
 def found_beside(folder: Path) -> Found:
     """What the folders in `folder` hold of validation, control, stability, sweep and compare.
 
-    A folder that cannot be read or shown is told in a line of its section.
+    A folder that cannot be read or shown is reported in a line of its section.
     """
     html, missing = "", []
     charts: dict[str, dict[str, Any]] = {}

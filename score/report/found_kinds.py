@@ -16,6 +16,7 @@ from ...data.files.strict_yaml import read_yaml
 from ..evidence import compare, stability, sweep
 from ..evidence.head_lists import csv_columns
 from ..outputs import CONFIG_FILE, CONTROL_FILE
+from ..scores import heads_or_groups
 from ..validation_files import FACTS_FILE
 from ..validation_table import SCHEMA as VALIDATION
 from .columns import finite
@@ -105,7 +106,7 @@ def _validation(folder: Path) -> tuple[list[str], Charts]:
     facts = parse_json(read_plain(folder / FACTS_FILE, _MAX_BYTES) or b"")
     units = facts.get("units") if isinstance(facts, dict) else None
     if not isinstance(units, int) or units < 1:
-        raise InputError(f"{folder / FACTS_FILE}: is not that of a validation")
+        raise InputError(f"{folder / FACTS_FILE}: was not written by headscore validate")
     table, charts = _table(folder / "validation.csv", VALIDATION), {}
     for signal in table["signal"].unique(maintain_order=True).to_list()[:MOST_OF_A_KIND]:
         for metric in METRICS:
@@ -128,6 +129,7 @@ def _control(folder: Path) -> tuple[list[str], Charts]:
     names = _names(path)
     signals = [name.removesuffix("_significant") for name in names if name.endswith("_significant")]
     unit = _unit(names)
+    units = heads_or_groups(unit)
     places = {"layer": pl.Int64, unit: pl.Int64, "rank": pl.Int64}
     values = {f"{name}_{kind}": pl.Float64 for name in signals for kind in ("control", "controlled", "q")}
     frame = _table(path, places | values | {f"{name}_significant": pl.Boolean for name in signals})
@@ -139,7 +141,7 @@ def _control(folder: Path) -> tuple[list[str], Charts]:
     for name in sorted(signals, key=lambda name: name != "task")[:MOST_OF_A_KIND]:
         above = frame.filter(pl.col(f"{name}_significant") & (pl.col(f"{name}_controlled") > 0))
         missing = frame.filter(pl.col("rank") <= top).height - above.filter(pl.col("rank") <= top).height
-        lines.append(f"{name}: {len(above)} of {len(frame)} heads are above the control; {missing} of the top {top} are not")
+        lines.append(f"{name}: {len(above)} of {len(frame)} {units} are above the control; {missing} of the top {top} are not")
         charts[f"{name} less that of the control"] = control_map(frame, name, fluid=True)
     return lines, charts
 

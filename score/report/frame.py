@@ -21,7 +21,7 @@ def framed(title: str, lead: str, sections: str, data: Mapping[str, Any], *, scr
         sections: HTML likewise, with a `place` for each chart.
         data: what the script needs besides `config`, as JSON can hold it; charts are of `fitted`.
         script: the file beside this module that draws the charts.
-        besides: plain text, where else the content is found by those who let no script run.
+        besides: plain text for readers whose browser runs no scripts: where else they find the content.
 
     Raises RunError where Vega's JavaScript cannot be made.
     """

@@ -57,7 +57,7 @@ class Ranking:
 
     @classmethod
     def of(cls, scores: "Scores") -> Self:
-        """That of a result, with a slider for each signal that it weights, by 0 too where it is defined for every head."""
+        """That of a result, with a slider for each signal that has a weight other than 0, or is defined for every head."""
         settings, heads = scores.settings, scores.heads
         weights = {name: weight for name, weight in settings.weights.items() if weight or _is_finite(heads[f"{name}_norm"])}
         return cls(

@@ -206,7 +206,7 @@ def _signal(*columns: Column) -> str:
 
 def _folded(kind: str, parts: list[str]) -> str:
     """Charts that are drawn once the reader unfolds them."""
-    summary = f"<summary>{len(parts)} other signals, which weigh nothing here</summary>"
+    summary = f"<summary>other signals, which weigh nothing here: {len(parts)}</summary>"
     return f'<details>{summary}<div class="{kind}">{"".join(parts)}</div></details>' if parts else ""
 
 

@@ -146,5 +146,5 @@ def skipped_section(skipped: Sequence[SkippedRow]) -> str:
     lines = "".join(f"<li>row {entry['row']}: {escaped(entry['reason'])}</li>" for entry in skipped[:MOST_SKIPPED_SHOWN])
     more = len(skipped) - MOST_SKIPPED_SHOWN
     rest = f"<p>… and {more} more in the cache's skipped.jsonl.</p>" if more > 0 else ""
-    summary = f"<summary>{len(skipped)} rows were skipped, and are not in the scores</summary>"
+    summary = f"<summary>rows that were skipped, and are not in the scores: {len(skipped)}</summary>"
     return f'<details>{summary}<ul class="skipped">{lines}</ul>{rest}</details>'

@@ -1,6 +1,6 @@
 """What the charts are called, how they are read, and the sentence that a report opens with."""
 
-from ..scores import Scores, head_name
+from ..scores import Scores, head_name, heads_or_groups
 from .marks import Ranking
 
 READING = {
@@ -38,10 +38,10 @@ _NULL = " Bands are where random ranks would have the best and the k-th score."
 _NAMED = 3  # heads in the first sentence
 _DOUBTS = {  # by the name of a check: what speaks against the ranking, of `{n}` of the top `{k}` where that is counted
     "disagreement": "weighted signals point at different heads",
-    "below_uniform": "{n} of the top {k} give the task less than uniform attention would",
-    "length": "{n} follow the length of the task's text",
+    "below_uniform": "{n} of the top {k} {give} the task less than uniform attention would",
+    "length": "{n} {follow} the length of the task's text",
     "ties": "{n} heads tie at the cut",
-    "first_token": "{n} rest on the first token",
+    "first_token": "{n} {rest} on the first token",
     "samples": "other samples would change the top",
 }
 _SHOWN_DOUBTS = 2
@@ -54,14 +54,20 @@ def reading(name: str, live: Ranking | None) -> tuple[str, str]:
     return title, text.format(part=_PARTS[live.fusion] if live else "", null=null)
 
 
+def _verbs(count: float) -> dict[str, str]:
+    return {verb: f"{verb}s" if count == 1 else verb for verb in ("give", "follow", "rest")}
+
+
 def opening(scores: Scores) -> str:
     """What was found and how far to trust it, in one sentence, from the scores' null and checks."""
     top = scores.top(min(_NAMED, len(scores.heads))).to_dicts()
     *first, last = [head_name(line, scores.unit) for line in top]
     named = f"{', '.join(first)} and {last}" if first else last
-    units = "heads" if scores.unit == "head" else "groups of heads"
+    units = heads_or_groups(scores.unit)
     found = f"Of {len(scores.heads)} {units}, {named} come first in {scores.samples:,} samples"
-    doubts = [_DOUBTS[check.name].format(n=f"{check.number:g}", k=scores.top_k) for check in scores.checks]
+    doubts = [
+        _DOUBTS[check.name].format(n=f"{check.number:g}", k=scores.top_k, **_verbs(check.number)) for check in scores.checks
+    ]
     verdict = scores.null.verdict if scores.null else ""
     if verdict in ("less", "no more"):
         doubts.insert(0, f"its signals agree {'less' if verdict == 'less' else 'no more'} than chance would make them")
