@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import headscore
-from headscore.capture.ablating.ablation import attention_layers
+from headscore.capture.ablating.ablation import attention_layers, gates_without
 from headscore.capture.ablating.evaluator import Evaluator
 from headscore.capture.ablating.readings import Outcomes
 from headscore.capture.inputs.questions import Question, questions_of
@@ -152,6 +152,20 @@ def test_heads_may_be_given_as_frames_of_heads_or_of_groups() -> None:
     ):
         with headscore.ablated(model, frame):
             assert torch.equal(logits(model), wanted)
+
+
+def test_layers_without_attention_are_not_said_to_have_heads() -> None:
+    model = MODELS["llama"]()
+    between = {layer: known for layer, known in attention_layers(model).items() if layer != 1}
+    with pytest.raises(headscore.InputError, match=r"no head 0 in layer 1; it has layers 0, 2$"):
+        gates_without([[(1, 0)]], between)
+
+
+def test_a_model_that_fails_is_told_in_one_line() -> None:
+    model = MODELS["llama"]()
+    model.model.layers[0].forward = lambda *_, **__: {}["nothing here"]
+    with pytest.raises(headscore.RunError, match=r"^llama: fails on 4 tokens: KeyError"):
+        attention_layers(model)
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,10 @@ import tiny
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.main import get_command
 
 import headscore
+from headscore.cli import app
 from headscore.data.errors import InputError, printable
 from headscore.data.files import whole_file as files
 from headscore.data.files.foreign import foreign_faults_told
@@ -329,11 +331,15 @@ def test_without_a_home_everything_but_a_conversion_works(
     assert command("score", cache, "--config", tmp_path / "c.yaml", cwd=tmp_path).returncode == 0
 
 
-@pytest.mark.parametrize("command_name", ["capture", "run", "score", "report", "signals", "inspect", "merge"])
+def test_every_command_knows_what_memory_it_needs_to_start() -> None:
+    assert set(MIN_ADDRESS_SPACE) == set(get_command(app).commands)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("command_name", ["capture", "run", "validate", "score", "control", "report", "inspect", "merge"])
 def test_too_little_memory_to_start_is_told_at_once(command_name: str, last_token_cache: Path, tmp_path: Path) -> None:
     kib = (MIN_ADDRESS_SPACE[command_name] << 10) - 1
     first = [] if command_name in ("capture", "run") else [last_token_cache]
-    more = [] if command_name in ("inspect", "signals") else ["--out", tmp_path / "o"]
+    more = [] if command_name == "inspect" else ["--out", tmp_path / "o"]
     done = command(command_name, *first, *more, before=f"ulimit -v {kib}")
     assert f"{command_name}: needs " in told(done, 1) and "`ulimit -v` allows" in told(done, 1)
     assert not (tmp_path / "o").exists() and done.stderr.count(b"\n") == 1

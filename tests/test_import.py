@@ -295,7 +295,7 @@ def test_a_list_of_another_models_heads_is_refused(ranked: tuple[Path, Path], tm
         headscore.validate(folder, tmp_path / "v", **options)
     (tmp_path / "m.npy").write_bytes(npy(np.array([[0, 0], [1, 1]])))
     headscore.import_list(tmp_path / "m.npy", tmp_path / "m", format="lofit")
-    with pytest.raises(InputError, match="k: 3 is more than the 2 heads that the imported list has"):
+    with pytest.raises(InputError, match="k: 3 is more than the 2 heads of the imported list; give at most 2"):
         headscore.validate(tmp_path / "m", tmp_path / "v", k=["3"], **options)
 
 

@@ -301,7 +301,8 @@ def test_scores_show_their_top(cache: Path) -> None:
     assert shown.count("<tr>") == 11 and "<th>lift</th>" in shown and "<th>sink</th>" not in shown
     groups = headscore.score(cache, by="kv_head")
     assert groups.topk_global.columns == ["layer", "kv_head", "combined", "rank"]
-    assert "<td>L0G1</td>" in groups._repr_html_()
+    assert "<td>L0G1</td>" in groups._repr_html_() and "6 groups of heads, 24 samples" in groups._repr_html_()
+    assert repr(groups).startswith("6 groups of heads, 24 samples")
 
 
 def test_what_a_cache_calls_its_model_is_not_run_in_a_notebook(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def attention_layers(model: PreTrainedModel) -> dict[int, AttentionLayer]:
 
     Raises InputError or RunError where its attention cannot be heard.
     """
-    decoder, failure = decoder_of(model), None
+    decoder, failures = decoder_of(model), list[Exception]()
     for eager in (False, True):
         recorder = Recorder(False, eager=eager)
         try:
@@ -43,11 +43,11 @@ def attention_layers(model: PreTrainedModel) -> dict[int, AttentionLayer]:
                 recorder.take()
             return dict(recorder.known.layers)
         except Exception as error:  # whatever an architecture's code raises
-            failure = failure or error
-    if isinstance(failure, HeadscoreError):
-        raise failure
-    assert failure is not None
-    raise ModelError(f"{decoder.config.model_type}: fails on {_PROBE_TOKENS} tokens: {typed_line(failure)}") from failure
+            failures.append(error)
+    first = failures[0]
+    if isinstance(first, HeadscoreError):
+        raise first
+    raise ModelError(f"{decoder.config.model_type}: fails on {_PROBE_TOKENS} tokens: {typed_line(first)}") from first
 
 
 class HeadGates:
