@@ -115,7 +115,7 @@ def test_a_planted_head_is_found(plain: Path, shuffled: Path, tmp_path: Path) ->
     assert (by_rows.kind, found(by_rows), found(by_rows, "out"), found(by_rows, "ent")) == ("shuffle", [PLANTED], [], [])
     assert by_rows.heads.filter(layer=1, head=2)["task_controlled"].item() == pytest.approx(0.2 * (1 - 5 / 29), abs=0.03)
     assert by_rows.lines[0] == (
-        "of 12 heads, 1 attend to the question more than to the same words shuffled (false discovery rate 5 %); "
+        "of 12 heads, 1 attends to the question more than to the same words shuffled (false discovery rate 5 %); "
         f"{11} of the top 12 do not"
     )
     by_span = headscore.control(plain, random_span=True)
@@ -271,7 +271,7 @@ def test_wrong_pairings_are_refused(plain: Path, shuffled: Path, tmp_path: Path)
     cases = {
         "another_model": (
             {"model": {"name": "made by hand", "fingerprint": "another"}},
-            "is from another model than .* a control is captured",
+            "is not from the model of .* a control is captured",
         ),
         "other_rows": (
             {"settings": {"control": "null"}, "data": other_data},
@@ -287,7 +287,7 @@ def test_wrong_pairings_are_refused(plain: Path, shuffled: Path, tmp_path: Path)
     with pytest.raises(headscore.InputError, match="holds control prompts; give the ordinary cache"):
         headscore.control(shuffled, against=plain)
     for options in ({}, {"against": shuffled, "random_span": True}):
-        with pytest.raises(headscore.InputError, match="against: give a cache that is the control, or random_span, not both"):
+        with pytest.raises(headscore.InputError, match="against: give a cache that is the control, or random_span=True, not both"):
             headscore.control(plain, **options)
     with pytest.raises(headscore.InputError, match=r"no weighted signal \(out, ent\) depends on where the task's span stands"):
         headscore.control(plain, random_span=True, lambda_task=0)
@@ -332,7 +332,7 @@ def test_the_command_prints_what_it_found(run_cli: Cli, plain: Path, shuffled: P
     out = tmp_path / "r"
     status, printed, _ = run_cli("control", plain, "--against", shuffled, "--fdr", 0.01, "--out", out)
     lines = printed.splitlines()
-    assert status == 0 and lines[0].startswith("of 12 heads, 1 attend to the question more than to the same words shuffled")
+    assert status == 0 and lines[0].startswith("of 12 heads, 1 attends to the question more than to the same words shuffled")
     assert "(false discovery rate 1 %)" in lines[0] and lines[-1] == f"all results in {out}"
     status, again, _ = run_cli("control", "--config", out / "config.yaml", plain, "--out", tmp_path / "again")
     assert status == 0 and again.splitlines()[:-1] == lines[:-1]

@@ -423,17 +423,17 @@ def test_heads_of_another_shape_than_the_record_are_refused(results: Path, tmp_p
     ("change", "message"),
     [
         ({"weight": [1, 2]}, "'weight' is not as headscore score writes it"),
-        ({"weight": "abc"}, "'weight' is none"),
-        ({"weight": {"out": "x"}}, "'weight' is none"),
-        ({"fusion": "foo"}, "'fusion' is none"),
-        ({"within": "row"}, "'within' is none"),
+        ({"weight": "abc"}, "'weight' is not as headscore"),
+        ({"weight": {"out": "x"}}, "'weight' is not as headscore"),
+        ({"fusion": "foo"}, "'fusion' is not as headscore"),
+        ({"within": "row"}, "'within' is not as headscore"),
         ({"lambda_ent": float("nan")}, r"holds what JSON cannot, such as a date, a set or \.nan"),
         ({"measure": {"a": datetime.date(2020, 1, 1)}}, "holds what JSON cannot"),
         ({"record": {"samples": {"a", "b"}}}, "holds what JSON cannot"),
         ({"record": {"control": {"kind": b"x"}}}, "holds what JSON cannot"),
-        ({"record": {"control": "x"}}, "'record.control' is none"),
+        ({"record": {"control": "x"}}, "'record.control' is not as headscore"),
         ({"record": {"imported": {"file": "", "format": "", "sha256": "", "whole": True}, "model": "foo"}}, "'record.model'"),
-        ({"record": {"imported": {"file": "", "format": "", "sha256": "", "whole": True}, "data": 3}}, "'record.data' is none"),
+        ({"record": {"imported": {"file": "", "format": "", "sha256": "", "whole": True}, "data": 3}}, "'record.data' is not as headscore"),
     ],
 )
 def test_a_strangers_configuration_is_checked(results: Path, tmp_path: Path, change: dict[str, Any], message: str) -> None:

@@ -230,7 +230,7 @@ def test_another_model_is_refused_unless_it_is_asked_for(llama: Path, results: P
     with pytest.raises(headscore.InputError, match="is not the model that was captured"):
         headscore.validate(results, tmp_path / "v", model=str(llama), **FEW)
     found = headscore.validate(results, tmp_path / "v", model=str(llama), allow_other_model=True, **FEW)
-    assert found.verdicts[0].startswith("CAUTION: the ranking was captured from another model")
+    assert found.verdicts[0].startswith("CAUTION: the ranking was captured from a model other")
 
 
 def headscore_cli(*words: str) -> "subprocess.CompletedProcess[str]":

@@ -65,7 +65,7 @@ def _require_same_model(cache: Cache, other: Cache) -> None:
     if shapes[0] == shapes[1] and all(one["model"].get(key) == two["model"].get(key) for key in _SAME_MODEL):
         return
     raise OptionError(
-        f"--against {other.path}: is from another model than {cache.path} ({_named(two)}, {_named(one)}); a control is "
+        f"--against {other.path}: is not from the model of {cache.path} ({_named(two)}, {_named(one)}); a control is "
         "captured with the same model, adapter and --dtype"
     )
 
