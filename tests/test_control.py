@@ -287,7 +287,7 @@ def test_wrong_pairings_are_refused(plain: Path, shuffled: Path, tmp_path: Path)
     with pytest.raises(headscore.InputError, match="holds control prompts; give the ordinary cache"):
         headscore.control(shuffled, against=plain)
     for options in ({}, {"against": shuffled, "random_span": True}):
-        with pytest.raises(headscore.InputError, match="against: give a cache that is .* random_span=True, not both"):
+        with pytest.raises(headscore.InputError, match=r"against: give a cache that is .* random_span=True, not both"):
             headscore.control(plain, **options)
     with pytest.raises(headscore.InputError, match=r"no weighted signal \(out, ent\) depends on where the task's span stands"):
         headscore.control(plain, random_span=True, lambda_task=0)
