@@ -69,7 +69,7 @@ def test_a_group_of_heads_has_the_mean_of_its_heads(tmp_path: Path) -> None:
     cache = open_cache(with_examples(tmp_path, [ROW_0, ROW_1]))
     heads = [[line["weight"] for line in attended(cache, [(0, head)])] for head in (0, 1)]
     assert [line["weight"] for line in attended(cache, [(0, 0)], group=2)] == np.mean(heads, axis=0).tolist()
-    with pytest.raises(InputError, match="has no head L0H1"):
+    with pytest.raises(InputError, match="has no group of heads L0G1"):
         attended(cache, [(0, 1)], group=2)
 
 

@@ -95,7 +95,7 @@ def test_options_and_columns_of_other_types_are_refused_in_one_line() -> None:
     sweep = pl.DataFrame({"weight_a": [0.0, 1.0], "weight_b": [0.0, 1.0], "spearman": [0.5, 0.6], "shared": [1.0, 2.0]})
     with pytest.raises(InputError, match="are not two signals"):
         headscore.sweep_map(sweep, signals=("a",))  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"value=\['a'\] is no text"):
+    with pytest.raises(InputError, match=r"value=\['a'\] is not text"):
         headscore.sweep_map(sweep, ["a"])  # type: ignore[arg-type]
 
 

@@ -200,7 +200,7 @@ def test_layers_are_called_by_the_models_numbers(tmp_path: Path) -> None:
     assert lines.filter(layer=5).collect().height == 4 and lines.filter(layer=1).collect().height == 0
     assert headscore.score(cache).heads["layer"].unique().to_list() == [2, 5, 11]
     assert len(list(headscore.rows(cache, layer=11, head=1))) == 2
-    with pytest.raises(InputError, match="has no layer 1; it has 2 heads in each of the layers 2 to 11"):
+    with pytest.raises(InputError, match="has no layer 1; it has 2 heads in each of layers 2, 5, 11"):
         headscore.rows(cache, layer=1)
 
 
