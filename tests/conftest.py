@@ -29,10 +29,16 @@ settings.load_profile("headscore")
 
 @pytest.fixture(autouse=True, scope="session")
 def _no_test_writes_to_the_home(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Other processes that tests start have it from here, too; models that were downloaded stay where they are."""
+    """Other processes that tests start have it from here, too; models that were downloaded stay where they are.
+
+    All workers have one such folder together, so that the default model is converted once.
+    """
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     os.environ.setdefault("HF_HOME", str(home / "huggingface"))
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("user-cache"))
+    base = tmp_path_factory.getbasetemp()
+    together = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    (together / "user-cache").mkdir(exist_ok=True)
+    os.environ["XDG_CACHE_HOME"] = str(together / "user-cache")
 
 
 @pytest.fixture(autouse=True)

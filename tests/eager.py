@@ -40,15 +40,29 @@ class Eager:
 
 
 class EagerModel:
-    """Runs one prompt at a time; `fresh`: each through a copy of the model that nothing was run through before."""
+    """Runs one prompt at a time.
+
+    Args:
+        model: or its folder.
+        fresh: each prompt is run through a copy of the model that nothing was run through before, and only once.
+    """
 
     def __init__(self, model: Path | PreTrainedModel, fresh: bool = False):
         self.fresh = fresh
+        self._known: dict[bytes, Eager] = {}
         if isinstance(model, Path):
             model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
         self.model = model.eval()
 
     def __call__(self, ids: np.ndarray) -> Eager:
+        if not self.fresh:
+            return self._run(ids)
+        key = ids.tobytes()
+        if key not in self._known:
+            self._known[key] = self._run(ids)
+        return self._known[key]
+
+    def _run(self, ids: np.ndarray) -> Eager:
         model = copy.deepcopy(self.model) if self.fresh else self.model
         projections = output_projections(model)
         entered: list[torch.Tensor] = []

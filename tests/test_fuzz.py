@@ -129,7 +129,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fuzz")
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], max_examples=settings().max_examples * 4)
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], max_examples=settings().max_examples * 2)
 @given(data=st.data(), name=st.sampled_from(list(WRITERS)), rows=ROWS)
 def test_any_data_file_is_read_or_refused_in_one_line(folder: Path, data: st.DataObject, name: str, rows: list[Any]) -> None:
     path = folder / name

@@ -26,7 +26,8 @@ def test_type_checkers_know_the_options_of_an_installed_wheel(installed: Path, t
     assert (installed / "headscore" / "py.typed").is_file()
     (tmp_path / "mypy.ini").write_text(
         "[mypy]\nstrict = True\n[mypy-headscore.*]\nignore_errors = True\n"
-        "[mypy-polars.*,numpy.*,h5py.*,altair.*,yaml.*]\nfollow_imports = skip\nignore_missing_imports = True\n"
+        "[mypy-polars.*,numpy.*,h5py.*,altair.*,yaml.*,torch.*,transformers.*,typer.*]\n"
+        "follow_imports = skip\nignore_missing_imports = True\n"
     )
     right = [
         "import headscore",

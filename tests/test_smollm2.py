@@ -12,6 +12,7 @@ import tiny
 from eager import EagerModel
 from parity import assert_parity
 from test_score import SIGNALS, eager_means
+from transformers import PreTrainedTokenizerBase
 
 import headscore
 from headscore.capture.inputs.chat import in_chat
@@ -74,12 +75,19 @@ def test_question_spans_decode_to_the_questions(smollm2_cache: Path) -> None:
                 assert tokenizer.decode(members).strip() == questions[row]
 
 
+@pytest.fixture(scope="module")
+def smollm2_tokenizer() -> PreTrainedTokenizerBase:
+    return load_tokenizer(resolve("smollm2-135m"))
+
+
 @pytest.mark.parametrize("template", BUILT_IN_TEMPLATES)
 @pytest.mark.parametrize("chat", [{}, {"chat": True}, {"chat": True, "system": "Answer the question. Question: which?"}])
 @pytest.mark.parametrize("data", ["samples", str(tiny.LLM_ADAPTERS)], ids=["arc", "llm-adapters"])
-def test_questions_are_found_in_every_template_and_chat(data: str, template: str, chat: dict[str, Any]) -> None:
+def test_questions_are_found_in_every_template_and_chat(
+    data: str, template: str, chat: dict[str, Any], smollm2_tokenizer: PreTrainedTokenizerBase
+) -> None:
     settings = CaptureSettings(data=data, template=template, **chat)
-    tokenizer = load_tokenizer(resolve("smollm2-135m"))
+    tokenizer = smollm2_tokenizer
     prompts = read_prompts(settings)
     prompts = in_chat(prompts, tokenizer, settings) if chat else prompts
     marked = Marker(tokenizer, prompts.maker.span_names)(encode_shards(prompts, tokenizer, settings)[0])
@@ -100,6 +108,7 @@ def test_the_converted_model_is_kept(caplog: pytest.LogCaptureFixture) -> None:
     assert not [path for path in location.parent.glob(".converting-*") if path.suffix != ".lock"], "the lock itself stays"
 
 
+@pytest.mark.parametrize("smollm2_cache", ["samples"], indirect=True, ids=["arc"])
 def test_a_gguf_file_by_its_path_is_the_same_model(smollm2_cache: Path, tmp_path: Path) -> None:
     import importlib.util
 

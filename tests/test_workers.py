@@ -155,9 +155,17 @@ def sample_of(name: str, values: np.ndarray, sample: int, start: int, stop: int)
 
 
 @pytest.mark.parametrize(
-    "sizes", [[24], [1] * 24, [23, 1], [5, 0, 7, 12], [3, 8, 2, 11], [0, 24]], ids=lambda sizes: "-".join(map(str, sizes))
+    ("mode", "sizes"),
+    [
+        ("last_token", [24]),
+        ("last_token", [23, 1]),
+        ("last_token", [5, 0, 7, 12]),
+        ("all_tokens", [1] * 24),
+        ("all_tokens", [3, 8, 2, 11]),
+        ("all_tokens", [0, 24]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value)),
 )
-@pytest.mark.parametrize("mode", ["last_token", "all_tokens"])
 def test_any_split_into_shards_and_blocks_changes_no_bit(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, sizes: list[int]
 ) -> None:
