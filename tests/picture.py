@@ -31,7 +31,10 @@ def picture(report: Path, path: Path = PICTURE) -> int:
 if __name__ == "__main__":
     if chromium() is None:
         sys.exit("no Chromium is found: install chromium or google-chrome")
-    size = picture(Path(sys.argv[1] if len(sys.argv) > 1 else "headscore-results/report.html"))
+    report = Path(sys.argv[1] if len(sys.argv) > 1 else "headscore-results/report.html")
+    if not report.is_file():
+        sys.exit(f"{report}: there is no such file; `make demo` makes it")
+    size = picture(report)
     print(f"{PICTURE}: {size:,} bytes")
     if size > MAX_BYTES:
         sys.exit(f"larger than {MAX_BYTES:,} bytes")
