@@ -331,6 +331,24 @@ against the model's own eager attention, one sample at a time and unpadded. `pyt
 """
 
 
+LENGTHS = (3, 15, 16, 17, 33, 47, SWITCH, 49, 70, 96)  # on both sides of 16, and of the switch at 48
+SHARED = 40  # tokens that some prompts have in common at their start
+
+
+def prompts() -> list[str]:
+    """Texts of as many tokens as LENGTHS says, the first being <s>; half of those that are long enough begin alike."""
+    words = ["is", " question", " the", " answer", " of", " a", " to", " what", " in", " and"]
+    ids = tiny.tokenizer()(words, add_special_tokens=False)["input_ids"]
+    single = [word for word, found in zip(words, ids, strict=True) if len(found) == 1 and word != "is"]
+    draw = np.random.default_rng(5)
+    common = draw.choice(single, SHARED).tolist()
+    texts = []
+    for number, length in enumerate(LENGTHS):
+        start = common[: length - 2] if number % 2 else []
+        texts.append("".join([*start, *draw.choice(single, length - 1 - len(start)).tolist()]))
+    return texts
+
+
 def main() -> None:
     """Go through the architectures that are named, or all of them and write the page."""
     named = sys.argv[1:]

@@ -15,8 +15,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that share tiny matrice
 import exported
 import psutil
 import tiny
+from cli_runs import run_cli  # noqa: F401 - a fixture
 from eager import EagerModel
 from hypothesis import settings
+from report_pages import page  # noqa: F401 - a fixture
 
 import headscore
 from headscore.data.cache.reader import Shard

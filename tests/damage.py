@@ -25,7 +25,7 @@ import h5py
 import numpy as np
 
 import headscore
-from headscore.data.cache.folder import open_cache
+from headscore.data.cache.folder import open_cache, shard_path
 from headscore.data.cache.shard import ARRAYS
 from headscore.data.errors import HeadscoreError, InputError
 from headscore.data.options.settings import METADATA_FILE
@@ -171,3 +171,8 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+
+def change(cache: Path, do: Callable[[h5py.File], None]) -> None:
+    with h5py.File(shard_path(cache, 0), "r+", libver=("v110", "v110"), locking=False) as file:
+        do(file)

@@ -5,12 +5,16 @@ every pattern row is kept.
 """
 
 import copy
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from headscore.data.cache.folder import open_cache
+from headscore.data.cache.reader import Shard
 
 PROJECTIONS = (  # what the output projection is called, with the module that it is in
     *(f".{module}.{name}" for module in ("self_attn", "attn", "attention") for name in ("o_proj", "out_proj", "dense")),
@@ -85,3 +89,29 @@ class EagerModel:
             z_norms.append(per_head.norm(dim=-1).T.numpy())
             result_norms.append(results.norm(dim=-1).numpy())
         return Eager(patterns, np.stack(z_norms), np.stack(result_norms))
+
+
+SIGNALS = ("out", "ent", "task")
+
+
+def eager_means(cache: Path, eager: EagerModel, query_mode: str, head_output: str, spans: list[str]) -> dict[str, np.ndarray]:
+    """out, ent, task [L,H] from eager tensors in float64: nothing but token ids and span masks comes from the cache."""
+    opened = open_cache(cache)
+    bits = sum(1 << opened.metadata["span_names"].index(name) for name in spans)
+    found: dict[str, list[np.ndarray]] = {name: [] for name in SIGNALS}
+    for path in opened.shards:
+        with Shard(path) as shard:
+            offsets, ids, span = shard.offsets(), shard.read("tokens/id"), shard.read("tokens/span")
+        for start, stop in itertools.pairwise(offsets):
+            one = eager(ids[start:stop])
+            norms = one.result_norms if head_output == "result" else one.z_norms
+            member = span[start:stop] & bits > 0
+            if query_mode == "last_token":
+                found["out"].append(norms[:, :, -1])
+                found["ent"].append(-one.row_entropies[:, :, -1])
+                found["task"].append(one.patterns[:, :, -1, member].sum(-1))
+            else:
+                found["out"].append(norms.mean(-1))
+                found["ent"].append(-one.row_entropies.mean(-1))
+                found["task"].append(one.patterns.mean(2)[:, :, member].sum(-1))
+    return {name: np.mean(values, axis=0) for name, values in found.items()}

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from test_score import metadata
 
 from headscore.data.cache import folder as cache_format
 from headscore.data.cache.shard import write_shard
@@ -81,3 +80,70 @@ def clean(layers: int = 4, heads: int = 8, count: int = 60, seed: int = 0) -> di
         "focus": 0.1 + 0.1 * level + 0.01 * noise[2],
         "lengths": random.integers(4, 13, count),
     }
+
+
+def metadata(layers: int, heads: int, changes: dict[str, Any] | None = None) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "layers": list(range(layers)),
+        "format": "headscore-cache",
+        "format_version": 1,
+        "versions": {},
+        "model": {"name": "made by hand"},
+        "data": {},
+        "templates": [],
+        "span_names": ["question", "choices", "template", "special"],
+        "settings": {"queries": "all_tokens", "shard_size": 256},
+        "attention": {"way": "recorded", "full_rows": True, "result_norms": True},
+        "dims": {"layers": layers, "heads": heads},
+        "plan": {"rows": 2, "shards": 1},
+        "example": {"row": 0, "pieces": [{"text": "a b c d", "spans": ["question"]}]},
+    }
+    return {**made, **(changes or {})}
+
+
+def write_cache(
+    folder: Path,
+    rows: np.ndarray,
+    out: np.ndarray,
+    span: list[int],
+    lengths: list[int],
+    others: dict[str, np.ndarray] | None = None,
+) -> Path:
+    """A one-shard cache of last-token rows [L,H,t] and output norms [L,H,n]; the all_tokens arrays are shifted copies.
+
+    others: arrays that are to be something else.
+    """
+    layers, heads = rows.shape[:2]
+    sums = np.add.reduceat(rows, np.cumsum([0, *lengths])[:-1], axis=2)
+    full = bool(np.allclose(sums, 1, atol=0.005))
+    made = metadata(layers, heads, {"attention": {"way": "recorded", "full_rows": full, "result_norms": True}})
+    arrays = {
+        "samples/row": np.arange(len(lengths)),
+        "samples/offset": np.cumsum([0, *lengths]),
+        "tokens/id": np.zeros(sum(lengths)),
+        "tokens/span": np.array(span),
+        "layers/index": np.arange(layers),
+        "last_token/attention": rows,
+        "last_token/output_norm": out,
+        "last_token/result_norm": out * 10,
+        "all_tokens/output_norm": out + 1,
+        "all_tokens/result_norm": out + 2,
+        "all_tokens/attention": rows[:, ::-1],
+        "all_tokens/entropy": out + 3,
+        **(others or {}),
+    }
+    cache_format.write_metadata(folder, made, keep_existing=False)
+    write_shard(cache_format.shard_path(folder, 0), 0, arrays, made, [])
+    return folder
+
+
+HALF, QUARTER = 0.5, 0.25
+
+
+# one layer, two heads; sample 0 has four tokens, sample 1 has two; question is tokens 1 and 2, then token 0
+BY_HAND = {
+    "rows": np.array([[[HALF, QUARTER, QUARTER, 0, 1, 0], [QUARTER, QUARTER, QUARTER, QUARTER, HALF, HALF]]]),
+    "out": np.array([[[1.0, 3.0], [2.0, 4.0]]]),
+    "span": [8, 1, 1, 2, 1 | 2, 0],
+    "lengths": [4, 2],
+}

@@ -61,3 +61,27 @@ def assert_parity(cache: Path, eager: EagerModel) -> dict[str, float]:
     for name, difference in worst.items():
         assert difference <= TOLERANCES[name.split("_")[-1].split("/")[-1]], (name, difference)
     return worst
+
+
+def arrays_of(cache: Path) -> dict[str, np.ndarray]:
+    """Every array of a cache, the shards put one after the other along the sample or token axis."""
+    parts: dict[str, list[np.ndarray]] = {}
+    for path in open_cache(cache).shards:
+        with Shard(path) as shard:
+            for name in shard.names:
+                parts.setdefault(name, []).append(shard.read(name))
+    joined = {
+        name: values[0] if name == "layers/index" else np.concatenate(values, axis=-1)
+        for name, values in parts.items()
+        if name != "samples/offset"
+    }
+    joined["lengths"] = np.concatenate([np.diff(offsets) for offsets in parts["samples/offset"]])
+    return joined
+
+
+def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray], *, exactly: bool) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        # fp16 values may fall on either side of a rounding step
+        tolerance = 0 if exactly else 1e-3 if name.endswith("attention") else 1e-4
+        np.testing.assert_allclose(one[name].astype(np.float64), other[name], atol=tolerance, rtol=tolerance, err_msg=name)

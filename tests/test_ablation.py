@@ -2,54 +2,32 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
 import pytest
 import tiny
 import torch
-from architectures import ARCHITECTURES
+from ablations import MODELS, evaluator, questions
 from eager import output_projections
 from torch import Tensor
 from transformers import PreTrainedModel
 
 import headscore
 from headscore.capture.ablating.ablation import attention_layers, gates_without
-from headscore.capture.ablating.evaluator import Evaluator
 from headscore.capture.ablating.readings import Outcomes
-from headscore.capture.inputs.questions import Question, questions_of
-from headscore.data.prompts.answers import AnswerKind, answers_of
-from headscore.data.prompts.maker import PromptMaker
-from headscore.data.prompts.rows import read_data
-from headscore.data.prompts.tokens import Encoded, encode
+from headscore.capture.inputs.questions import Question
+from headscore.data.prompts.answers import AnswerKind
 
 HEADS, HEAD_DIM, LAYERS = 4, 8, 3
 ALL_HEADS = [(layer, head) for layer in range(LAYERS) for head in range(HEADS)]
-OTHERS = ("gpt_neox", "falcon", "gpt_neo", "phi", "cohere")  # parallel blocks, one key for all, the eager way
-MODELS: dict[str, Callable[[], PreTrainedModel]] = {
-    **{name: (lambda made=made: tiny.build(made())) for name, made in tiny.CONFIGS.items()},
-    **{name: (lambda name=name: tiny.build(ARCHITECTURES[name].config())) for name in OTHERS},
-}
 
 
 def logits(model: PreTrainedModel, tokens: int = 30, batch: int = 2) -> Tensor:
     ids = torch.randint(2, 590, (batch, tokens), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         return model(input_ids=ids, use_cache=False).logits
-
-
-def questions(rows: int = 12, kind: AnswerKind = "label", data: object = tiny.ARC) -> list[Question]:
-    read = read_data(data).rows[:rows]  # type: ignore[arg-type]
-    maker = PromptMaker(data, read)  # type: ignore[arg-type]
-    made = encode([(number, maker(row, number)) for number, row in enumerate(read)], tiny.tokenizer(), 512, True)  # type: ignore[misc]
-    encoded = [each for each in made if isinstance(each, Encoded)]
-    answers = [answers_of(read[each.row], maker.style, each.prompt.text, kind) for each in encoded]
-    return questions_of(encoded, answers, tiny.tokenizer(), add_special=True)
-
-
-def evaluator(model: PreTrainedModel, asked: Sequence[Question], **options: int) -> Evaluator:
-    return Evaluator(model, attention_layers(model), asked, **options)
 
 
 def columns(head: int) -> slice:

@@ -14,9 +14,8 @@ import tiny
 import torch
 from architectures import ARCHITECTURES
 from eager import EagerModel
-from parity import assert_parity
+from parity import arrays_of, assert_parity, assert_same
 from safetensors.torch import load_file, save_file
-from test_capture import arrays_of, assert_same
 from transformers import LlamaConfig
 
 import headscore

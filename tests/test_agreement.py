@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_score import BY_HAND, metadata, write_cache
+from made_caches import BY_HAND, metadata, write_cache
 
 import headscore
 from headscore.data.cache.folder import open_cache, shard_path

@@ -139,6 +139,11 @@ def test_scoring_imports_nothing_it_does_not_use(cache: Path, tmp_path: Path) ->
     assert done.returncode == 0 and done.stderr.splitlines()[-1] == "[]", done.stderr
 
 
+def test_what_tests_share_is_in_modules_of_their_own() -> None:
+    for path in Path(__file__).parent.glob("*.py"):
+        assert not [name for name in imported(path) if name.startswith("test_")], path.name
+
+
 def test_no_modules_import_each_other() -> None:
     """Not even in functions, or for types alone."""
     files = {".".join(["headscore", *path.relative_to(ROOT).with_suffix("").parts]): path for path in MODULES + TOP}

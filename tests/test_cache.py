@@ -13,10 +13,10 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from damage import damage, flipped
+from damage import change, damage, flipped
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_score import BY_HAND, metadata, write_cache
+from made_caches import BY_HAND, metadata, write_cache
 
 import headscore
 from headscore.data.cache.folder import open_cache, read_metadata, shard_path
@@ -121,11 +121,6 @@ def test_a_full_disk_ends_in_one_line_and_no_file(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
     assert done.returncode == 0 and "00000.h5: cannot be written: File too large" in done.stdout, (done.stdout, done.stderr)
     assert not list(tmp_path.iterdir())
-
-
-def change(cache: Path, do: Callable[[h5py.File], None]) -> None:
-    with h5py.File(shard_path(cache, 0), "r+", libver=("v110", "v110"), locking=False) as file:
-        do(file)
 
 
 def replace(file: h5py.File, name: str, data: Any, checked: bool = True) -> None:

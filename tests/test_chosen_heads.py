@@ -11,9 +11,9 @@ import pytest
 import tiny
 import torch
 from architectures import ARCHITECTURES
-from exported import HEADS, KV_HEADS, LAYERS, WIDTH
+from exported import HEADS, IDS, KV_HEADS, LAYERS, WIDTH, loaded, logits, step
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 import headscore
 from headscore.capture.ablating.zeroed import zero_heads
@@ -21,21 +21,15 @@ from headscore.data.errors import InputError
 from headscore.data.head_parts import groups_among, of_heads
 from headscore.score.results import read_results
 
-IDS = torch.arange(2, 42)[None]
-
-
-@pytest.fixture
-def results(ranked: tuple[Path, Path]) -> Path:
-    return ranked[1]
-
 
 @pytest.fixture
 def model(ranked: tuple[Path, Path]) -> PreTrainedModel:
     return loaded(ranked[0])
 
 
-def loaded(folder: Path) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+@pytest.fixture
+def results(ranked: tuple[Path, Path]) -> Path:
+    return ranked[1]
 
 
 def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -48,15 +42,6 @@ def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> Iterator[tup
 
 def weights(model: PreTrainedModel) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def step(model: Any, times: int = 1, **options: Any) -> None:
-    """Optimiser steps, with weight decay, on the next-token loss."""
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05, weight_decay=0.1, **options)
-    for _ in range(times):
-        optimiser.zero_grad()
-        model(input_ids=IDS, labels=IDS).loss.backward()
-        optimiser.step()
 
 
 def moved_heads(name: str, moved: Tensor) -> set[int]:
@@ -237,11 +222,6 @@ def test_lora_on_chosen_heads_moves_nothing_else(results: Path, ranked: tuple[Pa
 
 
 # ------------------------------------------------------------------------------------------------------------ checkpoints
-
-
-def logits(model: PreTrainedModel) -> Tensor:
-    with torch.inference_mode():
-        return model(input_ids=IDS).logits
 
 
 def test_a_checkpoint_gives_what_an_ablated_model_gives(

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 from fuzzing_cache import LIBVERS, rewritten
-from test_score import BY_HAND, write_cache
+from made_caches import BY_HAND, write_cache
 
 import headscore
 from headscore.data.cache.folder import shard_path

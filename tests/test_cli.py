@@ -16,6 +16,7 @@ import polars as pl
 import pytest
 import tiny
 import yaml
+from cli_runs import Cli
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,23 +26,6 @@ from headscore.data.cache.folder import shard_path
 from headscore.data.options.configuration import read_configuration
 from headscore.data.options.places import read_place, written_options, written_place
 from headscore.data.options.settings import DEFAULT_MODEL, RunSettings, ScoreSettings, WorkSettings
-
-Cli = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run_cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """The command line in this process: exit status, stdout, stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["headscore", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as leaving:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(leaving.value.code or 0), captured.out, captured.err
-
-    return run
 
 
 def write(path: Path, rows: Any) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from test_score import metadata, write_cache
+from made_caches import metadata, write_cache
 
 import headscore
 from headscore import cli

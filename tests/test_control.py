@@ -11,10 +11,10 @@ import polars.testing
 import pytest
 import tiny
 import torch
+from cli_runs import Cli
 from hypothesis import given
 from hypothesis import strategies as st
-from test_cli import Cli, run_cli  # noqa: F401
-from test_score import metadata
+from made_caches import metadata
 
 import headscore
 from headscore.data.cache import folder as cache_format
@@ -328,7 +328,7 @@ def test_the_controlled_signals_are_results_like_any_others(plain: Path, shuffle
     assert not (out / "control.csv").exists() and "control" not in read_results(out).record
 
 
-def test_the_command_prints_what_it_found(run_cli: Cli, plain: Path, shuffled: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_command_prints_what_it_found(run_cli: Cli, plain: Path, shuffled: Path, tmp_path: Path) -> None:
     out = tmp_path / "r"
     status, printed, _ = run_cli("control", plain, "--against", shuffled, "--fdr", 0.01, "--out", out)
     lines = printed.splitlines()

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+from cli_runs import Cli
 from hypothesis import given
 from hypothesis import strategies as st
-from test_cli import Cli, run_cli  # noqa: F401
-from test_ranks import as_rank
+from resuming import as_rank
 
 import headscore
 from headscore.capture.inputs.tokenising import read_prompts
@@ -174,7 +174,7 @@ def test_the_order_does_not_depend_on_shards_batches_stops_and_ranks(
                 np.testing.assert_array_equal(values, right[array])
 
 
-def test_it_says_what_it_is(run_cli: Cli, shuffled: Path, llama: Path, tmp_path: Path, caplog: Any) -> None:  # noqa: F811
+def test_it_says_what_it_is(run_cli: Cli, shuffled: Path, llama: Path, tmp_path: Path, caplog: Any) -> None:
     assert json.loads((shuffled / "cache.json").read_text())["settings"]["control"] == "shuffle"
     assert "control   shuffle: the words of each question are shuffled" in run_cli("inspect", shuffled)[1]
     with caplog.at_level(logging.WARNING, "headscore"):

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from parity import assert_parity
-from test_capture import arrays_of, assert_same
+from parity import arrays_of, assert_parity, assert_same
 
 import headscore
 from headscore.capture.model import device, memory

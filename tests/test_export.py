@@ -13,8 +13,8 @@ import numpy as np
 import polars as pl
 import pytest
 import yaml
+from cli_runs import Cli
 from exported import HEADS, KV_HEADS, LAYERS
-from test_cli import Cli, run_cli  # noqa: F401
 
 import headscore
 from headscore.data.cache.metadata import Metadata
@@ -156,7 +156,7 @@ def test_a_signal_turned_around_is_the_order_that_validate_tests(results: Path, 
 
 @pytest.mark.parametrize("signal", ["out", "-task"])
 def test_the_command_line_takes_a_signal_as_the_library_does(
-    run_cli: Cli,  # noqa: F811
+    run_cli: Cli,
     results: Path,
     tmp_path: Path,
     signal: str,
@@ -167,7 +167,7 @@ def test_the_command_line_takes_a_signal_as_the_library_does(
     assert (tmp_path / "a.csv").read_bytes() == made.path.read_bytes()
 
 
-def test_the_command_line_says_what_the_format_means(run_cli: Cli, results: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_command_line_says_what_the_format_means(run_cli: Cli, results: Path, tmp_path: Path) -> None:
     status, out, err = run_cli("export", results, "--format", "retrieval-head", "--out", tmp_path / "a.json")
     assert status == 0 and out.count("\n") == 1 and "head-selective" in out and "KV budget" in out, err
     status, out, _ = run_cli("export", results, "--format", "duo", "--out", tmp_path / "duo")

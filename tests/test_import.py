@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 import tiny
 import yaml
-from test_cli import Cli, run_cli  # noqa: F401
+from cli_runs import Cli
 
 import headscore
 from headscore.data.errors import InputError
@@ -95,7 +95,7 @@ def test_published_files_as_they_are(tmp_path: Path) -> None:
     assert imported(tmp_path / "l.npy", "lofit", tmp_path / "5").order() == [(2, 1), (0, 3), (1, 1)]
 
 
-def test_the_command_line(run_cli: Cli, results: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_command_line(run_cli: Cli, results: Path, tmp_path: Path) -> None:
     headscore.export(results, tmp_path / "l.npy", format="lofit", top_k=4)
     status, out, err = run_cli("import", tmp_path / "l.npy", "--as", "lofit", "--out", tmp_path / "i")
     assert status == 0 and out == f"4 heads; results in {tmp_path / 'i'}\n", err

@@ -15,14 +15,12 @@ import numpy as np
 import polars as pl
 import pytest
 import tiny
-from damage import flipped
+from cli_runs import Cli
+from damage import change, flipped
 from hypothesis import given
 from hypothesis import strategies as st
-from test_cache import change
-from test_cli import Cli, run_cli  # noqa: F401
-from test_ranks import as_rank
-from test_resume import length_of_one_sample, poison
-from test_score import BY_HAND, write_cache
+from made_caches import BY_HAND, write_cache
+from resuming import as_rank, length_of_one_sample, poison
 
 import headscore
 from headscore.capture.inputs import tokenising as samples
@@ -229,13 +227,13 @@ def test_shards_that_keep_other_values_are_not_merged(with_kept: Path, tmp_path:
         headscore.merge([with_kept, copy], tmp_path / "m")
 
 
-def test_inspect_names_the_columns(run_cli: Cli, with_kept: Path, cache: Path) -> None:  # noqa: F811
+def test_inspect_names_the_columns(run_cli: Cli, with_kept: Path, cache: Path) -> None:
     assert f"kept      {', '.join(sorted(COLUMNS))}\n" in run_cli("inspect", with_kept)[1]
     assert json.loads(run_cli("inspect", with_kept, "--json")[1])["settings"]["keep"] == sorted(COLUMNS)
     assert "kept  " not in run_cli("inspect", cache)[1]
 
 
-def test_the_command_line_takes_it_again_and_again(run_cli: Cli, llama: Path, data: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_command_line_takes_it_again_and_again(run_cli: Cli, llama: Path, data: Path, tmp_path: Path) -> None:
     command = ["capture", "--model", llama, "--data", data, "--out", tmp_path / "c", "--max-skipped", 0.2, "--max-samples", 4]
     status, _, err = run_cli(*command, "--keep", "topic", "--keep", "meta.level")
     assert status == 0, err

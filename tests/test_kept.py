@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from test_cache import flipped
+from damage import flipped
 
 import headscore
 from headscore.data.cache.folder import Cache, shard_path

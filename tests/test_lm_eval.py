@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import tiny
-from test_ablation import MODELS, evaluator, questions
+from ablations import MODELS, evaluator, questions
 
 import headscore
 from headscore.data.prompts.answers import AnswerKind

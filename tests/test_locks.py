@@ -18,7 +18,7 @@ import h5py
 import pytest
 import tiny
 from gguf import GGMLQuantizationType
-from test_gguf import SIZES, write_gguf
+from gguf_files import SIZES, write_gguf
 from transformers import LlamaConfig
 
 import headscore
@@ -60,7 +60,7 @@ import fcntl, json, sys
 from pathlib import Path
 import h5py, headscore
 sys.path.insert(0, sys.argv[3])
-from test_resume import OPTIONS, files_of
+from resuming import OPTIONS, files_of
 model, out = sys.argv[1], Path(sys.argv[2])
 refused = []
 for lock in (lambda file: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB), lambda file: fcntl.lockf(file, fcntl.LOCK_EX)):

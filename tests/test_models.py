@@ -11,9 +11,8 @@ import pytest
 import tiny
 import torch
 from eager import EagerModel
-from parity import assert_parity
+from parity import arrays_of, assert_parity, assert_same
 from safetensors.torch import load_file, save_file
-from test_capture import arrays_of, assert_same
 from transformers import Gemma3Config, LlavaConfig, Mistral3Config, Qwen2_5_VLConfig
 
 import headscore

@@ -8,8 +8,7 @@ import tiny
 from eager import EagerModel
 from hypothesis import given
 from hypothesis import strategies as st
-from parity import assert_parity
-from test_capture import arrays_of, assert_same
+from parity import arrays_of, assert_parity, assert_same
 
 import headscore
 from headscore.capture.recording import prefixes, recorder

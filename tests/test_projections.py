@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 from architectures import ARCHITECTURES
-from test_cli import Cli, run_cli  # noqa: F401
+from cli_runs import Cli
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, FalconConfig, PreTrainedConfig, PreTrainedModel
 
@@ -149,7 +149,7 @@ def test_an_adapter_changes_no_path(llama: Path, tmp_path: Path) -> None:
     assert first == {part: f"model.layers.0.self_attn.{part[0]}_proj" for part in ("query", "key", "value", "output")}
 
 
-def test_they_decide_nothing_and_need_not_be_there(cache: Path, tmp_path: Path, run_cli: Cli) -> None:  # noqa: F811
+def test_they_decide_nothing_and_need_not_be_there(cache: Path, tmp_path: Path, run_cli: Cli) -> None:
     """As in a cache that is older than they are."""
     copy = shutil.copytree(cache, tmp_path / "copy")
     metadata = json.loads((copy / "cache.json").read_text())

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from test_capture import arrays_of, assert_same
-from test_resume import OPTIONS, again, files_of
+from parity import arrays_of, assert_same
+from resuming import OPTIONS, again, as_rank, files_of
 
 import headscore
 from headscore.capture.inputs.tokenising import encode_share, read_prompts, without_special_tokens
@@ -42,11 +42,6 @@ def command(llama: Path, out: Path, python: tuple[str, ...] = (sys.executable, "
 
 def environment(**values: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", **values}
-
-
-def as_rank(monkeypatch: pytest.MonkeyPatch, index: int, world: int) -> None:
-    monkeypatch.setenv("RANK", str(index))
-    monkeypatch.setenv("WORLD_SIZE", str(world))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ import h5py
 import numpy as np
 import polars as pl
 import pytest
-from browser import Browser, browser, chromium
+from browser import Browser, chromium
 from hypothesis import given
 from hypothesis import strategies as st
-from test_score import metadata, write_cache
+from made_caches import metadata, write_cache
+from report_pages import HOSTILE, column_of_table, dots, made, marked, page_data, set_slider
 
 import headscore
 from headscore.data.cache.folder import open_cache, shard_path, write_metadata
@@ -35,26 +36,6 @@ from headscore.score.scores import head_name, shown_rank
 from headscore.score.scoring import score_cache
 
 needs_chromium = pytest.mark.skipif(not chromium(), reason="needs Chromium on the PATH (apt-get install chromium)")
-HOSTILE = "<script>alert(1)</script><b>bold</b>@@css@@ &amp; \u202e"
-
-
-def made(folder: Path, layers: int, heads: int, levels: int = 0, seed: int = 0) -> Path:
-    """A cache of random heads; with few `levels` of their values nearly all tie."""
-    random, samples, tokens = np.random.default_rng(seed), 4, 8
-    rows = random.dirichlet(np.full(tokens, 0.4), size=(layers, heads, samples))
-    out = random.gamma(2, 1, (layers, heads, samples))
-    if levels:
-        kinds = random.dirichlet(np.full(tokens, 0.4), size=levels)[random.integers(levels, size=(layers, heads, 1))]
-        rows, out = np.broadcast_to(kinds, rows.shape), np.broadcast_to(np.floor(out[..., :1]), out.shape)
-    flat = (np.floor(rows * 1024) / 1024).reshape(layers, heads, samples * tokens)
-    return write_cache(folder, flat, out, ([8] + [1] * 3 + [2] * 4) * samples, [tokens] * samples)
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with browser(tmp_path_factory.mktemp("profile")) as opened:
-        opened.size(1280, 900)
-        yield opened
 
 
 def with_spans(folder: Path, names: list[str], dims: dict[str, int] | None = None) -> Path:
@@ -70,33 +51,6 @@ def with_spans(folder: Path, names: list[str], dims: dict[str, int] | None = Non
     write_metadata(folder, changed, keep_existing=False)
     write_shard(path, 0, arrays, changed, [])
     return folder
-
-
-def set_slider(page: Browser, name: str, value: float) -> None:
-    """Move a slider as a hand does: through its element."""
-    page.run(
-        f"""(async () => {{
-            const input = document.querySelector('#sliders input[name="{name}"]');
-            input.value = {value};
-            input.dispatchEvent(new Event("input"));
-            await headscore.settled();
-        }})()"""
-    )
-
-
-def marked(page: Browser, unit: str = "head") -> list[list[int]]:
-    """The heads that the map marks, by rank."""
-    heads = "headscore.rankedHeads().filter(h => h.rank <= headscore.main.signal('k')).sort((a, b) => a.rank - b.rank)"
-    return page.run(f"{heads}.map(h => [h.layer, h.{unit}])")
-
-
-def dots(page: Browser, view: str) -> int:
-    """How many dots of the top k are drawn on a map."""
-    return page.run(f"document.querySelectorAll('#{view} .mark-symbol.role-mark.layer_1_marks path').length")
-
-
-def column_of_table(page: Browser, column: int) -> list[str]:
-    return page.run(f"[...document.querySelectorAll('#top-heads-table tbody tr')].map(r => r.cells[{column}].textContent)")
 
 
 def require_same(page: Browser, scores: headscore.Scores) -> None:
@@ -284,12 +238,6 @@ def test_what_is_not_finite_is_no_value(tmp_path: Path) -> None:
     assert [p["name"] for p in data["charts"]["combined"]["params"] if "bind" in p] == ["weight_0", "weight_1", "weight_2", "k"]
     spec = json.dumps(headscore.heatmap(scores.heads, "odd_norm").to_dict(), allow_nan=False)
     assert "odd, normalised" in spec
-
-
-def page_data(out: Path) -> tuple[str, Any]:
-    """The page, and what its script reads."""
-    text = (out / "report.html").read_text()
-    return text, json.loads(re.search(r'id="page-data">(.*?)</script>', text, re.DOTALL)[1])  # type: ignore[index]
 
 
 @needs_chromium

@@ -15,8 +15,8 @@ import polars as pl
 import pytest
 from browser import Browser, browser, chromium
 from made_caches import clean, made_cache
-from test_report import HOSTILE, column_of_table, dots, made, marked, page_data, set_slider
-from test_validation_page import made as made_validation
+from made_validation import made as made_validation
+from report_pages import HOSTILE, column_of_table, dots, made, marked, page_data, set_slider
 
 import headscore
 from headscore.data.cache.folder import open_cache

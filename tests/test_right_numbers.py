@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-from architectures import ARCHITECTURES, MOST, SWITCH, stored_in_full
+from architectures import ARCHITECTURES, LENGTHS, MOST, SWITCH, prompts, stored_in_full
 from eager import EagerModel
 from parity import largest_differences
 
@@ -20,22 +20,6 @@ from headscore.capture.inputs.lengths import length_rules
 from headscore.data.cache.folder import open_cache
 
 REFUSED = ("deepseek_v4", "hrm_text", "mamba", "rwkv")
-LENGTHS = (3, 15, 16, 17, 33, 47, SWITCH, 49, 70, 96)  # on both sides of 16, and of the switch at 48
-SHARED = 40  # tokens that some prompts have in common at their start
-
-
-def prompts() -> list[str]:
-    """Texts of as many tokens as LENGTHS says, the first being <s>; half of those that are long enough begin alike."""
-    words = ["is", " question", " the", " answer", " of", " a", " to", " what", " in", " and"]
-    ids = tiny.tokenizer()(words, add_special_tokens=False)["input_ids"]
-    single = [word for word, found in zip(words, ids, strict=True) if len(found) == 1 and word != "is"]
-    draw = np.random.default_rng(5)
-    common = draw.choice(single, SHARED).tolist()
-    texts = []
-    for number, length in enumerate(LENGTHS):
-        start = common[: length - 2] if number % 2 else []
-        texts.append("".join([*start, *draw.choice(single, length - 1 - len(start)).tolist()]))
-    return texts
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_score import BY_HAND, metadata, write_cache
+from made_caches import BY_HAND, metadata, write_cache
 
 import headscore
 from headscore.data.cache import folder as cache_format

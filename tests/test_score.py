@@ -13,7 +13,8 @@ import polars as pl
 import pytest
 import reference
 import yaml
-from eager import EagerModel
+from eager import SIGNALS, EagerModel, eager_means
+from made_caches import BY_HAND, write_cache
 
 import headscore
 from headscore.data.cache import folder as cache_format
@@ -22,75 +23,7 @@ from headscore.data.cache.reader import Shard
 from headscore.data.cache.shard import write_shard
 from headscore.data.errors import InputError
 
-SIGNALS = ("out", "ent", "task")
-
-
 # ------------------------------------------------------------------------------------------------------- hand-made caches
-
-
-def metadata(layers: int, heads: int, changes: dict[str, Any] | None = None) -> dict[str, Any]:
-    made: dict[str, Any] = {
-        "layers": list(range(layers)),
-        "format": "headscore-cache",
-        "format_version": 1,
-        "versions": {},
-        "model": {"name": "made by hand"},
-        "data": {},
-        "templates": [],
-        "span_names": ["question", "choices", "template", "special"],
-        "settings": {"queries": "all_tokens", "shard_size": 256},
-        "attention": {"way": "recorded", "full_rows": True, "result_norms": True},
-        "dims": {"layers": layers, "heads": heads},
-        "plan": {"rows": 2, "shards": 1},
-        "example": {"row": 0, "pieces": [{"text": "a b c d", "spans": ["question"]}]},
-    }
-    return {**made, **(changes or {})}
-
-
-def write_cache(
-    folder: Path,
-    rows: np.ndarray,
-    out: np.ndarray,
-    span: list[int],
-    lengths: list[int],
-    others: dict[str, np.ndarray] | None = None,
-) -> Path:
-    """A one-shard cache of last-token rows [L,H,t] and output norms [L,H,n]; the all_tokens arrays are shifted copies.
-
-    others: arrays that are to be something else.
-    """
-    layers, heads = rows.shape[:2]
-    sums = np.add.reduceat(rows, np.cumsum([0, *lengths])[:-1], axis=2)
-    full = bool(np.allclose(sums, 1, atol=0.005))
-    made = metadata(layers, heads, {"attention": {"way": "recorded", "full_rows": full, "result_norms": True}})
-    arrays = {
-        "samples/row": np.arange(len(lengths)),
-        "samples/offset": np.cumsum([0, *lengths]),
-        "tokens/id": np.zeros(sum(lengths)),
-        "tokens/span": np.array(span),
-        "layers/index": np.arange(layers),
-        "last_token/attention": rows,
-        "last_token/output_norm": out,
-        "last_token/result_norm": out * 10,
-        "all_tokens/output_norm": out + 1,
-        "all_tokens/result_norm": out + 2,
-        "all_tokens/attention": rows[:, ::-1],
-        "all_tokens/entropy": out + 3,
-        **(others or {}),
-    }
-    cache_format.write_metadata(folder, made, keep_existing=False)
-    write_shard(cache_format.shard_path(folder, 0), 0, arrays, made, [])
-    return folder
-
-
-HALF, QUARTER = 0.5, 0.25
-# one layer, two heads; sample 0 has four tokens, sample 1 has two; question is tokens 1 and 2, then token 0
-BY_HAND = {
-    "rows": np.array([[[HALF, QUARTER, QUARTER, 0, 1, 0], [QUARTER, QUARTER, QUARTER, QUARTER, HALF, HALF]]]),
-    "out": np.array([[[1.0, 3.0], [2.0, 4.0]]]),
-    "span": [8, 1, 1, 2, 1 | 2, 0],
-    "lengths": [4, 2],
-}
 
 
 def test_scores_equal_fractions_worked_by_hand(tmp_path: Path) -> None:
@@ -136,29 +69,6 @@ def test_equal_heads_tie_and_are_ordered_by_layer_and_head(tmp_path: Path) -> No
 
 
 # ------------------------------------------------------------------------------------------------- against eager attention
-
-
-def eager_means(cache: Path, eager: EagerModel, query_mode: str, head_output: str, spans: list[str]) -> dict[str, np.ndarray]:
-    """out, ent, task [L,H] from eager tensors in float64: nothing but token ids and span masks comes from the cache."""
-    opened = open_cache(cache)
-    bits = sum(1 << opened.metadata["span_names"].index(name) for name in spans)
-    found: dict[str, list[np.ndarray]] = {name: [] for name in SIGNALS}
-    for path in opened.shards:
-        with Shard(path) as shard:
-            offsets, ids, span = shard.offsets(), shard.read("tokens/id"), shard.read("tokens/span")
-        for start, stop in itertools.pairwise(offsets):
-            one = eager(ids[start:stop])
-            norms = one.result_norms if head_output == "result" else one.z_norms
-            member = span[start:stop] & bits > 0
-            if query_mode == "last_token":
-                found["out"].append(norms[:, :, -1])
-                found["ent"].append(-one.row_entropies[:, :, -1])
-                found["task"].append(one.patterns[:, :, -1, member].sum(-1))
-            else:
-                found["out"].append(norms.mean(-1))
-                found["ent"].append(-one.row_entropies.mean(-1))
-                found["task"].append(one.patterns.mean(2)[:, :, member].sum(-1))
-    return {name: np.mean(values, axis=0) for name, values in found.items()}
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from eager import EagerModel
 from hypothesis import given
 from hypothesis import strategies as st
 from parity import assert_parity
+from tiny import BERT_SIZES
 from torch import nn
 from transformers import BertConfig, GPT2Config, LlamaConfig, RobertaConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -110,9 +111,6 @@ def test_a_position_bias_adds_to_whatever_mask_there_is(kind: str) -> None:
     softmax = attention._softmax(query, mask, {"position_bias": bias})
     found = last_token_patterns(query, key, torch.tensor([6]), softmax)
     torch.testing.assert_close(found, logits[:, :, -1].softmax(-1))
-
-
-BERT_SIZES: dict[str, Any] = {"vocab_size": 600, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2}
 
 
 @pytest.mark.parametrize("made", [BertConfig, RobertaConfig])

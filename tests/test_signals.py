@@ -13,7 +13,7 @@ import pytest
 from eager import Eager, EagerModel
 from hypothesis import given
 from hypothesis import strategies as st
-from test_score import BY_HAND, write_cache
+from made_caches import BY_HAND, write_cache
 
 import headscore
 from headscore.data.cache.folder import open_cache

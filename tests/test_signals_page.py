@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_score import write_cache
+from made_caches import write_cache
 
 import headscore
 from headscore.score.signal_sources import built_in_signals

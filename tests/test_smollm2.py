@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import reference
 import tiny
-from eager import EagerModel
+from eager import SIGNALS, EagerModel, eager_means
 from parity import assert_parity
-from test_score import SIGNALS, eager_means
 from transformers import PreTrainedTokenizerBase
 
 import headscore

@@ -15,7 +15,7 @@ import pytest
 import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_capture import arrays_of, assert_same
+from parity import arrays_of, assert_same
 from tokenizers import AddedToken, processors
 from transformers import ByT5Tokenizer, PreTrainedTokenizerBase
 

@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from architectures import ARCHITECTURES
+from architectures import ARCHITECTURES, prompts
 from hypothesis import given
 from hypothesis import strategies as st
-from test_right_numbers import prompts
-from test_selfcheck import BERT_SIZES
+from tiny import BERT_SIZES
 from transformers import BertConfig
 
 import headscore

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 import yaml
-from test_score import write_cache
+from made_caches import write_cache
 
 import headscore
 from headscore.data.errors import InputError

@@ -12,8 +12,8 @@ from typing import Any
 
 import h5py
 import pytest
-from test_cli import Cli, run_cli  # noqa: F401
-from test_resume import again, files_of
+from cli_runs import Cli
+from resuming import again, files_of
 
 import headscore
 from headscore.capture.writing import shard_writer
@@ -82,7 +82,7 @@ def test_a_shard_that_cannot_be_read_is_not_called_damaged(
     copy: Path,
     tmp_path: Path,
     refuse: Refuse,
-    run_cli: Cli,  # noqa: F811
+    run_cli: Cli,
     way: str,
     refusal: str,
 ) -> None:
@@ -188,7 +188,7 @@ def test_a_process_whose_own_shard_is_lost_does_not_end_well(
     llama: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    run_cli: Cli,  # noqa: F811
+    run_cli: Cli,
     after: Callable[[Path], None],
     why: str,
 ) -> None:

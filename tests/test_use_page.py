@@ -12,7 +12,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from test_chosen_heads import loaded, logits, step
+from exported import loaded, logits, step
 
 import headscore
 from headscore.data.options.export_settings import ExportFormat, ImportFormat

@@ -18,10 +18,10 @@ import numpy as np
 import polars as pl
 import pytest
 import yaml
+from cli_runs import Cli
 from hypothesis import given
 from hypothesis import strategies as st
 from noting import noted
-from test_cli import Cli, run_cli  # noqa: F401 - a fixture
 
 import headscore
 from headscore.data.cache.folder import open_cache, shard_path, write_metadata
@@ -335,7 +335,7 @@ def test_reading_a_shard_in_blocks_changes_nothing(cache: Path, monkeypatch: pyt
 
 
 def test_an_incomplete_cache_is_scored_only_when_asked_and_says_so(
-    run_cli: Cli,  # noqa: F811
+    run_cli: Cli,
     cache: Path,
     incomplete: Path,
     tmp_path: Path,
@@ -361,7 +361,7 @@ def test_an_incomplete_cache_is_scored_only_when_asked_and_says_so(
     assert config["partial"] is False and "missing_shards" not in config["record"]
 
 
-def test_the_config_of_a_partial_run_repeats_it(run_cli: Cli, incomplete: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_config_of_a_partial_run_repeats_it(run_cli: Cli, incomplete: Path, tmp_path: Path) -> None:
     assert run_cli("score", incomplete, "--out", tmp_path / "r", "--partial")[0] == 0
     status, _, err = run_cli("score", "--config", tmp_path / "r" / "config.yaml", "--out", tmp_path / "s")
     assert status == 0, err
@@ -379,7 +379,7 @@ def test_partial_does_not_excuse_damage(incomplete: Path) -> None:
         headscore.score(incomplete, partial=True)
 
 
-def test_inspect_says_what_is_missing_and_how_to_get_it(run_cli: Cli, incomplete: Path) -> None:  # noqa: F811
+def test_inspect_says_what_is_missing_and_how_to_get_it(run_cli: Cli, incomplete: Path) -> None:
     status, out, _ = run_cli("inspect", incomplete)
     assert status == 0 and "missing 1; the same `headscore capture` command makes them" in out
     status, out, err = run_cli("inspect", incomplete, "--verify", "--json")

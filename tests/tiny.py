@@ -82,3 +82,6 @@ def save(model: PreTrainedModel, folder: Path, bos: bool = True) -> Path:
     model.save_pretrained(folder)
     tokenizer(bos).save_pretrained(folder)
     return folder
+
+
+BERT_SIZES: dict[str, Any] = {"vocab_size": 600, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2}
