@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from ...data.errors import InputError, one_line, typed_line
 from ...data.files.foreign import foreign_faults_told
-from ...data.files.strict_json import parse_json
+from ...data.files.strict_json import parse_strictly
 from ...data.prompts.rows import file_sha256
 from ..inputs.local import ADAPTER_CONFIG as CONFIG
 
@@ -89,7 +89,7 @@ def read_adapter(told: str, name: str, folder: Path) -> Adapter:
 
 def _content(told: str, path: Path) -> dict[str, Any]:
     try:
-        content = parse_json(path.read_text(encoding="utf-8"))
+        content = parse_strictly(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{told}: its {path.name} cannot be read: {typed_line(error)}") from error
     if not isinstance(content, dict):

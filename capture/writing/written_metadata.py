@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from ...data.cache.metadata import FORMAT, FORMAT_VERSION, SPAN_RULE, CaptureFacts, Dims, Example, ExampleTokens, Metadata
 from ...data.options.settings import CaptureSettings
 from ...data.prompts.alignment import token_texts
-from ...data.prompts.tokens import Piece, Sample, marked_text
+from ...data.prompts.tokens import MarkedPiece, Sample, marked_text
 from ..checking.check_result import SelfCheck
 from ..inputs.tokenising import Prompts
 from ..model import models
@@ -84,7 +84,7 @@ def with_model(metadata: Metadata, source: Source, model: PreTrainedModel, check
 def _example(sample: Sample, span_names: Sequence[str], tokenizer: Any) -> Example:
     """A sample's marked text; what is beyond EXAMPLE_TOKENS is replaced by an ellipsis, since metadata is to be small."""
     shown = Sample(sample.row, sample.ids[:EXAMPLE_TOKENS], sample.span[:EXAMPLE_TOKENS])
-    rest: list[Piece] = [{"text": "…", "spans": []}] if len(sample.ids) > EXAMPLE_TOKENS else []
+    rest: list[MarkedPiece] = [{"text": "…", "spans": []}] if len(sample.ids) > EXAMPLE_TOKENS else []
     return {"row": sample.row, "pieces": marked_text(shown, span_names, tokenizer) + rest}
 
 

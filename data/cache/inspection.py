@@ -8,7 +8,7 @@ from ..errors import DamagedShardError, ForeignShardError, UnreadableFileError, 
 from ..files.whole_file import given_path
 from ..options.signatures import library_call
 from ..prompts.controls import WHAT_CONTROLS_ARE
-from ..prompts.tokens import Piece
+from ..prompts.tokens import MarkedPiece
 from .folder import open_cache
 from .metadata import (
     Attention,
@@ -218,7 +218,7 @@ def _spot_checked(facts: CacheFacts) -> str:
     return f"{checks['samples']} samples of {checks['shards']} of {shards} shards run again, alone, {how}{largest}"
 
 
-def marked_lines(pieces: list[Piece]) -> list[str]:
+def marked_lines(pieces: list[MarkedPiece]) -> list[str]:
     """The example's text with every piece in a span put in brackets, `template` left plain."""
     text = ""
     for piece in pieces:

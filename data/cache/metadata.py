@@ -7,7 +7,7 @@ from typing import Any, NotRequired, TypedDict, get_args
 from ..errors import InputError, NewerFormatError
 from ..options.settings import QueryMode
 from ..prompts.templates import MAX_SPANS
-from ..prompts.tokens import Piece
+from ..prompts.tokens import MarkedPiece
 
 FORMAT = "headscore-cache"
 FORMAT_VERSION = 1
@@ -79,7 +79,7 @@ class Example(TypedDict):
     """A sample as pieces of text with the spans that they are in."""
 
     row: int
-    pieces: list[Piece]
+    pieces: list[MarkedPiece]
 
 
 class ExampleTokens(TypedDict):

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_strictly(text: str | bytes) -> Any:
     """The value of a JSON text, NaN and Infinity included.
 
     Raises ValueError, a JSONDecodeError where it knows the place, for what is no JSON, an object in which a name appears twice,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import OptionError, one_line
-from ..files.strict_json import parse_json
+from ..files.strict_json import parse_strictly
 from ..voice import option_flag
 from .checked import Checked, option, require_weight
 
@@ -132,7 +132,7 @@ class CaptureSettings(Checked):
     def model_arguments(self) -> dict[str, object]:
         """`--model-kwargs` as a dict; InputError where it is not a JSON object."""
         try:
-            arguments = parse_json(self.model_kwargs or "{}")
+            arguments = parse_strictly(self.model_kwargs or "{}")
         except ValueError as error:
             raise OptionError(f"--model-kwargs: not JSON: {one_line(error)[:200]}") from error
         if not isinstance(arguments, dict):

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import InputError, one_line
 from ..files.foreign import foreign_faults_told
-from ..files.strict_json import parse_json
+from ..files.strict_json import parse_strictly
 from ..options.settings import SAMPLE_DATA
 
 Row = dict[str, Any]
@@ -146,7 +146,7 @@ def _json_lines(path: Path, text: str) -> Iterator[Any]:
 
 def _parsed(path: Path, text: str, line: int) -> Any:
     try:
-        return parse_json(text)
+        return parse_strictly(text)
     except json.JSONDecodeError as error:
         where = f"line {line + error.lineno - 1}, column {error.colno}"
         raise InputError(f"{path}: not JSON, or cut short, at {where}: {error.msg}") from error

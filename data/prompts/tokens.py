@@ -229,14 +229,14 @@ def _members(prompt: Prompt, offsets: Offsets) -> npt.NDArray[np.bool_]:
     return members
 
 
-class Piece(TypedDict):
+class MarkedPiece(TypedDict):
     """A run of tokens as text, with the names of the spans that it is in."""
 
     text: str
     spans: list[str]
 
 
-def marked_text(sample: Sample, span_names: Sequence[str], tokenizer: Any) -> list[Piece]:
+def marked_text(sample: Sample, span_names: Sequence[str], tokenizer: Any) -> list[MarkedPiece]:
     """A sample's decoded text in runs of tokens with the same spans: objects with `text` and `spans` (their names).
 
     White space between two tokens of the same spans is shown as one run with them.

@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 from ..errors import InputError
-from ..files.strict_json import parse_json
+from ..files.strict_json import parse_strictly
 from ..text import shown
 
 KEEP_LISTS = "save the rows as JSON or Parquet, which keep lists"
@@ -58,7 +58,7 @@ def kind(value: Any) -> str:
 def from_json(text: str, name: str, where: str) -> Any:
     """What a text holds as JSON, as a CSV file cannot nest; InputError, saying where, for a list that Python or NumPy wrote."""
     try:
-        return parse_json(text)
+        return parse_strictly(text)
     except ValueError as error:
         raise InputError(f"{where}: '{name}' is not a JSON list or object, got {text!r:.40}; {KEEP_LISTS}") from error
 

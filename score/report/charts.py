@@ -17,7 +17,7 @@ from ...data.options.settings import DEFAULT_WEIGHTS
 from ..ranking import FUSIONS
 from ..scores import Scores
 from .columns import any_column, in_words, inline, layer_columns, raw_columns, require_frame, signals_of, unit_of
-from .maps import Grid, map_chart, maps_chart
+from .maps import HeadGrid, map_chart, maps_chart
 from .marks import Ranking
 from .top_views import top_chart
 from .views import SINK, profiles_chart, scatter_chart
@@ -42,7 +42,7 @@ def heatmap(frame: Heads, column: str | None = None, ranking: Ranking | None = N
     column = column or ("combined" if "combined" in others or not others else others[0])
     _require(frame, column)
     shown = any_column(column, signals_of(frame), live.norm_mode if live else "zscore")
-    return map_chart(_data(frame), Grid.of(frame), shown, live)
+    return map_chart(_data(frame), HeadGrid.of(frame), shown, live)
 
 
 def signal_maps(frame: Heads, ranking: Ranking | None = None, signals: Sequence[str] | None = None) -> alt.ConcatChart:
@@ -59,7 +59,7 @@ def signal_maps(frame: Heads, ranking: Ranking | None = None, signals: Sequence[
     frame, live = _opened(frame, ranking)
     chosen = _chosen(frame, live, signals)
     columns = [*raw_columns(chosen), *layer_columns(chosen)]
-    return maps_chart(_data(frame), Grid.of(frame), columns, min(len(chosen), 4), live)
+    return maps_chart(_data(frame), HeadGrid.of(frame), columns, min(len(chosen), 4), live)
 
 
 def entropy_and_task(frame: Heads, ranking: Ranking | None = None) -> alt.LayerChart:
@@ -73,7 +73,7 @@ def entropy_and_task(frame: Heads, ranking: Ranking | None = None) -> alt.LayerC
     """
     frame, live = _opened(frame, ranking)
     _require(frame, "ent", "task")
-    return scatter_chart(_data(frame), Grid.of(frame), SINK in frame.columns, live)
+    return scatter_chart(_data(frame), HeadGrid.of(frame), SINK in frame.columns, live)
 
 
 def layer_profiles(frame: Heads, ranking: Ranking | None = None, signals: Sequence[str] | None = None) -> alt.ConcatChart:
@@ -88,7 +88,7 @@ def layer_profiles(frame: Heads, ranking: Ranking | None = None, signals: Sequen
     """
     frame, live = _opened(frame, ranking)
     columns = raw_columns(_chosen(frame, live, signals))
-    return profiles_chart(_data(frame), Grid.of(frame), columns, live)
+    return profiles_chart(_data(frame), HeadGrid.of(frame), columns, live)
 
 
 def top_heads(frame: Heads, ranking: Ranking | None = None) -> alt.ConcatChart:
@@ -107,7 +107,7 @@ def top_heads(frame: Heads, ranking: Ranking | None = None) -> alt.ConcatChart:
     _require(frame, *own.columns(), *own.weights)
     if live is None or not live.weights:
         raise InputError("a chart: the frame is not ranked by the default weights; give the result itself, or a ranking")
-    return top_chart(_data(frame), Grid.of(frame), live)
+    return top_chart(_data(frame), HeadGrid.of(frame), live)
 
 
 def _opened(heads: Heads, ranking: Ranking | None) -> tuple[pl.DataFrame, Ranking | None]:

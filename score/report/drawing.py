@@ -28,7 +28,7 @@ def write_charts(folder: Path, heads: pl.DataFrame, ranking: Ranking) -> None:
     Raises RunError where a chart cannot be drawn, or the disk refuses.
     """
     values = {DATA: drawn(heads, ranking).to_dicts()}
-    charts = _charts(maps.Grid.of(heads), ranking).items()
+    charts = _charts(maps.HeadGrid.of(heads), ranking).items()
     specs = {name: chart.to_dict(validate=False) for name, chart in charts}
     write_drawn(folder, {name: {**spec, "datasets": spec.get("datasets", {}) | values} for name, spec in specs.items()})
 
@@ -68,7 +68,7 @@ def rounded(frame: pl.DataFrame, exact: Sequence[str] = ()) -> pl.DataFrame:
     return frame.with_columns(pl.col(name).round_sig_figs(_DIGITS) for name in names)
 
 
-def _charts(grid: maps.Grid, ranking: Ranking) -> dict[str, Any]:
+def _charts(grid: maps.HeadGrid, ranking: Ranking) -> dict[str, Any]:
     data, signals = alt.NamedData(DATA), list(ranking.weights)
     raw = raw_columns(signals)
     columns, across = [*raw, *layer_columns(signals)], min(len(signals), 4)

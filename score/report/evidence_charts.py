@@ -5,7 +5,7 @@ import polars as pl
 
 from ...data.errors import InputError
 from .columns import UNITS, Column, field, inline, require_columns, require_count, require_text, unit_of
-from .maps import Grid, map_chart
+from .maps import HeadGrid, map_chart
 from .marks import INK, PICKED_ONLY, picked
 from .parts import COLOURS, PLAIN
 
@@ -115,7 +115,7 @@ def control_map(frame: pl.DataFrame, signal: str = "task", fluid: bool = False) 
     shown = Column(names[0], f"{signal} less that of the control", middle=0)
     told = [Column(names[1], "control"), Column(names[2], "q")]
     data = inline(frame.select("layer", unit, *names))
-    return map_chart(data, Grid.of(frame), shown, None, fluid=fluid, told=told)
+    return map_chart(data, HeadGrid.of(frame), shown, None, fluid=fluid, told=told)
 
 
 def sweep_map(settings: pl.DataFrame, value: str = "spearman", signals: tuple[str, str] | None = None) -> alt.Chart:

@@ -23,7 +23,7 @@ _CHARACTER = 6.5
 
 
 @dataclass(frozen=True)
-class Grid:
+class HeadGrid:
     """How many layers a map has, how many cells a layer at most, whether these are heads or groups of them, and which heads are
     the first of those that share a key-value head; none where each has its own, or that is not known.
     """
@@ -46,7 +46,7 @@ class Grid:
 
 def map_chart(
     data: Any,
-    grid: Grid,
+    grid: HeadGrid,
     column: Column,
     live: Ranking | None,
     fluid: bool = False,
@@ -133,7 +133,7 @@ def _in_layer(name: str) -> list[Any]:
     return [alt.WindowTransform(window=window, sort=sort, groupby=["layer"]), found]
 
 
-def maps_chart(data: Any, grid: Grid, columns: Sequence[Column], across: int, live: Ranking | None) -> alt.ConcatChart:
+def maps_chart(data: Any, grid: HeadGrid, columns: Sequence[Column], across: int, live: Ranking | None) -> alt.ConcatChart:
     """`signal_maps` of data that is given or named; across: how many maps stand side by side."""
     maps = [map_chart(alt.Undefined, grid, column, live) for column in columns]
     title = title_of(*reading("signal_maps", live))

@@ -67,7 +67,7 @@ class _Shown:
 
     def __init__(self, scores: Scores):
         self.ranking = Ranking.of(scores)
-        self.grid = maps.Grid.of(scores.heads)
+        self.grid = maps.HeadGrid.of(scores.heads)
         weighted = list(self.ranking.weights)
         others = [name for name in scores.signals if name not in weighted]
         self.weighted, self.others = raw_columns(weighted), raw_columns(others)

@@ -6,7 +6,7 @@ from typing import Any
 import altair as alt
 
 from .columns import Column, field, raw_columns
-from .maps import Grid
+from .maps import HeadGrid
 from .marks import INK, MARK, PICKED_ONLY, TOP, Ranking, picked, ranked
 from .parts import LEGEND_WIDTH, PLAIN, beside, colours, title_of, tooltip_of, wrapped
 from .texts import reading
@@ -16,7 +16,7 @@ UNIFORM = "uniform attention"
 _LABEL = "datum.place + '  ' + datum.name + (datum.tossed ? ' ?' : '')"
 
 
-def top_chart(data: Any, grid: Grid, live: Ranking) -> alt.ConcatChart:
+def top_chart(data: Any, grid: HeadGrid, live: Ranking) -> alt.ConcatChart:
     """`top_heads` of data that is given or named."""
     columns = raw_columns(list(live.weights))
     charts: list[Any] = [combined_chart(alt.Undefined, grid, live, alone=True)]
@@ -25,7 +25,7 @@ def top_chart(data: Any, grid: Grid, live: Ranking) -> alt.ConcatChart:
     return beside(charts, columns=len(charts), data=data, title=title_of(*reading("top_heads", live)), spacing=14)
 
 
-def combined_chart(data: Any, grid: Grid, live: Ranking, alone: bool = False) -> alt.LayerChart:
+def combined_chart(data: Any, grid: HeadGrid, live: Ranking, alone: bool = False) -> alt.LayerChart:
     """The combined score of each of the top heads, its range in a bootstrap, and what random ranks would give.
 
     Args:
@@ -47,7 +47,7 @@ def combined_chart(data: Any, grid: Grid, live: Ranking, alone: bool = False) ->
 
 
 def values_chart(
-    data: Any, grid: Grid, column: Column, live: Ranking, colour: str, named: bool = False, alone: bool = False
+    data: Any, grid: HeadGrid, column: Column, live: Ranking, colour: str, named: bool = False, alone: bool = False
 ) -> alt.LayerChart:
     """The values of a signal in each of the top heads, and what uniform attention would give.
 
@@ -86,7 +86,7 @@ def _row(named: bool, column: Column) -> alt.Chart:
     )
 
 
-def _dots(base: alt.Chart, grid: Grid, columns: Sequence[Column], live: Ranking, colour: str) -> alt.Chart:
+def _dots(base: alt.Chart, grid: HeadGrid, columns: Sequence[Column], live: Ranking, colour: str) -> alt.Chart:
     dots = base.mark_point(filled=True, fill=colour, size=70, strokeWidth=2, opacity=1, cursor="pointer").encode(
         stroke=alt.condition(PICKED_ONLY, alt.value(MARK), alt.value(colour)),
         fillOpacity=alt.condition("datum.tossed", alt.value(0), alt.value(1)),
@@ -95,7 +95,7 @@ def _dots(base: alt.Chart, grid: Grid, columns: Sequence[Column], live: Ranking,
     return dots.add_params(picked(grid.unit))
 
 
-def _rows(marks: list[Any], data: Any, grid: Grid, live: Ranking, column: Column, width: int | None) -> alt.LayerChart:
+def _rows(marks: list[Any], data: Any, grid: HeadGrid, live: Ranking, column: Column, width: int | None) -> alt.LayerChart:
     """The chart of such marks, of the top heads alone; with a width it has the column's name below it.
 
     That is no axis's title, which Vega-Lite would write into an expression.

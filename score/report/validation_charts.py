@@ -10,7 +10,7 @@ from ...data.errors import InputError
 from ..effects import GATE_GRADIENT
 from ..results import COMBINED
 from .columns import Column, finite, inline, require_columns, require_count, require_text
-from .maps import Grid, map_chart
+from .maps import HeadGrid, map_chart
 from .marks import INK
 from .parts import COLOURS, PLAIN
 
@@ -111,7 +111,7 @@ def effect_map(effects: pl.DataFrame, effect: str = "kl", fluid: bool = False) -
     if column.middle is not None:
         most = max(map(abs, _reach(lines, "mean")))
         scale = alt.Scale(scheme="blueorange", domain=[-most, most], domainMid=0, reverse=effect == GATE_GRADIENT)
-    grid, data = Grid.of(lines), inline(lines.drop("effect"))
+    grid, data = HeadGrid.of(lines), inline(lines.drop("effect"))
     return map_chart(data, grid, column, None, fluid=fluid, scale=scale, told=_INTERVAL)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import altair as alt
 
 from .columns import Column, field
-from .maps import Grid
+from .maps import HeadGrid
 from .marks import INK, MARK, PICKED_ONLY, Ranking, picked, ranked, top_only
 from .parts import LEGEND_WIDTH, PLAIN, beside, colours, legend_of, title_of, tooltip_of, wrapped
 from .texts import reading
@@ -21,7 +21,7 @@ _WHOLE = alt.Axis(labelExpr="datum.value == floor(datum.value) ? format(datum.va
 _LAYERS = alt.X("layer:Q", title="layer", axis=_WHOLE, scale=alt.Scale(nice=False, zero=False, padding=6))
 
 
-def profiles_chart(data: Any, grid: Grid, columns: Sequence[Column], live: Ranking | None) -> alt.ConcatChart:
+def profiles_chart(data: Any, grid: HeadGrid, columns: Sequence[Column], live: Ranking | None) -> alt.ConcatChart:
     """`layer_profiles` of data that is given or named."""
     charts: list[Any] = [
         profile_chart(alt.Undefined, grid, column, live, colour) for column, colour in zip(columns, colours(), strict=False)
@@ -29,7 +29,7 @@ def profiles_chart(data: Any, grid: Grid, columns: Sequence[Column], live: Ranki
     return beside(charts, columns=2, data=data, title=title_of(*reading("layer_profiles", live)))
 
 
-def scatter_chart(data: Any, grid: Grid, with_sink: bool, live: Ranking | None) -> alt.LayerChart:
+def scatter_chart(data: Any, grid: HeadGrid, with_sink: bool, live: Ranking | None) -> alt.LayerChart:
     """`entropy_and_task` of data that is given or named."""
     entropy, task, sink = Column("entropy", "entropy (nats)"), Column("task", "task"), Column(SINK, FIRST_TOKEN)
     base = alt.Chart().encode(
@@ -51,7 +51,7 @@ def scatter_chart(data: Any, grid: Grid, with_sink: bool, live: Ranking | None) 
     return ranked(alt.layer(*marks, data=data, title=title, transform=[turned], width=520, height=340), live, grid.unit)
 
 
-def profile_chart(data: Any, grid: Grid, column: Column, live: Ranking | None, colour: str = PLAIN) -> alt.LayerChart:
+def profile_chart(data: Any, grid: HeadGrid, column: Column, live: Ranking | None, colour: str = PLAIN) -> alt.LayerChart:
     """One signal's part of `layer_profiles`, of data that is given or named."""
     name, base = field(column.name), alt.Chart().encode(x=_LAYERS)
     said = f"{column.label} by layer"  # or Vega-Lite writes the axis's title into an expression
