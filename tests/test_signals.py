@@ -384,6 +384,14 @@ def test_signals_of_a_sample_are_those_it_has_alone(tmp_path: Path, mode: str) -
         assert found.equals(whole.filter(sample=sample).drop("sample", "row"))
 
 
+def test_layers_that_are_read_together_change_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = random_cache(tmp_path, 0)
+    together = headscore.scan_cache(cache, fresh=True).collect()
+    assert together["layer"].n_unique() > 1
+    monkeypatch.setattr("headscore.score.measures.ROWS", 1)
+    assert headscore.scan_cache(cache, fresh=True).collect().equals(together)
+
+
 def test_built_in_signals_are_per_sample_and_keep_their_names(cache: Path) -> None:
     recipe = recipe_of(cache, task_span=["choices", "question"])
     random = np.random.default_rng(0)
