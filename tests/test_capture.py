@@ -456,4 +456,7 @@ def test_shards_that_memory_does_not_hold_are_refused_before_the_model_is_loaded
     monkeypatch.setattr(models, "load_model", lambda *_, **__: pytest.fail("was loaded"))
     with pytest.raises(InputError, match=r"shard_size: the shards in hand need about .* of main memory.*give shard_size=\d+"):
         headscore.capture(tmp_path / "c", model=str(llama), max_samples=24)
+    monkeypatch.setattr(space, "free_bytes", lambda device: 2_000)
+    with pytest.raises(InputError, match=r"are free for this process; give a smaller max_length$"):
+        headscore.capture(tmp_path / "c", model=str(llama), max_samples=24, shard_size=1)
     assert not (tmp_path / "c").exists()

@@ -1,5 +1,6 @@
 """What a ranking is to be read with: each line appears where its fault was planted, and none on a clean cache."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import headscore
 from headscore.data.options.settings import ScoreSettings
 from headscore.score.evidence.checks import checks_of
 from headscore.score.ranking import rank
+from headscore.score.report.texts import opening
 
 Heads = dict[str, np.ndarray]
 BEST = 7  # the level of a layer's first head: four heads, one a layer, are the top
@@ -58,6 +60,13 @@ PLANTED: list[tuple[str, Callable[[Heads], Heads], dict[str, Any], str, float]] 
     ("first_token", parked, {}, "4 of the top 4 rest on the first token, with more than half of the attention", 4),
     ("samples", unstable, {"lambda_ent": 0, "lambda_task": 0}, "60 samples are few: another 60 would keep ", 0.5),
 ]
+
+
+def test_one_head_is_told_of_as_one(tmp_path: Path) -> None:
+    scores = headscore.score(made_cache(tmp_path, **parked(clean())), **OPTIONS | {"top_k": 1})
+    assert "1 of the top 1 rests on the first token, with more than half of the attention" in scores.told
+    alone = dataclasses.replace(scores, checks=[check for check in scores.checks if check.name == "first_token"])
+    assert "1 rests on the first token" in opening(alone)
 
 
 @pytest.mark.parametrize(("name", "plant", "options", "line", "number"), PLANTED, ids=[each[0] for each in PLANTED])

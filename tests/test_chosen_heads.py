@@ -261,6 +261,17 @@ def test_groups_are_taken_out_as_groups(ranked: tuple[Path, Path], model: PreTra
         assert torch.equal(logits(loaded(tmp_path / "z")), logits(model))
 
 
+def test_the_model_of_an_imported_list_cannot_be_checked(ranked: tuple[Path, Path], tmp_path: Path) -> None:
+    np.save(tmp_path / "list.npy", np.array([[0, 1]]))
+    headscore.import_list(tmp_path / "list.npy", tmp_path / "listed", format="lofit")
+    options: dict[str, Any] = {"format": "checkpoint", "top_k": 1, "model": str(ranked[0])}
+    with pytest.raises(
+        InputError, match=r"^model .*: cannot be checked, as the imported list names no model; allow_other_model"
+    ):
+        headscore.export(tmp_path / "listed", tmp_path / "z", **options)
+    headscore.export(tmp_path / "listed", tmp_path / "z", allow_other_model=True, **options)
+
+
 def test_another_model_than_the_captured_one_is_refused(ranked: tuple[Path, Path], tmp_path: Path) -> None:
     from exported import SIZES
     from transformers import LlamaConfig

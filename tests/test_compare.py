@@ -125,6 +125,11 @@ def test_caches_results_validations_and_lists_can_stand_side_by_side(cache: Path
     assert turned.pairs["spearman"].item() < 0, "a gradient's cost is minus its mean"
     with pytest.raises(InputError, match=r"effect='nll'.* it has kl, gate_gradient"):
         headscore.compare(places[1:3], effect="nll")
+    effects.filter(effect="gate_gradient").with_columns(effect=pl.lit("of another time")).write_parquet(
+        tmp_path / "v" / "effects.parquet"
+    )
+    with pytest.raises(InputError, match=r"v: has no effect of single heads to rank by; run headscore validate"):
+        headscore.compare(places[1:3])
 
 
 def test_one_signal_is_compared_as_score_would_rank_by_it_alone(cache: Path, tmp_path: Path) -> None:
