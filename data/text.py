@@ -29,6 +29,14 @@ class OneLine(logging.Formatter):
         return printable(self._inner.format(record))
 
 
+_AFTER_ONE = {"are": "is", "do": "does", "have": "has"}
+
+
+def verb(word: str, count: float) -> str:
+    """A verb as it follows so many things: 'give', or 'gives' after one."""
+    return word if count != 1 else _AFTER_ONE.get(word, f"{word}s")
+
+
 def ranges(numbers: Sequence[int]) -> str:
     """Rising numbers as in '0-2, 7'."""
     first, shown = 0, list[str]()

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 
 from ...data.options.settings import ScoreSettings
+from ...data.text import verb
 from ..means import Float
 from ..recipe import Recipe
 
@@ -120,7 +121,7 @@ def _is_of_task(recipe: Recipe, settings: ScoreSettings) -> bool:
 
 def _below_uniform(top: pl.DataFrame, span: str) -> Check | None:
     count = top.filter(pl.col("excess") < 0).height
-    line = f"{_of(count, top)} {_verb('give', count)} the {span} less attention than uniform attention would"
+    line = f"{_of(count, top)} {verb('give', count)} the {span} less attention than uniform attention would"
     return Check("below_uniform", line, count) if count else None
 
 
@@ -131,7 +132,7 @@ def _follows_length(top: pl.DataFrame, span: str, samples: int) -> Check | None:
         return None
     largest = following["task_length_r"].to_numpy().max()
     line = (
-        f"{_of(len(following), top)} {_verb('attend', len(following))} more to the {span} the longer it is: "
+        f"{_of(len(following), top)} {verb('attend', len(following))} more to the {span} the longer it is: "
         f"correlation over samples up to {largest:.2f}"
     )
     return Check("length", line, len(following))
@@ -145,17 +146,14 @@ def _ties(heads: pl.DataFrame, k: int) -> Check | None:
     if inside == len(tied):
         return None
     outside = len(tied) - inside
-    line = f"{len(tied)} tie at the cut: {inside} of them {_are(inside)} in the top {k}, {outside} {_are(outside)} not"
+    line = f"{len(tied)} tie at the cut: {inside} of them {verb('are', inside)} in the top {k}, "
+    line += f"{outside} {verb('are', outside)} not"
     return Check("ties", line, len(tied))
-
-
-def _are(count: int) -> str:
-    return "is" if count == 1 else "are"
 
 
 def _parked(top: pl.DataFrame) -> Check | None:
     count = top.filter(pl.col("sink") > PARKED).height
-    line = f"{_of(count, top)} {_verb('rest', count)} on the first token, with more than half of the attention"
+    line = f"{_of(count, top)} {verb('rest', count)} on the first token, with more than half of the attention"
     return Check("first_token", line, count) if count else None
 
 
@@ -163,10 +161,6 @@ def _too_few_samples(top: pl.DataFrame, samples: int) -> Check | None:
     kept = float(top["p_top"].mean() or 0)  # type: ignore[arg-type]
     line = f"{samples} samples are few: another {samples} would keep {kept:.0%} of the top {len(top)}"
     return Check("samples", line, kept) if kept < STABLE else None
-
-
-def _verb(verb: str, count: int) -> str:
-    return f"{verb}s" if count == 1 else verb
 
 
 def _of(count: int, top: pl.DataFrame) -> str:

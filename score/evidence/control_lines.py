@@ -3,6 +3,7 @@
 import polars as pl
 
 from ...data.options.evidence_settings import ControlSettings
+from ...data.text import verb
 from ..scores import Scores
 from .pairing import OTHER_TASK, SAME_ROWS
 from .sides import RANDOM_SPAN, Sides
@@ -48,14 +49,14 @@ def _signal(heads: pl.DataFrame, name: str, before: Scores, found: Sides, chosen
     span = " and ".join(sorted(set(before.settings.task_span)))
     is_task = name == "task"
     what = (
-        f"{'attends' if len(more) == 1 else 'attend'} to the {span} more than {_ATTENTION[found.kind]}"
+        f"{verb('attend', len(more))} to the {span} more than {_ATTENTION[found.kind]}"
         if is_task
-        else f"{'has' if len(more) == 1 else 'have'} a higher {name} than {_OTHERS[found.kind]}"
+        else f"{verb('have', len(more))} a higher {name} than {_OTHERS[found.kind]}"
     )
     also = f", {len(less)} {'less' if is_task else 'a lower one'}" if chosen.two_sided else ""
     return (
         f"of {len(heads)} {units}, {len(more)} {what}{also} (false discovery rate {100 * chosen.fdr:g} %); "
-        f"{missing} of the top {before.top_k} {'does' if missing == 1 else 'do'} not"
+        f"{missing} of the top {before.top_k} {verb('do', missing)} not"
     )
 
 

@@ -1,5 +1,6 @@
 """What the charts are called, how they are read, and the sentence that a report opens with."""
 
+from ...data.text import verb
 from ..scores import Scores, head_name, heads_or_groups
 from .marks import Ranking
 
@@ -44,6 +45,7 @@ _DOUBTS = {  # by the name of a check: what speaks against the ranking, of `{n}`
     "first_token": "{n} {rest} on the first token",
     "samples": "other samples would change the top",
 }
+_VERBS = ("give", "follow", "rest")
 _SHOWN_DOUBTS = 2
 
 
@@ -54,10 +56,6 @@ def reading(name: str, live: Ranking | None) -> tuple[str, str]:
     return title, text.format(part=_PARTS[live.fusion] if live else "", null=null)
 
 
-def _verbs(count: float) -> dict[str, str]:
-    return {verb: f"{verb}s" if count == 1 else verb for verb in ("give", "follow", "rest")}
-
-
 def opening(scores: Scores) -> str:
     """What was found and how far to trust it, in one sentence, from the scores' null and checks."""
     top = scores.top(min(_NAMED, len(scores.heads))).to_dicts()
@@ -66,7 +64,8 @@ def opening(scores: Scores) -> str:
     units = heads_or_groups(scores.unit)
     found = f"Of {len(scores.heads)} {units}, {named} come first in {scores.samples:,} samples"
     doubts = [
-        _DOUBTS[check.name].format(n=f"{check.number:g}", k=scores.top_k, **_verbs(check.number)) for check in scores.checks
+        _DOUBTS[check.name].format(n=f"{check.number:g}", k=scores.top_k, **{word: verb(word, check.number) for word in _VERBS})
+        for check in scores.checks
     ]
     verdict = scores.null.verdict if scores.null else ""
     if verdict in ("less", "no more"):
